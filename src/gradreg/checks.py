@@ -1,0 +1,73 @@
+"""Argument checks shared by every public constructor: each error names the argument, the rule, the value received and the remedy."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+
+
+def describe(value: object) -> str:
+    """The value as an error message shows it: its repr (shortened), and its type unless that is a plain number."""
+    text = repr(value)
+    if len(text) > 80:
+        text = text[:77] + "..."
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return text
+    return f"{text} ({type(value).__name__})"
+
+
+def real(name: str, value: object, *, rule: str = "be a number", remedy: str = "") -> float:
+    """``value`` as a finite float; ``TypeError`` if it is no real number, ``ValueError`` if it is NaN or infinite."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        hint = remedy
+        if isinstance(value, str):
+            hint = f"Remove the quotes; in YAML write exponents with a dot and a sign, as in 1.0e-3. {remedy}"
+        raise TypeError(f"{name} must {rule}; got {describe(value)}. {hint}".rstrip())
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must {rule} and finite; got {number}. {remedy}".rstrip())
+    return number
+
+
+def positive(name: str, value: object, *, remedy: str = "") -> float:
+    """``value`` as a finite float > 0."""
+    number = real(name, value, rule="be a number > 0", remedy=remedy)
+    if number <= 0:
+        raise ValueError(f"{name} must be finite and > 0; got {describe(value)}. {remedy}".rstrip())
+    return number
+
+
+def non_negative(name: str, value: object, *, remedy: str = "") -> float:
+    """``value`` as a finite float ≥ 0."""
+    number = real(name, value, rule="be a number >= 0", remedy=remedy)
+    if number < 0:
+        raise ValueError(f"{name} must be finite and >= 0; got {describe(value)}. {remedy}".rstrip())
+    return number
+
+
+def whole(name: str, value: object, *, minimum: int, remedy: str = "") -> int:
+    """``value`` as an int ≥ ``minimum``; floats are refused rather than rounded."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be a whole number >= {minimum}; got {describe(value)}. {remedy}".rstrip())
+    number = int(value)
+    if number < minimum:
+        raise ValueError(f"{name} must be >= {minimum}; got {number}. {remedy}".rstrip())
+    return number
+
+
+def unknown(what: str, value: object, known: Iterable[str]) -> str:
+    """The text that says ``value`` is not among ``known``, naming the nearest one."""
+    import difflib  # only the error path pays for it
+
+    names = list(known)
+    nearest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
+    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    return f"unknown {what} {value!r}. {hint}Known: {', '.join(names)}."
+
+
+def choice(name: str, value: object, known: tuple[str, ...]) -> str:
+    """``value`` if it is one of the strings ``known``, else ``ValueError`` naming the nearest."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(unknown(name, value, known))
+    return value

@@ -1,0 +1,78 @@
+"""The command line: ``gradreg COMMAND ...``. Imports what a command needs when it runs, so that help is immediate."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "compare": ("gradreg.study.command", "does a penalty help here, by how much, at what cost: train variants over seeds and report"),
+    "train": ("gradreg.train.command", "train one recipe, with any key overridden"),
+}
+"""Command -> (module with ``main(arguments) -> int``, one line of help)."""
+
+TRACEBACK = "GRADREG_TRACEBACK"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        from gradreg import __version__
+
+        print(f"gradreg {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        from gradreg import checks
+
+        return _fail(checks.unknown("command", name, COMMANDS))
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+        return module.main(rest)
+    except KeyboardInterrupt:
+        print("gradreg: interrupted", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        if os.environ.get(TRACEBACK) or (error.name or "").startswith("gradreg"):
+            raise
+        return _fail(f"{name} needs the package {error.name!r}, which is not installed. Run: pip install 'gradreg[train]'")
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        return _fail(str(error))
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        return _fail(f"{type(error).__name__}: {error} (set {TRACEBACK}=1 to see where)", status=1)
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"gradreg: error: {message}", file=sys.stderr)
+    return status
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: gradreg COMMAND ...",
+            "",
+            "Gradient regularization for PyTorch and JAX: SAM, GNP, F-GR and their family.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "gradreg COMMAND --help explains a command and every key of its recipe.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
