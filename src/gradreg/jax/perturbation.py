@@ -50,9 +50,14 @@ def _moved(leaf: Any, step: jax.Array, distance: Any) -> jax.Array:
     return (start + jnp.asarray(distance, start.dtype) * widened(step)).astype(jnp.result_type(leaf))
 
 
+def vanishes(weight: Any) -> bool:
+    """Whether ``weight`` is known to be 0 when tracing."""
+    return isinstance(weight, float) and weight == 0.0
+
+
 def combined(terms: Sequence[tuple[Any, Tree]]) -> Tree:
     """Σ weight·gradient over the pairs of ``terms``; a weight that is the number 0 leaves its gradient out, non-finite or not."""
-    kept = [(weight, gradients) for weight, gradients in terms if not (isinstance(weight, float) and weight == 0.0)]
+    kept = [(weight, gradients) for weight, gradients in terms if not vanishes(weight)]
     weights = [weight for weight, _ in kept]
 
     def total(*leaves: jax.Array) -> jax.Array:

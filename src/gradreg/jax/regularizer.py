@@ -43,7 +43,7 @@ def value_and_grad(
         ascent: the function from which the direction d comes instead of ``fun``, called with the same arguments; usually ``fun`` on part
             of the batch: ``ascent=lambda params, x, y: loss(params, x[:32], y[:32])``. It returns what ``fun`` returns. If c is known to be
             1 (``sam``; strength and radius alike), ``fun`` is evaluated only at the perturbed parameters and loss and aux are those of
-            ``ascent``; otherwise they are those of ``fun``, which is evaluated at θ too. Not for "exact".
+            ``ascent``; otherwise they are those of ``fun``, which is evaluated at θ too. Not for "exact" and unit mixing.
         axis_name: the mapped axis, or axes, of ``jax.shard_map`` (or of ``jax.vmap(..., axis_name=...)``) over which the batch is
             sharded. The loss and the gradient are then averaged over it, and are the same on every shard; ``aux`` stays each shard's own.
             Leave it out for arrays sharded under plain ``jit``, where everything is global already.
@@ -92,6 +92,8 @@ def value_and_grad(
             raise TypeError(f"{name} must be a function or None; got {checks.describe(option)}.")
     if ascent is not None and penalty is not None and penalty.difference == "exact":
         raise ValueError("ascent must be None for an exact penalty, which takes no finite step; got a function. Use fgr() or gnp().")
+    if ascent is not None and penalty is not None and penalty.mixing == "unit":
+        raise ValueError("ascent must be None with mixing='unit', which needs the plain gradient first; got a function. Use mixing='plain'.")
     checks.choice("scope", scope, ("local", "global"))
     axes = axis_names(axis_name)
     if scope == "global" and not axes:

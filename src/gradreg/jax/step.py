@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradreg import checks
-from gradreg.jax.perturbation import Tree, combined, gradient_norm, moved, safe_ratio
+from gradreg.jax.perturbation import Tree, combined, gradient_norm, moved, safe_ratio, vanishes
 from gradreg.penalties import GradientPenalty
 from gradreg.schedules import Delay, Value, as_schedule
 from gradreg.stencils import stencil
@@ -56,6 +56,7 @@ def amounts(penalty: GradientPenalty, step: Any) -> Amounts:
         raise TypeError(
             f"step must be one integer; got an array of shape {jnp.shape(step)} and dtype {step.dtype}. Pass the optimizer's step count."
         )
+    step = jnp.asarray(step, int)  # the default integers divide to the default floats: float64 where that is enabled
     strength, radius = _at(penalty.strength, step), None if penalty.radius is None else _at(penalty.radius, step)
     acts = strength != 0.0 if isinstance(strength, float) or as_schedule(penalty.strength).bounds()[0] <= 0.0 else True
     if radius is None:
@@ -104,7 +105,7 @@ class Step:
         if self.penalty.difference == "exact":
             return self._where_it_acts(lambda: self._exact(params), lambda: self.evaluate(params))
         ascend = self.ascend
-        if ascend is not None and self.amounts.coefficient == 1.0 and isinstance(self.amounts.coefficient, float):
+        if ascend is not None and isinstance(self.amounts.coefficient, float) and self.amounts.coefficient == 1.0:
             return self._where_it_acts(lambda: self._ascended(params, ascend), lambda: self.evaluate(params))
         first = self.evaluate(params)
 
@@ -140,8 +141,8 @@ class Step:
         points = stencil(penalty.difference, self.amounts.coefficient)
         distance = radius * safe_ratio(1.0, gradient_norm(direction, self.selected)) if penalty.power == 1 else radius
         at_theta = points.at_theta
-        if penalty.mixing == "unit" and plain is not None:
-            at_theta = at_theta * safe_ratio(1.0, gradient_norm(plain, self.selected))
+        if penalty.mixing == "unit" and not vanishes(at_theta):
+            at_theta = at_theta * safe_ratio(1.0, gradient_norm(direction, self.selected))
         terms = [] if plain is None else [(at_theta, plain)]
         for place, weight in points.moved:
             terms.append((weight, self.evaluate(moved(params, direction, place * distance, self.selected)).gradients))
