@@ -23,7 +23,7 @@ PENALTIES: dict[str, GradientPenalty] = {
     "sam-zero-warm-up": gradreg.sam(rho=0.3).warmup("zero", steps=3),
     "gnp-radius-warm-up": gradreg.gnp(r=gradreg.Cosine(start=0.2, end=0.1, steps=9), alpha=0.8).warmup("radius", steps=3),
     "fgr-strength-warm-up": gradreg.fgr(gamma=0.3, epsilon=0.4).warmup("strength", steps=3),
-    "fgr-log-time": gradreg.fgr(gamma=gradreg.LogTime(value=0.4, t0=2), epsilon=0.4),
+    "fgr-log-time": gradreg.fgr(gamma=gradreg.LogTime(value=0.4, t0=2), epsilon=0.5),
     "exact-zero-warm-up": gradreg.exact(gamma=0.3).warmup("zero", steps=3),
 }
 
