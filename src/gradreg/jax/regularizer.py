@@ -48,7 +48,7 @@ def value_and_grad(
             sharded. The loss and the gradient are then averaged over it, and are the same on every shard; ``aux`` stays each shard's own.
             Leave it out for arrays sharded under plain ``jit``, where everything is global already.
         scope: "local" perturbs each shard by its own gradient (one all-reduce a step; the m-sharpness of the SAM paper), "global" by
-            the gradient averaged over ``axis_name`` (an all-reduce each evaluation).
+            the gradient averaged over ``axis_name`` (two all-reduces).
 
     Returns:
         A function ``(params, *args, step=0, **kwargs)`` giving ``(loss, grads)`` or ``((loss, aux), grads)``; ``grads`` has the structure,
@@ -123,7 +123,7 @@ def value_and_grad(
             value, aux, gradients = evaluate(params)
         else:
             ascend = None if ascent is None else evaluation(ascent, "ascent", shared)
-            value, aux, gradients = Step(penalty, amounts(penalty, step), evaluate, ascend, selected).regularized(params)
+            value, aux, gradients = Step(penalty, amounts(penalty, step), evaluate, ascend, selected, axes).regularized(params)
         value, gradients = mean((value, gradients), at_the_end)
         return ((value, aux) if has_aux else value), gradients
 
@@ -168,8 +168,9 @@ def _selected(params: Tree, parameters: Callable[[str, Any], bool] | None) -> li
     """For each leaf of ``params``, checked to be a real floating array, whether it is perturbed."""
     named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     for name, leaf in named:
-        if not isinstance(leaf, float) and not jnp.issubdtype(getattr(leaf, "dtype", None), jnp.floating):
-            got = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else checks.describe(leaf)
+        dtype = getattr(leaf, "dtype", type(leaf))
+        if dtype is not float and not (hasattr(leaf, "dtype") and jnp.issubdtype(dtype, jnp.floating)):
+            got = f"dtype {dtype}" if hasattr(leaf, "dtype") else checks.describe(leaf)
             raise TypeError(
                 f"params must hold real floating arrays only; got {got} at {name!r}. Keep what is not trained out of params: pass it as "
                 "another argument, or partition the model (equinox.partition, flax.nnx.split)."

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradreg import checks
+from gradreg.jax.data_parallel import per_shard
 from gradreg.jax.perturbation import Tree, combined, gradient_norm, moved, safe_ratio, vanishes
 from gradreg.penalties import GradientPenalty
 from gradreg.schedules import Delay, Value, as_schedule
@@ -92,6 +93,7 @@ class Step:
         evaluate: loss, aux and gradient on the batch.
         ascend: the same for the function of the direction, or None for ``evaluate``.
         selected: for each leaf of the parameters, whether it is perturbed and counted in the norm.
+        axes: the mapped axes along which the parameters are marked as each shard's own.
     """
 
     penalty: GradientPenalty
@@ -99,6 +101,7 @@ class Step:
     evaluate: Evaluate
     ascend: Evaluate | None
     selected: Sequence[bool]
+    axes: tuple[str, ...]
 
     def regularized(self, params: Tree) -> Evaluated:
         """Loss and aux of the first pass, and the regularized gradient; one pass where the strength is 0."""
@@ -161,4 +164,5 @@ class Step:
         scale = self.amounts.strength
         if self.penalty.power == 1:
             scale = scale * safe_ratio(1.0, gradient_norm(first, self.selected))
-        return Evaluated(value, aux, combined([(1.0, first), (scale, derivative(structure.unflatten(direction)))]))
+        product = derivative(per_shard(structure.unflatten(direction), self.axes))
+        return Evaluated(value, aux, combined([(1.0, first), (scale, product)]))
