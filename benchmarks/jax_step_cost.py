@@ -80,9 +80,7 @@ def vit_parameters(key: jax.Array) -> Any:
         key, drawn = jax.random.split(key)
         return jax.random.normal(drawn, (i, o)) / i**0.5
 
-    blocks = [
-        {"qkv": matrix(128, 384), "out": matrix(128, 128), "up": matrix(128, 512), "down": matrix(512, 128)} for _ in range(4)
-    ]
+    blocks = [{"qkv": matrix(128, 384), "out": matrix(128, 128), "up": matrix(128, 512), "down": matrix(512, 128)} for _ in range(4)]
     return {"embed": matrix(48, 128), "position": matrix(64, 128) * 0.02, "blocks": blocks, "head": matrix(128, 10)}
 
 
@@ -114,7 +112,7 @@ def variants(model: Any, batch: tuple[jax.Array, jax.Array], params: Any) -> dic
 
     def two(params: Any, number: jax.Array) -> Any:
         first = plain(params, x, y)
-        # The second must not run beside the first, nor be merged with it: its batch waits for the gradient that backpropagation reaches last.
+        # The second must not run beside the first nor be merged with it: its batch waits for what backpropagation reaches last.
         waited = x[::-1] + 0.0 * jax.tree.leaves(first)[0].ravel()[0]
         return jax.tree.map(lambda a, b: 0.5 * (a + b), first, plain(params, waited, y[::-1]))
 
@@ -171,7 +169,9 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     unit = seconds["two plain gradients"]
     return {
         "milliseconds of two plain gradients": round(1e3 * statistics.median(unit), 3),
-        "ratio to two plain gradients": {v: round(statistics.median(a / b for a, b in zip(s, unit, strict=True)), 3) for v, s in seconds.items()},
+        "ratio to two plain gradients": {
+            v: round(statistics.median(a / b for a, b in zip(s, unit, strict=True)), 3) for v, s in seconds.items()
+        },
     }
 
 

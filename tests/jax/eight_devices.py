@@ -1,4 +1,4 @@
-"""Data parallelism on eight devices; run by ``test_data_parallel.py`` in a process of its own, where jax is told of eight before it starts."""
+"""Data parallelism on eight devices; ``test_data_parallel.py`` runs this in a process whose jax is told of eight before it starts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import microbatched, value_and_grad
 from gradreg.jax.regularizer import Scope
+from tests.penalties import PENALTIES, every_penalty
 
-from ..penalties import PENALTIES, every_penalty
 from .cases import arrays, assert_close, family, problem, squared_error
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -1,4 +1,4 @@
-"""Against the real Flax: batch statistics from the first pass and one dropout mask for all, in Linen through aux and in NNX through split and merge."""
+"""Against the real Flax, Linen and NNX: batch statistics from the first pass, one dropout mask for all passes."""
 
 from typing import Any
 
@@ -16,7 +16,9 @@ from gradreg.jax import value_and_grad
 from .cases import arrays, assert_close, assert_same_bits, family
 
 PENALTY = gradreg.fgr(gamma=0.2, epsilon=0.5)
-penalties = pytest.mark.parametrize("penalty", [PENALTY, gradreg.sam(rho=0.3), gradreg.cgr(gamma=0.2, epsilon=0.5), gradreg.exact(gamma=0.2)], ids=str)
+penalties = pytest.mark.parametrize(
+    "penalty", [PENALTY, gradreg.sam(rho=0.3), gradreg.cgr(gamma=0.2, epsilon=0.5), gradreg.exact(gamma=0.2)], ids=str
+)
 
 
 def batch() -> tuple[jax.Array, jax.Array]:

@@ -10,8 +10,8 @@ import pytest
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import microbatched, value_and_grad
+from tests.penalties import every_penalty
 
-from ..penalties import every_penalty
 from .cases import Counted, arrays, assert_close, problem, squared_error
 
 

@@ -1,4 +1,4 @@
-"""optax around the oracle: schedules, clipping and MultiSteps see a gradient like any other; optax.contrib.sam as a second oracle for SAM."""
+"""optax sees a gradient like any other in schedules, clipping and MultiSteps; its own SAM is a second oracle for ours."""
 
 from typing import Any
 

@@ -16,8 +16,8 @@ import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import microbatched, value_and_grad
 from gradreg.torch import GradientRegularizer
+from tests.penalties import PENALTIES, every_penalty
 
-from ..penalties import PENALTIES, every_penalty
 from .cases import arrays, squared_error
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -9,8 +9,8 @@ import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import value_and_grad
 from gradreg.jax.perturbation import combined, gradient_norm, moved, safe_ratio
+from tests.penalties import every_penalty
 
-from ..penalties import every_penalty
 from .cases import assert_close, problem, squared_error
 
 

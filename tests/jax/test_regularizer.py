@@ -10,8 +10,8 @@ import pytest
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import grad, value_and_grad
+from tests.penalties import PENALTIES, every_penalty
 
-from ..penalties import PENALTIES, every_penalty
 from .cases import assert_close, assert_same_bits, problem, squared_error
 
 
@@ -157,7 +157,11 @@ def total(params: Any) -> Any:
     ("call", "error", "message"),
     [
         (lambda: value_and_grad(3, FGR), TypeError, r"fun must be callable; got 3\. Pass the loss function"),
-        (lambda: value_and_grad(total, "sam"), TypeError, r"penalty must be a GradientPenalty or None; got 'sam' \(str\)\. Use gradreg\.sam"),
+        (
+            lambda: value_and_grad(total, "sam"),
+            TypeError,
+            r"penalty must be a GradientPenalty or None; got 'sam' \(str\)\. Use gradreg\.sam",
+        ),
         (lambda: value_and_grad(total, gradreg.sam), TypeError, r"penalty must be a GradientPenalty or None; got <function sam"),
         (lambda: value_and_grad(total, FGR, parameters="w"), TypeError, r"parameters must be a function or None; got 'w'"),
         (lambda: value_and_grad(total, FGR, ascent=1), TypeError, r"ascent must be a function or None; got 1"),
@@ -200,7 +204,13 @@ def test_bad_arguments_when_built(call: Any, error: type[Exception], message: st
             ValueError,
             r"parameters must select at least one leaf of params, which has 1; got none\. Their names look like 'w'",
         ),
-        (total, THETA, {"axis_name": "batch"}, ValueError, r"axis_name must name an axis mapped around the call; got 'batch', which is not"),
+        (
+            total,
+            THETA,
+            {"axis_name": "batch"},
+            ValueError,
+            r"axis_name must name an axis mapped around the call; got 'batch', which is not",
+        ),
     ],
 )
 def test_bad_input_when_traced(
@@ -212,7 +222,9 @@ def test_bad_input_when_traced(
 
 
 def test_leaves_that_are_no_arrays() -> None:
-    with pytest.raises(TypeError, match=r"params must hold real floating arrays only; got <built-in function abs> .* at 'activation'.*nnx\.split"):
+    with pytest.raises(
+        TypeError, match=r"params must hold real floating arrays only; got <built-in function abs> .* at 'activation'.*nnx\.split"
+    ):
         value_and_grad(lambda p: p["w"].sum(), FGR)({"w": THETA, "activation": abs})
 
 

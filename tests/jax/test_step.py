@@ -10,8 +10,8 @@ import pytest
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import grad, value_and_grad
+from tests.penalties import PENALTIES, every_penalty
 
-from ..penalties import PENALTIES, every_penalty
 from .cases import Counted, arrays, assert_close, assert_same_bits, family, problem, squared_error
 
 pytestmark = pytest.mark.usefixtures("x64")

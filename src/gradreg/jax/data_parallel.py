@@ -11,11 +11,13 @@ from gradreg import checks
 AxisName: TypeAlias = "str | tuple[str, ...]"
 
 
-def axis_names(value: object) -> tuple[str, ...]:
+def axis_names(value: AxisName | None) -> tuple[str, ...]:
     """``value``, None or one or several names of mapped axes, as a tuple."""
     names = () if value is None else value if isinstance(value, tuple) else (value,)
     if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"axis_name must be a string, a tuple of strings or None; got {checks.describe(value)}. Write axis_name='batch', say.")
+        raise TypeError(
+            f"axis_name must be a string, a tuple of strings or None; got {checks.describe(value)}. Write axis_name='batch', say."
+        )
     return names
 
 
@@ -27,8 +29,8 @@ def check_bound(axes: tuple[str, ...]) -> None:
         except NameError as error:
             raise ValueError(
                 f"axis_name must name an axis mapped around the call; got {axis!r}, which is not bound here. "
-                "Call the function inside jax.shard_map or jax.vmap(..., axis_name=...) over that axis, or leave axis_name out: under plain "
-                "jit, sharded arrays need none."
+                "Call the function inside jax.shard_map or jax.vmap(..., axis_name=...) over that axis, or leave axis_name out: sharded "
+                "arrays under plain jit need none."
             ) from error
 
 

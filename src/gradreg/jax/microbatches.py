@@ -17,9 +17,10 @@ InAxes = int | None | tuple[int | None, ...]
 def microbatched(fun: Callable[..., Any], *, in_axes: InAxes = 0, has_aux: bool = False) -> Callable[..., Any]:
     """``fun`` averaged over micro-batches, with the activations of only one of them in memory at a time.
 
-    ``L(θ) = (1/n)·Σ fun(θ, part_i)``. Its gradient is gathered part by part inside a ``jax.lax.scan``, so that ``value_and_grad`` of it makes
-    one perturbation from the whole accumulated gradient, as it does for the undivided batch; with parts of equal size and a loss that is a
-    mean over examples the two agree to rounding. (``optax.MultiSteps`` around a regularized gradient perturbs by each part's own.)
+    ``L(θ) = (1/n)·Σ fun(θ, part_i)``. Its gradient is gathered part by part inside a ``jax.lax.scan``, so that ``value_and_grad`` of it
+    makes one perturbation from the whole accumulated gradient, as it does for the undivided batch; with parts of equal size and a loss
+    that is a mean over examples the two agree to rounding. (``optax.MultiSteps`` around a regularized gradient perturbs by each part's
+    own.)
 
     Args:
         fun: ``(params, *args, **kwargs) -> loss``, or ``-> (loss, aux)`` with ``has_aux``.
@@ -80,7 +81,7 @@ def microbatched(fun: Callable[..., Any], *, in_axes: InAxes = 0, has_aux: bool 
     return mean_of_parts
 
 
-def _axes(in_axes: object, number: int) -> tuple[int | None, ...]:
+def _axes(in_axes: InAxes, number: int) -> tuple[int | None, ...]:
     axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * number
     if any(isinstance(axis, bool) or axis not in (0, None) for axis in axes):
         raise ValueError(f"in_axes must be 0, None or a tuple of them; got {in_axes}. Move the micro-batches to the first axis.")
@@ -91,8 +92,8 @@ def _axes(in_axes: object, number: int) -> tuple[int | None, ...]:
 
 def _number_of_parts(parts: tuple[Any, ...]) -> int:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(parts)]
-    numbers = {shape[0] if shape else None for shape in shapes}
-    if len(numbers) != 1 or numbers <= {None, 0}:
+    numbers = {shape[0] if shape else 0 for shape in shapes}
+    if len(numbers) != 1 or numbers == {0}:
         raise ValueError(
             f"micro-batches must lie along the first axis of every divided argument, in equal number; got the shapes {shapes}. "
             "Reshape with x.reshape(n, -1, *x.shape[1:]), and give in_axes=None to what is the same for all."

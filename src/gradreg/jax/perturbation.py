@@ -41,8 +41,8 @@ def safe_ratio(numerator: Any, denominator: Any) -> jax.Array:
 def moved(params: Tree, direction: Tree, distance: Any, selected: Sequence[bool]) -> Tree:
     """θ + ``distance``·``direction`` in the ``selected`` leaves, θ in the others; the dtypes of θ."""
     leaves, structure = jax.tree.flatten(params)
-    steps = jax.tree.leaves(direction)
-    return structure.unflatten([_moved(*leaf, distance) if chosen else leaf[0] for *leaf, chosen in zip(leaves, steps, selected, strict=True)])
+    steps = zip(leaves, jax.tree.leaves(direction), selected, strict=True)
+    return structure.unflatten([_moved(leaf, step, distance) if chosen else leaf for leaf, step, chosen in steps])
 
 
 def _moved(leaf: Any, step: jax.Array, distance: Any) -> jax.Array:

@@ -93,7 +93,9 @@ def value_and_grad(
     if ascent is not None and penalty is not None and penalty.difference == "exact":
         raise ValueError("ascent must be None for an exact penalty, which takes no finite step; got a function. Use fgr() or gnp().")
     if ascent is not None and penalty is not None and penalty.mixing == "unit":
-        raise ValueError("ascent must be None with mixing='unit', which needs the plain gradient first; got a function. Use mixing='plain'.")
+        raise ValueError(
+            "ascent must be None with mixing='unit', which needs the plain gradient first; got a function. Use mixing='plain'."
+        )
     checks.choice("scope", scope, ("local", "global"))
     axes = axis_names(axis_name)
     if scope == "global" and not axes:
@@ -153,9 +155,7 @@ def grad(
     >>> float(grad(lambda theta: 0.5 * theta**2, gradreg.sam(rho=0.5))(jnp.array(-2.0)))
     -2.5
     """
-    both = value_and_grad(
-        fun, penalty, has_aux=has_aux, parameters=parameters, ascent=ascent, axis_name=axis_name, scope=scope
-    )
+    both = value_and_grad(fun, penalty, has_aux=has_aux, parameters=parameters, ascent=ascent, axis_name=axis_name, scope=scope)
 
     def regularized_grad(params: Tree, /, *args: Any, step: Any = 0, **kwargs: Any) -> Any:
         value, gradients = both(params, *args, step=step, **kwargs)
@@ -188,7 +188,9 @@ def _checked(fun: Callable[..., Any], name: str, has_aux: bool) -> Callable[...,
     def checked(*args: Any, **kwargs: Any) -> tuple[jax.Array, Any]:
         result = fun(*args, **kwargs)
         if has_aux and not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(f"{name} must return (loss, aux) with has_aux=True; got {checks.describe(result)}. Leave has_aux out, or add aux.")
+            raise TypeError(
+                f"{name} must return (loss, aux) with has_aux=True; got {checks.describe(result)}. Leave has_aux out, or add aux."
+            )
         if not has_aux and isinstance(result, tuple):
             raise TypeError(f"{name} must return the loss alone; got a tuple of {len(result)}. Pass has_aux=True to return (loss, aux).")
         loss, aux = result if has_aux else (result, None)

@@ -135,7 +135,8 @@ class Step:
         if ours != theirs:
             raise TypeError(
                 "ascent must return a loss and aux of the same structure, shapes and dtypes as fun where the strength is 0 at some steps, "
-                f"because those steps return fun's; got {ours} from ascent and {theirs} from fun. Leave what depends on the batch size out of aux."
+                f"because those steps return fun's; got {ours} from ascent and {theirs} from fun. "
+                "Leave what depends on the size of the batch out of aux."
             )
 
     def _finite_difference(self, params: Tree, direction: Tree, plain: Tree | None) -> Tree:
