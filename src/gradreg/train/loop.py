@@ -96,7 +96,8 @@ def train(config: Config, *, on_epoch: Callable[[Epoch], None] = lambda epoch: N
     device = _device(config.device)
     torch.manual_seed(config.seed)
     sets = data.load(config.data, seed=config.seed).to(device)
-    model = models.create(config.model, classes=sets.classes, image_shape=tuple(sets.train.images.shape[1:])).to(device)
+    channels, height, width = sets.train.images.shape[1:]
+    model = models.create(config.model, classes=sets.classes, image_shape=(channels, height, width)).to(device)
     optimizer = create_optimizer(model, config.optimizer)
     steps_per_epoch = math.ceil(len(sets.train) / config.batch_size)
     schedule = create_schedule(optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)

@@ -18,7 +18,7 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     Raises:
         ValueError: an unknown name (the nearest known one is named), or options that the optimizer refuses.
     """
-    names = timm.optim.list_optimizers()
+    names = [str(name) for name in timm.optim.list_optimizers()]
     if config.name not in names:
         raise ValueError(checks.unknown("optimizer", config.name, names))
     # In timm's naming "sgd" means Nesterov's form; here it is what the key ``nesterov`` says.
