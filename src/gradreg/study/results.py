@@ -135,7 +135,7 @@ def rows(plan: Plan, runs: Sequence[Run]) -> list[Row]:
         )
         if plain:
             for evaluations, group in by_gradients.items():
-                label = f"{name}, {evaluations / unit:.3g} x the epochs"
+                label = f"{name}, {evaluations / unit:.3g} x epochs"
                 table.append(_row(group, label=label, method=methods[name], unit=unit, baseline=baseline, rival=None))
     return table
 

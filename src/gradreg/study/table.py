@@ -52,15 +52,17 @@ def difference(value: Difference | None) -> str:
 
 
 def terminal_table(rows: Sequence[Row], *, title: str, width: int) -> Table:
-    """The table for a terminal of ``width`` characters; an interval that excludes 0 is green or red, and stands on its own line if it must."""
+    """The table for a terminal of ``width`` characters, intervals on lines of their own if it is narrow; those without 0 are coloured."""
     caption = "mean ± sd over seeds; differences in points, paired by seed, with 95 % intervals"
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1))
+    wide = width >= 110
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0) if wide else (0, 1, 0, 0))
     for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        heading = column.replace(", ", ",\n").replace("gradient evaluations", "gradient\nevaluations" if wide else "gradient\nevals")
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         texts: list[Text] = []
         for text, sign in zip(cells(row), signs(row), strict=True):
-            shown = text if width >= 110 else text.replace(" [", "\n[").replace(" (", "\n(")
+            shown = text if wide else text.replace(" [", "\n[").replace(" (", "\n(")
             texts.append(Text(shown, style={1: "green", -1: "red", 0: ""}[sign]))
         table.add_row(*texts)
     return table
