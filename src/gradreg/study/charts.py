@@ -21,10 +21,11 @@ History = Mapping[tuple[str, int], Sequence[Epoch]]
 def learning_curves(rows: Sequence[Row], history: History) -> go.Figure:
     """Test accuracy after each epoch, mean and one standard deviation over the seeds, at equal epochs."""
     figure = _figure("epoch", "test accuracy, %")
+    equal = {row.label for row in rows if row.budget == "epochs"}
     for row in rows:
-        if row.budget == "epochs":
+        if row.label in equal:
             _curve(figure, row, history, rows, x=lambda epoch: epoch.epoch)
-    return _settled(figure, history)
+    return _settled(figure, {key: epochs for key, epochs in history.items() if key[0] in equal})
 
 
 def accuracy_by_cost(rows: Sequence[Row], history: History) -> go.Figure:

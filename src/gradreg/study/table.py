@@ -57,7 +57,7 @@ def terminal_table(rows: Sequence[Row], *, title: str, width: int) -> Table:
     wide = width >= 110
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0) if wide else (0, 1, 0, 0))
     for i, column in enumerate(COLUMNS):
-        heading = column.replace(", ", ",\n").replace("gradient evaluations", "gradient\nevaluations" if wide else "gradient\nevals")
+        heading = column if wide else column.replace(" ", "\n").replace("evaluations", "evals")
         table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         texts: list[Text] = []
