@@ -20,6 +20,9 @@ COLUMNS = (
     "seconds",
 )
 
+_HEADINGS = ("variant", "test\naccuracy %", "over plain,\nequal epochs", "over plain,\nequal gradients", "gradient\nevals", "seconds")
+"""The columns as they fit 80 characters."""
+
 
 def cells(row: Row) -> tuple[str, ...]:
     """The texts of a row, in the order of ``COLUMNS``."""
@@ -56,9 +59,8 @@ def terminal_table(rows: Sequence[Row], *, title: str, width: int) -> Table:
     caption = "mean ± sd over seeds; differences in points, paired by seed, with 95 % intervals"
     wide = width >= 110
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0) if wide else (0, 1, 0, 0))
-    for i, column in enumerate(COLUMNS):
-        heading = column if wide else column.replace(" ", "\n").replace("evaluations", "evals")
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+    for i, column in enumerate(_HEADINGS):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         texts: list[Text] = []
         for text, sign in zip(cells(row), signs(row), strict=True):
