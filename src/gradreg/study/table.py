@@ -58,7 +58,7 @@ def terminal_table(rows: Sequence[Row], *, title: str, width: int) -> Table:
     """The table for a terminal of ``width`` characters, intervals on lines of their own if it is narrow; those without 0 are coloured."""
     caption = "mean ± sd over seeds; differences in points, paired by seed, with 95 % intervals"
     wide = width >= 110
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0) if wide else (0, 1, 0, 0))
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0) if wide else 0)
     for i, column in enumerate(_HEADINGS):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
