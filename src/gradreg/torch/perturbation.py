@@ -34,8 +34,10 @@ class Perturbation:
     def move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: float | Tensor) -> None:
         """θ ← θ + step·G, remembering θ; ``step`` is a number, or a 0-dimensional tensor so that nobody waits for its value.
 
-        ``gradients`` are only read.
+        ``gradients`` are only read. Without parameters (those selected have no gradient in this step) nothing moves.
         """
+        if not parameters:
+            return
         copies = [self._copy_of(p) for p in parameters]
         torch._foreach_copy_(copies, list(parameters))
         self._moved = list(parameters)
@@ -52,7 +54,8 @@ class Perturbation:
     @torch.no_grad()
     def mirror(self) -> None:
         """θ + δ → θ − δ, by 2θ − (θ + δ)."""
-        torch._foreach_lerp_(self._moved, [self._copies[p] for p in self._moved], 2.0)
+        if self._moved:
+            torch._foreach_lerp_(self._moved, [self._copies[p] for p in self._moved], 2.0)
 
     @torch.no_grad()
     def restore(self) -> None:

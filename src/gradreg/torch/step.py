@@ -60,6 +60,8 @@ class Step:
 
         The first gradient arrives already weighted (its loss is), and the others accumulate onto it, so one gradient is all that is held.
         """
+        if self.ascents is not None and penalty.mixing == "unit":
+            raise ValueError("ascent must be None with mixing='unit', which needs the plain gradient first; got closures. Use mixing='plain'.")
         steps = plan(penalty, coefficient, separate_ascent=self.ascents is not None)
         earlier = [p.grad for p in self.trainable]
         for p in self.trainable:
@@ -109,10 +111,12 @@ class Step:
                 self.buffers.restore()
         return loss, norm if first.weight == 1.0 else norm / abs(first.weight)
 
-    def exact(self, penalty: GradientPenalty, strength: float) -> tuple[Tensor, Tensor]:
+    def exact(self, penalty: GradientPenalty, strength: float) -> tuple[Tensor, Tensor | float]:
         """Double backward of ⟨g(θ), d⟩ with d held fixed, added to the loss: its gradient is g + strength·H·d."""
         if self.ascents is not None:
             raise ValueError("ascent must be None for an exact penalty, which takes no finite step; got closures. Use fgr() or gnp().")
+        if not self.perturbed:  # all that were selected are frozen: the penalty does not depend on anything
+            return self.plain()
         direction: list[Tensor | None] | None = None
         single = len(self.closures) == 1
         if self.buffers is not None and not single:
