@@ -83,6 +83,7 @@ class Step:
                 distance = radius / first.weight
             place = others[0].place
             self.perturbation.move(moved, gradients, distance * place)
+            del gradients  # or the first gradient would live on beside the second
             if not steps.keeps_first:
                 for p in self.trainable:
                     p.grad = None
