@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import timm
-
 import torch
 from torch import Tensor, nn
 

@@ -3,17 +3,22 @@
     python benchmarks/step_cost.py --out benchmarks/results/step_cost
 
 Every round runs one step of every method in a random order, each on its own copy of the model, in one process; the reported time of
-a method is the median over rounds of its ratio to "two" in the same round, so that a machine whose speed drifts disturbs all alike. "two" is
-two forward and backward passes with the gradients set to None in between and one optimizer step: the floor for a method of two passes.
+a method is the median over rounds of its ratio to "two" in the same round, so that a machine whose speed drifts disturbs all alike. "two"
+is two forward and backward passes with the gradients set to None in between and one optimizer step: the floor for a method of two passes.
+``--clock processor`` counts the processor time of all threads instead of the wall clock's, for machines on which others work too.
 
-Memory is what the allocator hands out: the peak of a step above what the model, its gradients and the optimizer's state hold after plain
-training, in units of the size of the parameters, counting what the method keeps between steps. On a CPU it is read from the allocation events of
-torch.profiler, C++ temporaries included; on a GPU from torch.cuda.max_memory_allocated.
+``--keep-freed-memory`` tells glibc's allocator to keep what is freed, as PyTorch's own on a GPU and jemalloc do. By default it may hand a
+large freed gradient back to the system and fault the same pages in again at the next step, for some methods and sizes and not for others.
+
+Memory is what the allocator hands out: the peak of a first step less that of plain training, in sizes of the parameters, what stays for
+later steps included. On a CPU it is read from the allocation events of torch.profiler, C++ temporaries included; on a GPU from
+torch.cuda.max_memory_allocated.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import importlib.metadata
 import json
@@ -28,14 +33,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 import gradreg
-import torch
 from gradreg.torch import GradientRegularizer
 from models import WORKLOADS, Workload
-from torch import nn
 
 OURS = {
     "SAM": gradreg.sam(rho=0.05),
@@ -94,12 +99,22 @@ def build_step(method: str, workload: Workload, device: torch.device) -> tuple[n
     return model, plain_step
 
 
-def seconds(step: Step, device: torch.device) -> float:
-    start = time.perf_counter()
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def seconds(step: Step, device: torch.device, clock: Callable[[], float]) -> float:
+    start = clock()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def keep_freed_memory() -> None:
+    """No block of its own for a large allocation, and nothing handed back to the system: M_MMAP_MAX 0, M_TRIM_THRESHOLD the largest."""
+    mallopt = ctypes.CDLL(None).mallopt
+    if not (mallopt(-4, 0) and mallopt(-1, 2**31 - 1)):
+        raise OSError("mallopt refused; leave --keep-freed-memory out on systems without glibc.")
 
 
 def peak_bytes(step: Step, device: torch.device) -> int:
@@ -126,31 +141,43 @@ def peak_bytes(step: Step, device: torch.device) -> int:
     return peak
 
 
-def measure_memory(workload: Workload, device: torch.device) -> dict[str, float]:
-    """Peak of a step plus what the method keeps between steps, less the same of plain training, in sizes of the parameters."""
+def runs(step: Step) -> bool:
+    """False where double backprop cannot run, as through fused attention."""
+    try:
+        step()
+    except RuntimeError as error:
+        if "twice differentiable" not in str(error):
+            raise
+        return False
+    return True
+
+
+def measure_memory(workload: Workload, device: torch.device, methods: list[str]) -> dict[str, float]:
+    """The peak of a first step, which allocates what stays (momentum, copies) as well, less that of plain training."""
     totals: dict[str, float] = {}
     size = 1
-    for method in METHODS:
+    for method in methods:
         model, step = build_step(method, workload, device)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
-        # The first step allocates what stays (momentum, copies): its peak has everything, and nothing is missed by warming up.
         totals[method] = peak_bytes(step, device)
     return {method: round((total - totals["plain"]) / size, 3) for method, total in totals.items()}
 
 
-def measure_time(workload: Workload, device: torch.device, rounds: int) -> dict[str, dict[str, float]]:
+def measure_time(workload: Workload, device: torch.device, rounds: int, clock: Callable[[], float]) -> dict[str, dict[str, Any]]:
     """Median milliseconds, and median and quartiles of the ratio to "two" within each round."""
-    steps = {method: build_step(method, workload, device)[1] for method in METHODS}
-    order = list(METHODS)
+    steps = {}
+    for method in METHODS:
+        step = build_step(method, workload, device)[1]
+        if runs(step):
+            steps[method] = step
+            step()
+    order = list(steps)
     shuffle = random.Random(0).shuffle
-    for step in steps.values():
-        for _ in range(3):
-            seconds(step, device)
-    times: dict[str, list[float]] = {method: [] for method in METHODS}
+    times: dict[str, list[float]] = {method: [] for method in order}
     for _ in range(rounds):
         shuffle(order)
         for method in order:
-            times[method].append(seconds(steps[method], device))
+            times[method].append(seconds(steps[method], device, clock))
     result = {}
     for method, own in times.items():
         ratios = [mine / two for mine, two in zip(own, times["two"], strict=True)]
@@ -183,23 +210,27 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| model | " + " | ".join(METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
     for what, key in (("time", "ratio_to_two"), ("memory", "extra_memory")):
         for name, result in results["models"].items():
-            cells = [f"{result['methods'][method][key]:.2f}" for method in METHODS]
+            measured = result["methods"]
+            cells = [f"{measured[method][key]:.2f}" if method in measured else "–" for method in METHODS]
             lines.append(f"| {WORKLOADS[name].description}: {what} | " + " | ".join(cells) + " |")
     e = results["environment"]
+    allocator = ", allocator keeps freed memory" if results["keep_freed_memory"] else ""
     notes = (
-        f"Time: median over {results['rounds']} rounds of the ratio to two plain passes. "
-        "Memory: extra bytes at the peak of a step over plain training, in sizes of the parameters.\n"
-        f"{e['device']}, {e['threads']} thread(s), torch {e['torch']}, timm {e['timm']}, pytorch_optimizer {e['pytorch_optimizer']}, {e['date']}.\n"
-        f"`{results['command']}`"
+        f"Time: {results['clock']} clock, median over {results['rounds']} rounds of the ratio to two plain passes. Memory: extra bytes at "
+        "the peak of a step over plain training, in sizes of the parameters. –: not twice differentiable (fused attention).\n\n"
+        f"{e['device']}, {e['threads']} thread(s){allocator}, torch {e['torch']}, timm {e['timm']}, pytorch_optimizer "
+        f"{e['pytorch_optimizer']}, {e['date']}. `{results['command']}`"
     )
     return "\n".join(lines) + "\n\n" + notes + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="which models to measure")
     parser.add_argument("--rounds", type=int, default=60, help="rounds of one step of every method")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what times are measured by")
+    parser.add_argument("--keep-freed-memory", action="store_true", help="see above")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md beside printing the table")
     options = parser.parse_args()
@@ -207,18 +238,22 @@ def main() -> None:
         parser.error(f"--rounds must be >= 2; got {options.rounds}.")
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    if options.keep_freed_memory:
+        keep_freed_memory()
     warnings.filterwarnings("ignore", message="CUDA initialization")
 
     results: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/step_cost.py", *sys.argv[1:]]),
         "rounds": options.rounds,
+        "clock": options.clock,
+        "keep_freed_memory": options.keep_freed_memory,
         "environment": environment(device),
         "models": {},
     }
     for name in options.models:
         workload = WORKLOADS[name]
-        methods: dict[str, dict[str, Any]] = dict(measure_time(workload, device, options.rounds))
-        for method, extra in measure_memory(workload, device).items():
+        methods = measure_time(workload, device, options.rounds, CLOCKS[options.clock])
+        for method, extra in measure_memory(workload, device, list(methods)).items():
             methods[method]["extra_memory"] = extra
         results["models"][name] = {"description": workload.description, "methods": methods}
         print(f"{workload.description}: done", file=sys.stderr)

@@ -19,6 +19,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+# ruff: noqa: E501
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

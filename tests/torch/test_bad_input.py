@@ -1,13 +1,14 @@
 """Every wrong argument fails with the argument, the rule, what was received and the remedy; nothing has been changed by then."""
 
+from functools import partial
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import gradreg
-import torch
 from gradreg.torch import GradientRegularizer
-from torch import nn
 
 from .cases import assert_same_bits, gradients, tanh_problem, values
 
@@ -44,7 +45,7 @@ BAD_CLOSURES: list[tuple[str, Any, type[Exception], str]] = [
     ("constant", lambda p: lambda: torch.tensor(1.0), ValueError, "Compute it from the model's output, without torch.no_grad"),
     (
         "backward",
-        lambda p: lambda: backward_and_return(p),
+        lambda p: partial(backward_and_return, p),
         ValueError,
         r"it called backward\(\) itself. Return the loss and leave that out",
     ),
@@ -74,9 +75,13 @@ def test_a_bad_loss_in_the_second_pass_restores_too(penalty) -> None:
     problem = tanh_problem()
     problem.loss().backward()
     before, earlier = values(problem.model), gradients(problem.model)
-    losses = iter([problem.loss, lambda: problem.model(problem.x)])
+    losses = [problem.loss, lambda: problem.model(problem.x)]
+
+    def closure() -> torch.Tensor:
+        return losses.pop(0)()
+
     with pytest.raises(ValueError, match=r"scalar loss; got a tensor of shape \(8, 2\)"):
-        GradientRegularizer(problem.model, penalty).backward(lambda: next(losses)())
+        GradientRegularizer(problem.model, penalty).backward(closure)
     assert_same_bits(values(problem.model), before)
     assert_same_bits(gradients(problem.model), earlier)
 

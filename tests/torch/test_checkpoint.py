@@ -3,9 +3,9 @@
 import io
 
 import pytest
+import torch
 
 import gradreg
-import torch
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 

@@ -1,8 +1,10 @@
 """Off quadratics the finite differences converge to double backprop: error O(radius), or O(radius²) for the central one."""
 
-import pytest
+from itertools import pairwise
 
+import pytest
 import torch
+
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 
@@ -24,7 +26,7 @@ def test_halving_the_radius(power: int, difference, ratio: float, slack: float) 
         GradientRegularizer(problem.model, penalty).backward(problem.closure())
         errors.append(float(twins.norm({name: g - expected[name] for name, g in gradients(problem.model).items()})))
     assert errors[-1] > 1e-7, "the errors must be far above rounding to say anything"
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert coarse / fine == pytest.approx(ratio, abs=slack)
 
 

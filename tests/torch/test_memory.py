@@ -1,12 +1,12 @@
 """A step holds one copy of the parameters beyond what plain gradient accumulation holds, by the allocator's own account."""
 
 import pytest
+import torch
+from torch import nn
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
-import torch
 from gradreg.torch import GradientRegularizer
-from torch import nn
 
 from .cases import PENALTIES
 

@@ -3,10 +3,10 @@
 import math
 
 import pytest
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradreg
-import torch
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 

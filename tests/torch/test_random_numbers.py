@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import pytest
-
 import torch
-from gradreg import GradientPenalty
 from torch import Tensor, nn
+
+from gradreg import GradientPenalty
 
 from . import twins
 from .cases import (
@@ -106,9 +106,7 @@ def test_afresh_on_request(penalty: GradientPenalty) -> None:
     assert not torch.equal(expected[0], expected[1])
 
 
-@pytest.mark.parametrize(
-    "module", [lambda: nn.Dropout(0.5), lambda: nn.AlphaDropout(0.5), lambda: nn.RReLU()], ids=["dropout", "alpha", "rrelu"]
-)
+@pytest.mark.parametrize("module", [lambda: nn.Dropout(0.5), lambda: nn.AlphaDropout(0.5), nn.RReLU], ids=["dropout", "alpha", "rrelu"])
 def test_layers_that_draw(module: Callable[[], nn.Module]) -> None:
     """With strength = radius the result is the plain gradient at the moved parameters under the same draw."""
     torch.manual_seed(4)

@@ -1,13 +1,13 @@
 """Parameters come back bit for bit: after a step on random models, and after an exception at any call."""
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-import torch
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
-from torch import Tensor, nn
 
 from .cases import (
     PENALTIES,
@@ -132,9 +132,13 @@ def test_the_step_after_an_exception_is_as_if_nothing_had_happened(penalty: Grad
     problem.model.zero_grad()
 
     regularizer = regularizer_at(100, problem.model, penalty)
-    losses = iter([problem.loss, lambda: torch.zeros(2)])
+    losses = [problem.loss, lambda: torch.zeros(2)]
+
+    def closure() -> Tensor:
+        return losses.pop(0)()
+
     with pytest.raises(ValueError, match="closure must return a scalar loss"):
-        regularizer.backward(lambda: next(losses)())
+        regularizer.backward(closure)
     regularizer.backward(problem.closure())
     assert_close(gradients(problem.model), expected, tolerance=0)
 

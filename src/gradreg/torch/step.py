@@ -61,7 +61,9 @@ class Step:
         The first gradient arrives already weighted (its loss is), and the others accumulate onto it, so one gradient is all that is held.
         """
         if self.ascents is not None and penalty.mixing == "unit":
-            raise ValueError("ascent must be None with mixing='unit', which needs the plain gradient first; got closures. Use mixing='plain'.")
+            raise ValueError(
+                "ascent must be None with mixing='unit', which needs the plain gradient first; got closures. Use mixing='plain'."
+            )
         steps = plan(penalty, coefficient, separate_ascent=self.ascents is not None)
         earlier = [p.grad for p in self.trainable]
         for p in self.trainable:
