@@ -163,8 +163,8 @@ def measure_memory(workload: Workload, device: torch.device, methods: list[str])
     return {method: round((total - totals["plain"]) / size, 3) for method, total in totals.items()}
 
 
-def measure_time(workload: Workload, device: torch.device, rounds: int, clock: Callable[[], float]) -> dict[str, dict[str, Any]]:
-    """Median milliseconds, and median and quartiles of the ratio to "two" within each round."""
+def measure_time(workload: Workload, device: torch.device, budget: float, clock: Callable[[], float]) -> dict[str, dict[str, Any]]:
+    """Medians of the milliseconds and of the ratio to "two" within each round, from as many rounds as ``budget`` seconds allow."""
     steps = {}
     for method in METHODS:
         step = build_step(method, workload, device)[1]
@@ -174,7 +174,8 @@ def measure_time(workload: Workload, device: torch.device, rounds: int, clock: C
     order = list(steps)
     shuffle = random.Random(0).shuffle
     times: dict[str, list[float]] = {method: [] for method in order}
-    for _ in range(rounds):
+    start = time.perf_counter()
+    while time.perf_counter() - start < budget or len(times["two"]) < 5:
         shuffle(order)
         for method in order:
             times[method].append(seconds(steps[method], device, clock))
@@ -186,6 +187,7 @@ def measure_time(workload: Workload, device: torch.device, rounds: int, clock: C
             "milliseconds": round(1000 * statistics.median(own), 2),
             "ratio_to_two": round(statistics.median(ratios), 3),
             "ratio_quartiles": [round(low, 3), round(high, 3)],
+            "rounds": len(own),
         }
     return result
 
@@ -215,9 +217,10 @@ def table(results: dict[str, Any]) -> str:
             lines.append(f"| {WORKLOADS[name].description}: {what} | " + " | ".join(cells) + " |")
     e = results["environment"]
     allocator = ", allocator keeps freed memory" if results["keep_freed_memory"] else ""
+    rounds = ", ".join(str(result["methods"]["two"]["rounds"]) for result in results["models"].values())
     notes = (
-        f"Time: {results['clock']} clock, median over {results['rounds']} rounds of the ratio to two plain passes. Memory: extra bytes at "
-        "the peak of a step over plain training, in sizes of the parameters. –: not twice differentiable (fused attention).\n\n"
+        f"Time: {results['clock']} clock, median over {rounds} rounds of the ratio to two plain passes. Memory: extra bytes at the "
+        "peak of a step over plain training, in sizes of the parameters. –: not twice differentiable (fused attention).\n\n"
         f"{e['device']}, {e['threads']} thread(s){allocator}, torch {e['torch']}, timm {e['timm']}, pytorch_optimizer "
         f"{e['pytorch_optimizer']}, {e['date']}. `{results['command']}`"
     )
@@ -227,15 +230,13 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="which models to measure")
-    parser.add_argument("--rounds", type=int, default=60, help="rounds of one step of every method")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long to time each model (at least 5 rounds)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what times are measured by")
     parser.add_argument("--keep-freed-memory", action="store_true", help="see above")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md beside printing the table")
     options = parser.parse_args()
-    if options.rounds < 2:
-        parser.error(f"--rounds must be >= 2; got {options.rounds}.")
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     if options.keep_freed_memory:
@@ -244,7 +245,6 @@ def main() -> None:
 
     results: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/step_cost.py", *sys.argv[1:]]),
-        "rounds": options.rounds,
         "clock": options.clock,
         "keep_freed_memory": options.keep_freed_memory,
         "environment": environment(device),
@@ -252,7 +252,7 @@ def main() -> None:
     }
     for name in options.models:
         workload = WORKLOADS[name]
-        methods = measure_time(workload, device, options.rounds, CLOCKS[options.clock])
+        methods = measure_time(workload, device, options.seconds, CLOCKS[options.clock])
         for method, extra in measure_memory(workload, device, list(methods)).items():
             methods[method]["extra_memory"] = extra
         results["models"][name] = {"description": workload.description, "methods": methods}

@@ -148,3 +148,11 @@ def test_losses_returned_are_the_first_pass() -> None:
         loss = GradientRegularizer(problem.model, penalty).backward(problem.closure())
         assert torch.equal(loss, plain)
         assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_a_loss_of_one_element_is_a_scalar(shape: tuple[int, ...]) -> None:
+    problem = tanh_problem()
+    loss = GradientRegularizer(problem.model, gradreg.sam(rho=0.3)).backward(lambda: problem.loss().reshape(shape))
+    assert loss.shape == ()
+    assert_close(gradients(problem.model), regularized(gradreg.sam(rho=0.3)))

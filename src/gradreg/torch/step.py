@@ -197,7 +197,7 @@ class Step:
                 "closure must return a loss that requires grad; got one that does not depend on any trainable parameter. "
                 "Compute it from the model's output, without torch.no_grad() or .detach()."
             )
-        return loss.reshape(())
+        return loss if loss.dim() == 0 else loss.reshape(())
 
     def _synchronised(self, synchronise: bool) -> AbstractContextManager[object]:
         no_sync = getattr(self.model, "no_sync", None)
