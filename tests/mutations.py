@@ -48,7 +48,7 @@ MUTANTS = (
         "restore by subtraction",
         "perturbation.py",
         "torch._foreach_copy_(self._moved, [self._copies[p] for p in self._moved])\n            self._moved = []",
-        "torch._foreach_sub_(self._moved, [(p + (p - self._copies[p])) - p for p in self._moved])\n            self._moved = []",
+        "torch._foreach_sub_(self._moved, [p - self._copies[p] for p in self._moved])\n            self._moved = []",
     ),
     Mutant("no restore after an exception", "step.py", "        finally:\n            self.perturbation.restore()\n", "        else:\n            self.perturbation.restore()\n        finally:\n"),
     Mutant("gradients not put back after an exception", "step.py", "                p.grad = gradient\n            raise", "                pass\n            raise"),
@@ -67,7 +67,7 @@ MUTANTS = (
     Mutant("loss of the last pass returned", "step.py", "                if this.place == 0:\n                    loss = evaluated", "                loss = evaluated"),
     Mutant("first gradient held beside the second", "step.py", "            del gradients ", "            pass "),
     Mutant("norm waited for", "perturbation.py", "    return torch.nn.utils.get_total_norm(gradients, foreach=True)", "    total = torch.nn.utils.get_total_norm(gradients, foreach=True)\n    return total if float(total) else total"),
-    Mutant("exact direction not detached from the penalty's power", "step.py", "factor = strength if penalty.power == 2 else safe_ratio(strength, norm)", "factor = strength"),
+    Mutant("exact strength not divided by the norm", "step.py", "factor = strength if penalty.power == 2 else safe_ratio(strength, norm)", "factor = strength"),
     Mutant("exact direction of each micro-batch alone", "step.py", "held = direction if direction is not None else", "held ="),
 )  # fmt: skip
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import gradreg
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 
@@ -211,8 +210,8 @@ def test_selected_parameters_that_are_all_frozen_leave_the_plain_gradient(penalt
 
 
 @pytest.mark.parametrize("name", ["sam", "gnp", "cgr"])
-def test_double_precision_sums_of_many_steps_do_not_drift(name: str) -> None:
-    """A thousand steps without an optimizer leave the very same weights; adding and subtracting would not."""
+def test_many_steps_without_an_optimizer_leave_the_very_same_weights(name: str) -> None:
+    """Adding and subtracting a step would let them drift."""
     problem = tanh_problem(torch.float32)
     before = values(problem.model)
     regularizer = GradientRegularizer(problem.model, PENALTIES[name])
@@ -235,4 +234,3 @@ def test_none_is_plain_training() -> None:
             twin.model.get_parameter(n).data.add_(g, alpha=-0.1)
     assert_same_bits(values(problem.model), values(twin.model))
     assert regularizer.metrics["evaluations"] == 3
-    assert gradreg.sam(rho=0.1) != regularizer.penalty
