@@ -11,7 +11,8 @@ is two forward and backward passes with the gradients set to None in between and
 large freed gradient back to the system and fault the same pages in again at the next step, for some methods and sizes and not for others.
 
 Memory is what the allocator hands out: the peak of a first step less that of plain training, in sizes of the parameters, what stays for
-later steps included. On a CPU it is read from the allocation events of torch.profiler, C++ temporaries included; on a GPU from
+later steps included. Where the first gradient is part of the result it is held through the second forward pass, as in gradient
+accumulation: "memory over accumulation" compares with two plain passes whose gradients add up. On a CPU it is read from the allocation events of torch.profiler, C++ temporaries included; on a GPU from
 torch.cuda.max_memory_allocated.
 """
 
@@ -50,6 +51,7 @@ OURS = {
 }
 PEER = "pytorch_optimizer SAM"
 METHODS = ("plain", "two", *OURS, PEER)
+ACCUMULATING = "accumulating"  # two plain passes whose gradients add up: measured for its memory
 Step = Callable[[], None]
 
 
@@ -92,6 +94,8 @@ def build_step(method: str, workload: Workload, device: torch.device) -> tuple[n
         closure().backward()
         if method == "two":
             optimizer.zero_grad()
+            closure().backward()
+        if method == ACCUMULATING:
             closure().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -152,15 +156,17 @@ def runs(step: Step) -> bool:
     return True
 
 
-def measure_memory(workload: Workload, device: torch.device, methods: list[str]) -> dict[str, float]:
+def measure_memory(workload: Workload, device: torch.device, methods: list[str]) -> dict[str, dict[str, float]]:
     """The peak of a first step, which allocates what stays (momentum, copies) as well, less that of plain training."""
     totals: dict[str, float] = {}
     size = 1
-    for method in methods:
+    for method in [*methods, ACCUMULATING]:
         model, step = build_step(method, workload, device)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         totals[method] = peak_bytes(step, device)
-    return {method: round((total - totals["plain"]) / size, 3) for method, total in totals.items()}
+    return {
+        method: {f"over_{base}": round((totals[method] - totals[base]) / size, 3) for base in ("plain", ACCUMULATING)} for method in methods
+    }
 
 
 def measure_time(workload: Workload, device: torch.device, budget: float, clock: Callable[[], float]) -> dict[str, dict[str, Any]]:
@@ -210,17 +216,22 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     lines = ["| model | " + " | ".join(METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
-    for what, key in (("time", "ratio_to_two"), ("memory", "extra_memory")):
+    rows: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
+        ("time", lambda m: m["ratio_to_two"]),
+        ("memory over plain", lambda m: m["extra_memory"]["over_plain"]),
+        ("memory over accumulation", lambda m: m["extra_memory"][f"over_{ACCUMULATING}"]),
+    )
+    for what, value in rows:
         for name, result in results["models"].items():
             measured = result["methods"]
-            cells = [f"{measured[method][key]:.2f}" if method in measured else "–" for method in METHODS]
+            cells = [f"{value(measured[method]):.2f}" if method in measured else "–" for method in METHODS]
             lines.append(f"| {WORKLOADS[name].description}: {what} | " + " | ".join(cells) + " |")
     e = results["environment"]
     allocator = ", allocator keeps freed memory" if results["keep_freed_memory"] else ""
     rounds = ", ".join(str(result["methods"]["two"]["rounds"]) for result in results["models"].values())
     notes = (
         f"Time: {results['clock']} clock, median over {rounds} rounds of the ratio to two plain passes. Memory: extra bytes at the "
-        "peak of a step over plain training, in sizes of the parameters. –: not twice differentiable (fused attention).\n\n"
+        "peak of a step over plain training or gradient accumulation, in sizes of the parameters. –: not twice differentiable (fused attention).\n\n"
         f"{e['device']}, {e['threads']} thread(s){allocator}, torch {e['torch']}, timm {e['timm']}, pytorch_optimizer "
         f"{e['pytorch_optimizer']}, {e['date']}. `{results['command']}`"
     )

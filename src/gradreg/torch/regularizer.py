@@ -33,7 +33,8 @@ class GradientRegularizer:
     parameters are final (moved, wrapped, adapters added).
 
     Args:
-        model: the module whose parameters are perturbed and whose buffers are kept.
+        model: the module whose parameters are perturbed and whose buffers are kept. A loss with parameters of its own must be
+            part of it: those outside would gather the plain gradients of all passes.
         penalty: what is penalised; None trains without a penalty, through the same calls.
         parameters: ``(name, parameter) -> bool``: which parameters are perturbed and counted in the norm; all by default. The others stay
             where they are in the second pass, and their two gradients are combined by the same rule. Parameters that do not require a
@@ -45,7 +46,8 @@ class GradientRegularizer:
         replay_rng: every pass over a closure draws the same random numbers (dropout masks) from the default generators of the CPU and of
             the parameters' devices. A ``torch.Generator`` of the closure's own is not replayed.
 
-    Memory: one copy of the perturbed parameters from the first regularized step on, and nothing else.
+    Memory: one copy of the perturbed parameters from the first regularized step on, and nothing else. Where c = strength / radius is not 1,
+    the first gradient is part of the result and stays in ``.grad`` through the second pass, as it does in gradient accumulation.
 
     Raises:
         TypeError, ValueError: a model without trainable parameters, a predicate that selects none, or a value of the wrong kind.
