@@ -12,8 +12,8 @@ large freed gradient back to the system and fault the same pages in again at the
 
 Memory is what the allocator hands out: the peak of a first step less that of plain training, in sizes of the parameters, what stays for
 later steps included. Where the first gradient is part of the result it is held through the second forward pass, as in gradient
-accumulation: "memory over accumulation" compares with two plain passes whose gradients add up. On a CPU it is read from the allocation events of torch.profiler, C++ temporaries included; on a GPU from
-torch.cuda.max_memory_allocated.
+accumulation: "memory over accumulation" compares with two plain passes whose gradients add up. On a CPU the peak is read from the
+allocation events of torch.profiler, C++ temporaries included; on a GPU from torch.cuda.max_memory_allocated.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ def table(results: dict[str, Any]) -> str:
     allocator = ", allocator keeps freed memory" if results["keep_freed_memory"] else ""
     rounds = ", ".join(str(result["methods"]["two"]["rounds"]) for result in results["models"].values())
     notes = (
-        f"Time: {results['clock']} clock, median over {rounds} rounds of the ratio to two plain passes. Memory: extra bytes at the "
+        f"Time: {results['clock']} clock, median over {rounds} rounds of the ratio to two plain passes. "
+        "Memory: extra bytes at the "
         "peak of a step over plain training or gradient accumulation, in sizes of the parameters. –: not twice differentiable (fused attention).\n\n"
         f"{e['device']}, {e['threads']} thread(s){allocator}, torch {e['torch']}, timm {e['timm']}, pytorch_optimizer "
         f"{e['pytorch_optimizer']}, {e['date']}. `{results['command']}`"
