@@ -93,10 +93,11 @@ def placed_like(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> li
     dtensor = _dtensor()
     if dtensor is None:
         return list(gradients)
-    return [
-        g.redistribute(placements=p.placements) if isinstance(g, dtensor) and isinstance(p, dtensor) and g.placements != p.placements else g
-        for g, p in zip(gradients, parameters, strict=True)
-    ]
+    placed: list[Tensor] = []
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        g, to = cast(Any, gradient), getattr(parameter, "placements", None)
+        placed.append(g.redistribute(placements=to) if isinstance(gradient, dtensor) and to not in (None, g.placements) else gradient)
+    return placed
 
 
 def squared_norm_groups(tensors: Sequence[Tensor]) -> list[tuple[tuple[Any, ...], list[Tensor]]]:

@@ -65,7 +65,8 @@ class Perturbation:
     def move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: float | Tensor) -> None:
         """θ ← θ + step·G, remembering θ; ``step`` is a number, or a 0-dimensional tensor so that nobody waits for its value.
 
-        ``gradients`` are only read. Of sharded parameters and gradients this rank's shards are moved.
+        ``gradients`` are only read. Of sharded parameters and gradients this rank's shards are moved. Without
+        parameters (those selected have no gradient in this step) nothing moves.
         """
         if not parameters:
             return

@@ -137,7 +137,8 @@ class GradientRegularizer:
                 (micro-batches): their gradients add up, as those of successive ``loss.backward()`` calls do, and one perturbation is made
                 from the whole sum. Divide each loss by their number for the gradient of the mean.
             ascent: closure(s) from which the direction comes instead, usually a part of the batch: then ``closure`` is evaluated only at
-                the perturbed parameters if c = strength / radius = 1, and last of all at the unperturbed ones if not. Not for "exact".
+                the perturbed parameters if c = strength / radius = 1, and last of all at the unperturbed ones if not. Not for "exact" and
+                unit mixing.
             backward: replaces ``loss.backward()``, for instance ``accelerator.backward``. It is called with a multiple of the loss and
                 must be linear in it. What it multiplies the loss with belongs to the objective, except for the scale of ``scaler``: the
                 division by ``gradient_accumulation_steps`` makes a sequence of closures the mean of its micro-batches.

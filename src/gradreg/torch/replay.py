@@ -27,8 +27,10 @@ class RandomNumbers:
 class ForwardBuffers:
     """The buffers that a forward pass changes, whatever kind of layer they belong to.
 
-    A changed buffer is one written in place (its version counter moved) or replaced by a new tensor. Nothing is copied for buffers that a
-    forward pass leaves alone, and no list of layer types is kept, so normalization layers of one's own are covered.
+    A changed buffer is one written in place (its version counter moved) or replaced by a new tensor. PyTorch's batch normalization writes
+    its statistics without moving the counter, so buffers of their kind (floating point, one dimension) count as changed always. Nothing
+    is copied for other buffers that a forward pass leaves alone, and no list of layer types is kept, so normalization layers of one's own
+    are covered.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -49,7 +51,8 @@ class ForwardBuffers:
         changed: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
         for i, name, buffer in self._buffers():
             before = self._before.get((i, name))
-            if before is None or before[0] is not buffer or before[1] != buffer._version:
+            unseen = buffer.dim() == 1 and buffer.is_floating_point()
+            if unseen or before is None or before[0] is not buffer or before[1] != buffer._version:
                 self._after.append((self._modules[i], name, buffer))
                 values, buffers = changed.setdefault((buffer.dtype, buffer.device), ([], []))
                 values.append(self._copy_of((i, name), buffer))

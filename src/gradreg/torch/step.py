@@ -70,6 +70,10 @@ class Step:
 
         The first gradient arrives already weighted (its loss is), and the others accumulate onto it, so one gradient is all that is held.
         """
+        if self.ascents is not None and penalty.mixing == "unit":
+            raise ValueError(
+                "ascent must be None with mixing='unit', which needs the plain gradient first; got closures. Use mixing='plain'."
+            )
         steps = plan(penalty, coefficient, separate_ascent=self.ascents is not None)
         if self.average_direction:
             self.parallelism.check_averaging()
@@ -98,6 +102,7 @@ class Step:
             if not overflow:
                 self.perturbation.move(moved, gradients, distance * place)
                 self.parallelism.drop_copies()
+            del gradients  # or the first gradient would live on beside the second
             if not steps.keeps_first:
                 for p in self.trainable:
                     p.grad = None
@@ -130,10 +135,12 @@ class Step:
                 self.buffers.restore()
         return loss, self._unscaled(norm if first.weight == 1.0 else norm / abs(first.weight))
 
-    def exact(self, penalty: GradientPenalty, strength: float) -> tuple[Tensor, Tensor]:
+    def exact(self, penalty: GradientPenalty, strength: float) -> tuple[Tensor, Tensor | float]:
         """Double backward of ⟨g(θ), d⟩ with d held fixed, added to the loss: its gradient is g + strength·H·d."""
         if self.ascents is not None:
             raise ValueError("ascent must be None for an exact penalty, which takes no finite step; got closures. Use fgr() or gnp().")
+        if not self.perturbed:  # all that were selected are frozen: the penalty does not depend on anything
+            return self.plain()
         if any(is_sharded(p) for p in self.perturbed):
             raise ValueError(
                 "difference='exact' needs whole parameters, for the graph of a backward pass does not reach their shards; got DTensors. "
