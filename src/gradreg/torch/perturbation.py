@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from gradreg.torch.parallel import local_shards, squared_norm_groups
-
-LOW_PRECISION = (torch.bfloat16, torch.float16)
+from gradreg.torch.precision import LOW_PRECISION, warn_of_rounding
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -60,6 +59,7 @@ class Perturbation:
         self._copies: dict[Tensor, Tensor] = {}
         self._moved: list[Tensor] = []
         self._moved_copies: list[Tensor] = []
+        self._checked_rounding = False
 
     @torch.no_grad()
     def move(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: float | Tensor) -> None:
@@ -83,6 +83,10 @@ class Perturbation:
             torch._foreach_add_(self._moved, copies)
         else:
             torch._foreach_addcmul_(self._moved, gradients, [step.to(p.device) for p in self._moved])
+        if not self._checked_rounding:
+            self._checked_rounding = True
+            if any(p.dtype in LOW_PRECISION for p in here):
+                warn_of_rounding(copies, here, gradients, step)
 
     @torch.no_grad()
     def mirror(self) -> None:

@@ -216,7 +216,7 @@ class Step:
 
     def _scale(self, like: Tensor) -> float | Tensor:
         """The loss scale on the device of ``like``; nobody waits for its value."""
-        return 1.0 if self.scaler is None else self.scaler.scale(torch.ones((), device=like.device))
+        return 1.0 if self.scaler is None else self.scaler.scale(torch.ones((), dtype=like.dtype, device=like.device))
 
     def _run(self, closures: Sequence[Closure], weight: float, *, synchronise: bool) -> Tensor:
         """Forward and backward through every closure, ``weight`` times its gradient accumulating; returns the summed, detached loss."""
