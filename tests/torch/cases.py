@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 import gradreg
+import torch
 from gradreg import GradientPenalty
+from torch import Tensor, nn
 
 # Radii are large enough that a missing, reversed or rescaled perturbation changes every digit of the answer.
 PENALTIES: dict[str, GradientPenalty] = {

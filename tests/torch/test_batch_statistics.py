@@ -1,10 +1,10 @@
 """Buffers that a forward pass changes hold, after a step, what one plain forward pass leaves in them."""
 
 import pytest
-import torch
-from torch import Tensor, nn
 
+import torch
 from gradreg import GradientPenalty
+from torch import Tensor, nn
 
 from .cases import (
     PAST_WARMUP,

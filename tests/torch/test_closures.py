@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import pytest
-import torch
-from torch import Tensor
 
 import gradreg
+import torch
 from gradreg import GradientPenalty
+from torch import Tensor
 
 from . import twins
 from .cases import (

@@ -1,8 +1,8 @@
 """Off quadratics the finite differences converge to double backprop: error O(radius), or O(radius²) for the central one."""
 
 import pytest
-import torch
 
+import torch
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 

@@ -1,12 +1,12 @@
 """What stands in ``.grad``: frozen and unused parameters, gradients already present, zero and NaN gradients, parts of the parameters."""
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 import gradreg
+import torch
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
+from torch import Tensor, nn
 
 from . import twins
 from .cases import (

@@ -1,9 +1,9 @@
 """Every penalty against the papers' formulas on a problem that is no quadratic, and the points where one method is another."""
 
 import pytest
-import torch
 
 import gradreg
+import torch
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 

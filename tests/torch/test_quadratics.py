@@ -1,12 +1,12 @@
 """On L = ½θᵀAθ every finite difference is the exact product with the Hessian A, whatever the radius: known in closed form."""
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 import gradreg
+import torch
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
+from torch import Tensor, nn
 
 from .cases import every_penalty, regularizer_at
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import pytest
-import torch
-from torch import Tensor, nn
 
+import torch
 from gradreg import GradientPenalty
+from torch import Tensor, nn
 
 from . import twins
 from .cases import (
@@ -51,9 +51,7 @@ def drawn_masks(seed: int, shapes: list[tuple[int, int]]) -> list[Tensor]:
 def test_twin_with_a_fixed_mask(penalty: GradientPenalty) -> None:
     ours, fixed = problem(), problem()
     (fixed.model.mask,) = drawn_masks(7, [(8, 6)])
-    expected = twins.family(
-        penalty, twins.loss_of(fixed.model, fixed.x, fixed.y), twins.parameters_of(fixed.model), step=PAST_WARMUP
-    )
+    expected = twins.family(penalty, twins.loss_of(fixed.model, fixed.x, fixed.y), twins.parameters_of(fixed.model), step=PAST_WARMUP)
     torch.manual_seed(7)
     regularizer_at(PAST_WARMUP, ours.model, penalty).backward(ours.closure())
     assert_close(gradients(ours.model), expected)
@@ -108,7 +106,9 @@ def test_afresh_on_request(penalty: GradientPenalty) -> None:
     assert not torch.equal(expected[0], expected[1])
 
 
-@pytest.mark.parametrize("module", [lambda: nn.Dropout(0.5), lambda: nn.AlphaDropout(0.5), lambda: nn.RReLU()], ids=["dropout", "alpha", "rrelu"])
+@pytest.mark.parametrize(
+    "module", [lambda: nn.Dropout(0.5), lambda: nn.AlphaDropout(0.5), lambda: nn.RReLU()], ids=["dropout", "alpha", "rrelu"]
+)
 def test_layers_that_draw(module: Callable[[], nn.Module]) -> None:
     """With strength = radius the result is the plain gradient at the moved parameters under the same draw."""
     torch.manual_seed(4)

@@ -1,13 +1,13 @@
 """Parameters come back bit for bit: after a step on random models, and after an exception at any call."""
 
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
+import torch
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
+from torch import Tensor, nn
 
 from .cases import (
     PENALTIES,

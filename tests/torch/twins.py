@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-import torch
-from torch import Tensor, nn
 from torch.func import functional_call, grad
 
+import torch
 from gradreg import GradientPenalty
+from torch import Tensor, nn
 
 Parameters = dict[str, Tensor]
 Loss = Callable[[Parameters], Tensor]

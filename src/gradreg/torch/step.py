@@ -159,9 +159,9 @@ class Step:
                     self.buffers.keep()
             return self._double_backward(penalty, strength, direction)
         except RuntimeError as error:
-            if "derivative for" in str(error) or "double backward" in str(error):
+            if any(words in str(error) for words in ("derivative for", "double backward", "differentiate twice")):
                 raise RuntimeError(
-                    f"difference='exact' needs every operation to be twice differentiable; PyTorch says: {error} "
+                    f"difference='exact' needs every operation to be twice differentiable; PyTorch says: {error}. "
                     "Use gradreg.fgr(gamma=..., epsilon=...), which needs only first derivatives."
                 ) from error
             raise
