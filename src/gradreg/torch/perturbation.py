@@ -10,6 +10,9 @@ from torch import Tensor
 from gradreg.torch.parallel import local_shards, squared_norm_groups
 from gradreg.torch.precision import LOW_PRECISION, warn_of_rounding
 
+_SMALLEST_NORM = 1e-30
+"""Gradients shorter than this are lengthened less than the radius asks, for 1 / norm must stay finite in float32."""
+
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The L2 norm over all ``gradients`` together, a 0-dimensional tensor on the first one's device; no synchronisation.
@@ -45,7 +48,12 @@ def _norm_of(tensors: list[Tensor]) -> Tensor:
 
 
 def safe_ratio(numerator: float, norm: Tensor) -> Tensor:
-    """``numerator / norm``, and 0 where the norm is 0: a zero gradient has no direction, and is not perturbed rather than made NaN."""
+    """``numerator / norm``, finite where the norm is 0: times a gradient of zeros it gives zeros, so nothing is perturbed or made NaN."""
+    return numerator / norm.clamp_min(_SMALLEST_NORM)
+
+
+def ratio_or_zero(numerator: float, norm: Tensor) -> Tensor:
+    """``numerator / norm``, and 0 where the norm is 0: for what is multiplied with more than the gradient that has this norm."""
     return torch.where(norm > 0, numerator / norm, 0.0)
 
 

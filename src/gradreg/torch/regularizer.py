@@ -161,9 +161,9 @@ class GradientRegularizer:
         """
         closures = _closures("closure", closure)
         ascents = None if ascent is None else _closures("ascent", ascent)
-        run = _backward(backward, scaler)
+        run = _checked(backward, scaler)
         squared = self.penalty is not None and self.penalty.power == 2
-        if backward is not None and scaler is None and squared and not self._checked_backward:
+        if run is not None and scaler is None and squared and not self._checked_backward:
             run = _refuse_scaling(run)
         trainable = [p for p in self._parameters if p.requires_grad]
         if not trainable:
@@ -182,7 +182,6 @@ class GradientRegularizer:
             buffers=self._buffers if self.freeze_batch_statistics else None,
             random_numbers=RandomNumbers(p.device for p in trainable) if self.replay_rng else None,
             average_direction=self.scope == "global",
-            own_backward=backward is not None,
         )
         with torch.enable_grad():
             if self.penalty is None or strength == 0.0:
@@ -217,16 +216,12 @@ class GradientRegularizer:
         )
 
 
-def _backward(backward: Callable[[Tensor], object] | None, scaler: Scaler | None) -> Callable[[Tensor], object]:
+def _checked(backward: Callable[[Tensor], object] | None, scaler: Scaler | None) -> Callable[[Tensor], object] | None:
+    if backward is not None and not callable(backward):
+        raise TypeError(f"backward must be callable; got {checks.describe(backward)}. Pass accelerator.backward, say.")
     if scaler is not None and not callable(getattr(scaler, "scale", None)):
         raise TypeError(f"scaler must have a method scale(tensor); got {checks.describe(scaler)}. Pass the torch.amp.GradScaler in use.")
-    if backward is not None:
-        if not callable(backward):
-            raise TypeError(f"backward must be callable; got {checks.describe(backward)}. Pass accelerator.backward, say.")
-        return backward
-    if scaler is None:
-        return cast(Callable[[Tensor], object], Tensor.backward)
-    return lambda loss: scaler.scale(loss).backward()
+    return backward
 
 
 def _refuse_scaling(backward: Callable[[Tensor], object]) -> Callable[[Tensor], object]:

@@ -13,7 +13,7 @@ from gradreg import checks
 from gradreg.penalties import GradientPenalty
 from gradreg.torch.parallel import Parallelism, is_sharded, local_shards, placed_like
 from gradreg.torch.passes import plan
-from gradreg.torch.perturbation import Perturbation, gradient_norm, safe_ratio
+from gradreg.torch.perturbation import Perturbation, gradient_norm, ratio_or_zero, safe_ratio
 from gradreg.torch.replay import ForwardBuffers, RandomNumbers
 
 Closure: TypeAlias = Callable[[], Tensor]
@@ -34,7 +34,7 @@ class Step:
         parallelism: averages gradients over ranks, and drops copies of moved parameters.
         closures: the micro-batches.
         ascents: the closures of the direction, or None for ``closures``.
-        backward: called with a multiple of the loss.
+        backward: called with a multiple of the loss in place of ``loss.backward()``, or None for that; it may multiply the loss further.
         scaler: what ``backward`` multiplies the loss with beyond the objective's own factors, or None for nothing.
         trainable: the parameters that require a gradient.
         perturbed: those among them that are moved and counted in the norm.
@@ -42,13 +42,12 @@ class Step:
         buffers: the buffers that only the first pass may change, or None to let every pass change them.
         random_numbers: the generators to replay, or None to let every pass draw afresh.
         average_direction: under data parallelism, average the first gradient over the ranks before it becomes the direction.
-        own_backward: ``backward`` is the caller's, and may multiply the loss.
     """
 
     parallelism: Parallelism
     closures: Sequence[Closure]
     ascents: Sequence[Closure] | None
-    backward: Callable[[Tensor], object]
+    backward: Callable[[Tensor], object] | None
     scaler: Scaler | None
     trainable: list[nn.Parameter]
     perturbed: list[nn.Parameter]
@@ -56,7 +55,6 @@ class Step:
     buffers: ForwardBuffers | None
     random_numbers: RandomNumbers | None
     average_direction: bool
-    own_backward: bool
     _drawn: dict[int, list[list[Tensor]]] = field(default_factory=dict)
 
     def plain(self) -> tuple[Tensor, Tensor | float]:
@@ -93,14 +91,14 @@ class Step:
             moved, gradients = self._gradients()
             norm = gradient_norm(gradients)
             overflow = self.scaler is not None and not torch.isfinite(norm)
+            place = others[0].place
             if penalty.power == 1:
                 # The weighted gradient is w·g and its norm |w|·‖g‖: the sign of w is all that is left of it, and nothing of a loss scale.
-                distance: float | Tensor = safe_ratio(radius if first.weight > 0 else -radius, norm)
+                distance: float | Tensor = safe_ratio(place * (radius if first.weight > 0 else -radius), norm)
             else:
-                distance = radius / first.weight / self._scale(norm)
-            place = others[0].place
+                distance = place * radius / first.weight / self._scale(norm)
             if not overflow:
-                self.perturbation.move(moved, gradients, distance * place)
+                self.perturbation.move(moved, gradients, distance)
                 self.parallelism.drop_copies()
             del gradients  # or the first gradient would live on beside the second
             if not steps.keeps_first:
@@ -108,7 +106,7 @@ class Step:
                     p.grad = None
             elif penalty.mixing == "unit":
                 kept = [p.grad for p in self.trainable if p.grad is not None]
-                torch._foreach_mul_(local_shards(kept), self._scaled(safe_ratio(1.0 - coefficient, norm)))
+                torch._foreach_mul_(local_shards(kept), self._scaled(ratio_or_zero(1.0 - coefficient, norm)))
             for i, this in enumerate(others):
                 if this.place == 0:
                     self.perturbation.restore()
@@ -186,10 +184,10 @@ class Step:
                     factor = (strength if penalty.power == 2 else safe_ratio(strength, norm)) / self._scale(norm) / self._scale(norm)
                 pairs = [(g, d) for g, d in zip(gradients, held, strict=True) if g is not None and d is not None]
                 correction = factor * sum(((g * d).sum() for g, d in pairs), start=torch.zeros_like(loss))
-                if penalty.power == 2 and self.own_backward and pairs:
+                if penalty.power == 2 and self.backward is not None and pairs:
                     # `backward` may divide the loss, as the objective asks; γ/2·‖g‖² divides twice. The product tells by how much.
                     correction.register_hook(lambda received: received * self._unscaled(received))
-                self.backward(loss + correction)
+                self._backward(loss + correction, 1.0)
                 losses.append(loss.detach())
         return _total(losses), norm
 
@@ -201,8 +199,9 @@ class Step:
     def _summed_gradient(self) -> list[Tensor | None]:
         total: list[Tensor | None] = [None] * len(self.perturbed)
         for i in range(len(self.closures)):
-            loss = self._scaled(self._evaluate(self.closures, i))
-            gradients = torch.autograd.grad(loss, self.perturbed, allow_unused=True)
+            with self.parallelism.synchronised(False):
+                loss = self._scaled(self._evaluate(self.closures, i))
+                gradients = torch.autograd.grad(loss, self.perturbed, allow_unused=True)
             total = [t if g is None else g if t is None else t + g for t, g in zip(total, gradients, strict=True)]
         return total
 
@@ -225,8 +224,15 @@ class Step:
             with self.parallelism.synchronised(synchronise and i == len(closures) - 1):
                 loss = self._evaluate(closures, i)
                 losses.append(loss.detach())
-                self.backward(loss if weight == 1.0 else loss * weight)
+                self._backward(loss, weight)
         return _total(losses)
+
+    def _backward(self, loss: Tensor, weight: float) -> None:
+        if self.backward is not None:
+            self.backward(loss if weight == 1.0 else loss * weight)
+            return
+        scaled = self._scaled(loss)
+        scaled.backward(None if weight == 1.0 else torch.full_like(scaled, weight))
 
     def _evaluate(self, closures: Sequence[Closure], i: int) -> Tensor:
         """The checked loss of closure ``i``, under the random numbers of its first evaluation in this step."""
@@ -251,7 +257,7 @@ class Step:
                 "closure must return a loss that requires grad; got one that does not depend on any trainable parameter. "
                 "Compute it from the model's output, without torch.no_grad() or .detach()."
             )
-        return loss.reshape(())
+        return loss if loss.dim() == 0 else loss.reshape(())
 
     def _gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         """The perturbed parameters that have a gradient, and their gradients."""
