@@ -231,8 +231,8 @@ def table(results: dict[str, Any]) -> str:
     rounds = ", ".join(str(result["methods"]["two"]["rounds"]) for result in results["models"].values())
     notes = (
         f"Time: {results['clock']} clock, median over {rounds} rounds of the ratio to two plain passes. "
-        "Memory: extra bytes at the "
-        "peak of a step over plain training or gradient accumulation, in sizes of the parameters. –: not twice differentiable (fused attention).\n\n"
+        "Memory: extra bytes at the peak of a step over plain training or gradient accumulation, in sizes of the parameters. "
+        "–: not twice differentiable (fused attention).\n\n"
         f"{e['device']}, {e['threads']} thread(s){allocator}, torch {e['torch']}, timm {e['timm']}, pytorch_optimizer "
         f"{e['pytorch_optimizer']}, {e['date']}. `{results['command']}`"
     )
