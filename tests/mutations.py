@@ -2,6 +2,7 @@
 
     python tests/mutations.py            # every mutant, with the tests that fail
     python tests/mutations.py sign norm  # those whose name contains one of the words
+    python tests/mutations.py --first    # stop each at the first test that fails: quicker, and enough to see that it does not survive
 
 Each mutant is one replaced text in a temporary copy of ``src``; the tests of ``tests/torch`` that need one process run against that copy. The status is 1 if a
 mutant survives, or if its text is no longer in the source.
@@ -73,8 +74,8 @@ MUTANTS = (
 )  # fmt: skip
 
 
-def failures(mutant: Mutant) -> list[str]:
-    """The tests that fail with ``mutant`` in place."""
+def failures(mutant: Mutant, *, first: bool) -> list[str]:
+    """The tests that fail with ``mutant`` in place, or the first of them."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "src"
         shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
@@ -93,6 +94,7 @@ def failures(mutant: Mutant) -> list[str]:
             "no:cacheprovider",
             "--tb=no",
             "-rfE",
+            *(["-x"] if first else []),
         ]
         environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -108,11 +110,12 @@ def summary(failed: list[str]) -> str:
 
 
 def main(words: list[str]) -> int:
+    first, words = "--first" in words, [word for word in words if word != "--first"]
     survivors = []
     for mutant in MUTANTS:
         if words and not any(word in mutant.name for word in words):
             continue
-        failed = failures(mutant)
+        failed = failures(mutant, first=first)
         print(f"{mutant.name}: {len(failed)} failures: {summary(failed) or 'SURVIVES'}", flush=True)
         if not failed:
             survivors.append(mutant.name)
