@@ -63,6 +63,8 @@ def unknown(what: str, value: object, known: Iterable[str]) -> str:
     names = list(known)
     nearest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    if len(names) > 16:
+        names = [*names[:16], f"and {len(names) - 16} more"]
     return f"unknown {what} {value!r}. {hint}Known: {', '.join(names)}."
 
 
