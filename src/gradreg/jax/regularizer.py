@@ -55,7 +55,7 @@ def value_and_grad(
         shapes and dtypes of ``params``. ``step`` is the optimizer step (≥ 0) for the penalty's schedules, a Python int or an integer
         scalar array; it is not passed on to ``fun``. Pass it as an array under ``jit``, so that one compilation serves all steps.
 
-    Cost in gradient evaluations: 2 (forward, backward), 3 (central), 1 where the strength is 0. "exact" costs about 2.5 to 3: one
+    Cost in gradient evaluations: 2 (forward, backward), 3 (central), 1 where the strength is 0. "exact" costs about 2.5 to 3.3: one
     ``jax.linearize`` of the gradient, forward over reverse. Measured on a CPU, that took 3.0 on an MLP and 2.5 on a convolutional network,
     reverse over reverse 2.6 and 10.7. Where the strength is a schedule that may be 0 and ``step`` is traced, ``jax.lax.cond`` decides when
     the program runs; under ``vmap`` over ``step`` itself both sides are paid. ``ascent`` costs its share of the batch, and 1 more
