@@ -147,6 +147,7 @@ class FloodingRun:
     gradient_norm_explicit: Array
     moved: Array
     distance: Array
+    distance_held: Array
     slips: np.ndarray
     approach: int
 

@@ -145,6 +145,23 @@ def settling_distance(curvature: float, strength: float, *, learning_rate: float
     return rate * h * strength / room
 
 
+def trapping_curvature(largest_curvature: float, *, learning_rate: float, momentum: float = 0.0) -> float:
+    """How negative a curvature must be for SAM and GNP to be trapped at its saddle: |h| above ηH² / (2(1 + μ) − ηH), whatever the strength.
+
+    While iterates bounce along the sharpest direction H, ‖g‖ stays at Hδ, and the penalty adds λh²/‖g‖ to a negative curvature h. Only
+    displacements small against δ are held.
+
+    Args:
+        largest_curvature: H > 0, with ηH < 2(1 + μ).
+        learning_rate: η > 0.
+        momentum: μ, 0 ≤ μ < 1.
+
+    >>> trapping_curvature(2.0, learning_rate=0.5)
+    2.0
+    """
+    return largest_curvature * settling_distance(largest_curvature, 1.0, learning_rate=learning_rate, momentum=momentum)
+
+
 @dataclass(frozen=True, eq=False)
 class Settling:
     """Where SAM or GNP ended on a quadratic.
@@ -248,10 +265,10 @@ def advise(
         largest = strength * tolerated / distance if distance > 0 else np.inf
         if distance > tolerated:
             problems.append(f"strength {strength:g} settles {distance:.3g} from the minimum, not {tolerated:g}; stay below {largest:.3g}.")
-        if flat < 0 and rate * sharp**2 < -flat * (2 * (1 + inertia) - rate * sharp):
+        if -flat > (trap := trapping_curvature(sharp, learning_rate=rate, momentum=inertia)):
             problems.append(
-                f"curvature {flat:g} becomes a trap while iterates bounce along curvature {sharp:g}, at any strength; "
-                "let the strength or the radius end at 0, or use power 2."
+                f"curvature {flat:g} is a trap while iterates bounce along curvature {sharp:g}, as any below {-trap:.3g} is, at any "
+                "strength; let the strength end at 0, or use power 2."
             )
         return Advice(tuple(problems), largest, distance)
     stable = largest_gamma(sharp, learning_rate=rate, momentum=inertia)
