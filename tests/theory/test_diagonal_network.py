@@ -108,9 +108,8 @@ def test_implicit_bias_meets_its_optimality_conditions_at_any_scale(scale):
     data = sparse_regression(seed=2, shift=2.0)
     beta = implicit_bias(data.X, data.y, scale)
     np.testing.assert_allclose(data.X @ beta, data.y, atol=1e-9)
-    # arcsinh(β/2α²) without overflow: ln(|β| + √(β² + 4α⁴)) − ln 2α²
-    z = np.sign(beta) * (np.log(np.abs(beta) + np.hypot(beta, 2 * scale**2)) - np.log(2) - 2 * np.log(scale)) if scale > 1e-100 else None
-    if z is not None:
+    if scale > 1e-100:  # below, β/α² overflows
+        z = np.arcsinh(beta / scale**2 / 2)
         outside = z - data.X.T @ np.linalg.lstsq(data.X.T, z, rcond=None)[0]
         assert np.linalg.norm(outside) <= 1e-5 * np.linalg.norm(z)
 
@@ -190,7 +189,7 @@ def test_the_flow_tells_the_differences_apart_where_real_steps_do():
 
 
 def test_minibatches_visit_every_sample_once_an_epoch_and_follow_the_seed():
-    settings = dict(initial_scale=0.3, learning_rate=1e-2, steps=60, batch_size=2)
+    settings = {"initial_scale": 0.3, "learning_rate": 1e-2, "steps": 60, "batch_size": 2}
     one, again, other = (train(SMALL.X, SMALL.y, gradreg.sam(rho=0.05), seed=s, **settings) for s in (0, 0, 1))
     assert (one.beta == again.beta).all()
     assert (one.beta != other.beta).any()
@@ -202,11 +201,11 @@ def test_minibatches_visit_every_sample_once_an_epoch_and_follow_the_seed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(X=np.ones((3, 4)), y=np.ones(4)), r"y must have one entry for each of X's 3 rows"),
-        (dict(X=np.ones(4), y=np.ones(4)), r"X must be a non-empty matrix"),
-        (dict(X=np.eye(3)[:, :2], y=np.ones(3)), r"3 samples but only 2 features.*residual"),
-        (dict(X=np.ones((2, 3)), y=np.array([1.0, 2.0])), r"some of them dependent"),
-        (dict(X=np.full((2, 3), np.nan), y=np.ones(2)), r"must be finite"),
+        ({"X": np.ones((3, 4)), "y": np.ones(4)}, r"y must have one entry for each of X's 3 rows"),
+        ({"X": np.ones(4), "y": np.ones(4)}, r"X must be a non-empty matrix"),
+        ({"X": np.eye(3)[:, :2], "y": np.ones(3)}, r"3 samples but only 2 features.*residual"),
+        ({"X": np.ones((2, 3)), "y": np.array([1.0, 2.0])}, r"some of them dependent"),
+        ({"X": np.full((2, 3), np.nan), "y": np.ones(2)}, r"must be finite"),
     ],
 )
 def test_bad_data_is_refused_in_words(arguments, message):
@@ -219,21 +218,21 @@ def test_bad_data_is_refused_in_words(arguments, message):
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        (dict(gamma=-1.0), ValueError, r"gamma must be finite and >= 0"),
-        (dict(epsilon=np.inf), ValueError, r"epsilon must be a number and finite"),
-        (dict(initial_scale=0.0), ValueError, r"initial_scale must be finite and > 0"),
-        (dict(initial_scale=np.ones(3)), ValueError, r"one entry for each of the 60 features"),
-        (dict(initial_scale=np.zeros(60)), ValueError, r"> 0 everywhere"),
-        (dict(tolerance=0.0), ValueError, r"tolerance must be finite and > 0"),
-        (dict(loss_target="small"), TypeError, r"loss_target must be a number"),
-        (dict(gamma=2.0, epsilon=2.0), ValueError, r"collapsed to 0.*take gamma well below 0\.116"),
-        (dict(gamma=2.0, epsilon=0.0), ValueError, r"collapsed to 0.*take gamma well below 0\.116"),
-        (dict(loss_target=1e-40), ValueError, r"raise loss_target"),
+        ({"gamma": -1.0}, ValueError, r"gamma must be finite and >= 0"),
+        ({"epsilon": np.inf}, ValueError, r"epsilon must be a number and finite"),
+        ({"initial_scale": 0.0}, ValueError, r"initial_scale must be finite and > 0"),
+        ({"initial_scale": np.ones(3)}, ValueError, r"one entry for each of the 60 features"),
+        ({"initial_scale": np.zeros(60)}, ValueError, r"> 0 everywhere"),
+        ({"tolerance": 0.0}, ValueError, r"tolerance must be finite and > 0"),
+        ({"loss_target": "small"}, TypeError, r"loss_target must be a number"),
+        ({"gamma": 2.0, "epsilon": 2.0}, ValueError, r"collapsed to 0.*take gamma well below 0\.116"),
+        ({"gamma": 2.0, "epsilon": 0.0}, ValueError, r"collapsed to 0.*take gamma well below 0\.116"),
+        ({"loss_target": 1e-40}, ValueError, r"loss_target must be above rounding"),
     ],
 )
 def test_bad_settings_and_collapsing_flows_are_refused_in_words(changed, error, message):
     data = sparse_regression(shift=2.0, seed=0)
-    settings = dict(initial_scale=0.05, gamma=0.06, epsilon=0.02)
+    settings = {"initial_scale": 0.05, "gamma": 0.06, "epsilon": 0.02}
     with pytest.raises(error, match=message):
         simulate(data.X, data.y, **{**settings, **changed})
 
@@ -241,13 +240,13 @@ def test_bad_settings_and_collapsing_flows_are_refused_in_words(changed, error, 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (dict(batch_size=9), r"batch_size must be at most the number of samples, 4; got 9"),
-        (dict(learning_rate=100.0), r"learning_rate must keep the weights finite; got 100"),
-        (dict(steps=0), r"steps must be >= 1"),
+        ({"batch_size": 9}, r"batch_size must be at most the number of samples, 4; got 9"),
+        ({"learning_rate": 100.0}, r"learning_rate must keep the weights finite; got 100"),
+        ({"steps": 0}, r"steps must be >= 1"),
     ],
 )
 def test_train_refuses_what_it_cannot_do(changed, message):
-    settings = dict(initial_scale=0.3, learning_rate=1e-2, steps=50, seed=0)
+    settings = {"initial_scale": 0.3, "learning_rate": 1e-2, "steps": 50, "seed": 0}
     with pytest.raises(ValueError, match=message):
         train(SMALL.X, SMALL.y, gradreg.fgr(gamma=0.1, epsilon=0.1), **{**settings, **changed})
 

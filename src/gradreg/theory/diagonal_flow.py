@@ -89,6 +89,6 @@ class DiagonalFlow:
             a_s = ((1 - gamma / epsilon) * by_s + (gamma / epsilon) * moved_by_s) / n
         s_nu = gamma * (g[:, None] * (X.T @ moved_by_nu) + moved_g[:, None] * (X.T @ by_nu)) / n
         if self.sparse:
-            return sparse.bmat([[-a_nu, -a_s], [s_nu, None]], format="csc")
+            return sparse.csc_matrix(sparse.bmat([[-a_nu, -a_s], [s_nu, None]]))
         s_s = gamma * (g[:, None] * (X.T @ moved_by_s) + moved_g[:, None] * (X.T @ by_s)) / n
         return np.block([[-a_nu, -a_s], [s_nu, s_s]])

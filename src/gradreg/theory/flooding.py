@@ -65,7 +65,7 @@ class _Regression:
         if penalty not in self._regularizers:
             self._regularizers[penalty] = GradientRegularizer(self.model, penalty)
         self.model.zero_grad()
-        loss = self._regularizers[penalty].backward(lambda: ((self.model(self.X) - self.y) ** 2).mean())
+        loss = self._regularizers[penalty].backward(((self.model(self.X) - self.y) ** 2).mean)
         return loss.item(), torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
 
 

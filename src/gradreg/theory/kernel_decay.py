@@ -9,6 +9,7 @@ Source: Lewkowycz and Gur-Ari 2020, arXiv 2006.08643, theorem 1.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,7 @@ class _Network:
     def __init__(self, X: Array, width: int, depth: int, random: np.random.Generator) -> None:
         sizes = [X.shape[1], *[width] * (depth - 1), 1]
         self.X = X
-        self.weights = [random.standard_normal((a, b)) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        self.weights = [random.standard_normal((a, b)) for a, b in itertools.pairwise(sizes)]
         self.scales = [1 / np.sqrt(sizes[0]), *(np.sqrt(2 / a) for a in sizes[1:-1])]
 
     def passes(self, weights: list[Array]) -> tuple[Array, list[Array], list[Array]]:
@@ -72,8 +73,7 @@ class _Network:
         f, inputs, slopes = self.passes(weights)
         residual = (f - y)[:, None]
         return [
-            scale * (a.T @ (b * residual)) + l2 * weight
-            for a, b, scale, weight in zip(inputs, slopes, self.scales, weights, strict=True)
+            scale * (a.T @ (b * residual)) + l2 * weight for a, b, scale, weight in zip(inputs, slopes, self.scales, weights, strict=True)
         ]
 
     def outputs_and_kernel(self) -> tuple[Array, Array]:

@@ -131,8 +131,8 @@ def settling_distance(curvature: float, strength: float, *, learning_rate: float
     Raises:
         ValueError: also where plain gradient descent is unstable, and nothing settles.
 
-    >>> settling_distance(1.0, 0.3, learning_rate=0.5)
-    0.1
+    >>> settling_distance(1.0, 0.75, learning_rate=0.5)
+    0.25
     """
     rate, inertia = _checked_optimizer(learning_rate, momentum)
     h, strength = checks.positive("curvature", curvature), checks.non_negative("strength", strength)
@@ -258,7 +258,9 @@ def advise(
     problems: list[str] = []
     if rate * sharp >= 2 * (1 + inertia):
         limit = 2 * (1 + inertia) / sharp
-        return Advice((f"learning rate {rate:g} is unstable at curvature {sharp:g} without any penalty; stay below {limit:.3g}.",), 0.0, 0.0)
+        return Advice(
+            (f"learning rate {rate:g} is unstable at curvature {sharp:g} without any penalty; stay below {limit:.3g}.",), 0.0, 0.0
+        )
     if penalty.power == 1:
         distance = settling_distance(sharp, strength, learning_rate=rate, momentum=inertia)
         tolerated = np.inf if tolerated_distance is None else checks.positive("tolerated_distance", tolerated_distance)

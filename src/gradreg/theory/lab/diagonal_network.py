@@ -47,6 +47,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nonzeros", type=int, default=3, help="k, non-zero coordinates of the target (default 3)")
     parser.add_argument("--seeds", type=int, default=5, help="random problems to average over, from --seed upwards (default 5)")
 
+    parser.add_argument("--loss-target", type=float, default=1e-14, help="loss at which a flow has arrived, > 0 (default 1e-14)")
+    rates = [4e-4, 2e-4, 1e-4]
+    text = "learning rates of the real training, at least two, > 0 (default 4e-4 2e-4 1e-4)"
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=rates, metavar="RATE", help=text)
+
 
 def run(options: argparse.Namespace) -> LabReport:
     """Solve the flows of the reference experiment over the seeds, tabulate and draw them."""
@@ -60,7 +65,8 @@ def run(options: argparse.Namespace) -> LabReport:
 
     def flow(setting: Setting, gamma: float, epsilon: float, seed: int) -> DiagonalNetworkFlow:
         data = problem(setting, seed)
-        return simulate(data.X, data.y, initial_scale=setting.initial_scale, gamma=gamma, epsilon=epsilon)
+        target = options.loss_target
+        return simulate(data.X, data.y, initial_scale=setting.initial_scale, gamma=gamma, epsilon=epsilon, loss_target=target)
 
     @cache
     def measured(setting: Setting, gamma: float, epsilon: float) -> np.ndarray:
@@ -91,7 +97,7 @@ def run(options: argparse.Namespace) -> LabReport:
             for gamma in np.linspace(0.0, setting.gamma, 5).tolist():
                 shown = cells(setting, gamma, epsilon if gamma else 0.0)
                 recovery.append((*head, gamma, epsilon, _difference(epsilon), *shown))
-    steps = _steps(options.seed)
+    steps = _steps(options.seed, sorted({checks.positive("--learning-rates", r) for r in options.learning_rates}, reverse=True))
     figures = {
         "alpha": _draw_alpha(sweep),
         "recovery": _draw_recovery(recovery),
@@ -99,7 +105,9 @@ def run(options: argparse.Namespace) -> LabReport:
         "steps": _draw_steps(steps),
     }
     tables = {
-        "reference": Table(columns, reference, f"Diagonal linear network, gradient flow to loss 1e-14, mean over {count} problems"),
+        "reference": Table(
+            columns, reference, f"Diagonal linear network, gradient flow to loss {options.loss_target:g}, mean over {count} problems"
+        ),
         "alpha": Table(columns, sweep),
         "recovery": Table(columns, recovery),
         "steps": Table(
@@ -115,13 +123,14 @@ def _difference(epsilon: float) -> str:
     return "DB" if epsilon == 0 else "F-GR" if epsilon > 0 else "B-GR"
 
 
-def _steps(seed: int) -> list[tuple[str, float, int, float, float]]:
-    """Error of real steps against the flow at time 0.2, for three learning rates, on a small problem."""
+def _steps(seed: int, rates: list[float]) -> list[tuple[str, float, int, float, float]]:
+    """Error of real steps against the flow at time 0.2, for each learning rate, on a small problem."""
     data = sparse_regression(features=12, samples=6, nonzeros=2, shift=1.0, seed=seed)
     rows = []
     for epsilon in (0.05, -0.05, 0.0):
         end = simulate(data.X, data.y, initial_scale=0.3, gamma=0.05, epsilon=epsilon, end_time=0.2)
-        for rate, steps in ((4e-4, 500), (2e-4, 1000), (1e-4, 2000)):
+        for rate in rates:
+            steps = max(1, round(0.2 / rate))
             trained = train(data.X, data.y, penalty_of(0.05, epsilon), initial_scale=0.3, learning_rate=rate, steps=steps, seed=0)
             error = float(np.linalg.norm(trained.beta - end.beta))
             rows.append((_difference(epsilon), rate, steps, error, error / rate))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ COLOURS = {"none": "#777777", "B-GR": "#D55E00", "DB": "#222222", "F-GR": "#0072
 
 SEQUENCE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 11,
     "axes.titlesize": 11.5,
     "axes.labelsize": 11,
@@ -60,4 +61,4 @@ def legend(axes: Axes, **where: object) -> None:
 def shades(count: int) -> Sequence[str]:
     """``count`` colours from light to dark blue, for an ordered quantity."""
     scale = matplotlib.colormaps["viridis"]
-    return [matplotlib.colors.to_hex(scale(0.85 - 0.8 * i / max(1, count - 1))) for i in range(count)]
+    return [to_hex(scale(0.85 - 0.8 * i / max(1, count - 1))) for i in range(count)]

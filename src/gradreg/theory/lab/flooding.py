@@ -29,9 +29,7 @@ def run(options: argparse.Namespace) -> LabReport:
         for seed in range(options.seed, options.seed + 3)
         for found in (two_steps(learning_rate=rate, width=options.width, seed=seed),)
     ]
-    path = simulate(
-        level=options.level, learning_rate=options.learning_rate, pairs=options.pairs, width=options.width, seed=options.seed
-    )
+    path = simulate(level=options.level, learning_rate=options.learning_rate, pairs=options.pairs, width=options.width, seed=options.seed)
     first = int(np.argmax(path.slips)) if path.slips.any() else options.pairs
     shown = sorted({0, min(first, options.pairs), options.pairs // 4, options.pairs // 2, options.pairs})
     columns = ("pairs", "slips so far", "loss", "loss, F-GR", "|g|", "|g|, F-GR", "moved", "distance", "distance, held")
@@ -72,8 +70,10 @@ def _draw(path: FloodingRun, level: float):
     drawing.label(axes[1], "Gradient norm: falling on both paths", "pairs of steps", "‖g‖")
     axes[2].semilogy(pairs[1:], path.moved[1:], color="#999999", label="right: moved by flooding")
     axes[2].semilogy(pairs[1:], np.maximum(path.distance[1:], 1e-17), color=explicit, label="right: flooding to explicit F-GR")
-    axes[2].semilogy(pairs[1:], np.maximum(path.distance_held[1:], 1e-17), color=held, label="right: flooding to F-GR with the slips' plain steps")
-    for slip in slips:
+    axes[2].semilogy(
+        pairs[1:], np.maximum(path.distance_held[1:], 1e-17), color=held, label="right: flooding to F-GR with the slips' plain steps"
+    )
+    for slip in slips.tolist():
         axes[2].axvline(slip + 1, color="#dddddd", linewidth=0.8, zorder=0)
     axes[2].plot([], [], color="#cccccc", linewidth=0.8, label="slip: two steps the same way")
     axes[2].set_xscale("log")

@@ -21,7 +21,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
     parser.add_argument("--l2", type=float, default=0.1, help="lambda of lambda/2 |theta|^2, > 0 (default 0.1)")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 512, 4096], help="hidden widths at depth 2 (default 64 512 4096)")
-    parser.add_argument("--deep-widths", type=int, nargs="+", default=[64, 256, 1024], help="hidden widths at depth 3 (default 64 256 1024)")
+    parser.add_argument(
+        "--deep-widths", type=int, nargs="+", default=[64, 256, 1024], help="hidden widths at depth 3 (default 64 256 1024)"
+    )
     parser.add_argument("--end-time", type=float, default=15.0, help="flow time at depth 2: learning rate x steps (default 15)")
     parser.add_argument("--seeds", type=int, default=5, help="networks and data sets to average over, from --seed upwards (default 5)")
 
@@ -88,7 +90,13 @@ def _draw_decay(shallow: dict[int, list[KernelDecay]], deep: dict[int, list[Kern
     for depth, group, colour in ((2, shallow, drawing.SEQUENCE[0]), (3, deep, drawing.SEQUENCE[4])):
         widths = np.array(list(group))
         deviation = np.array([np.mean([run.deviation[-1 if depth == 3 else last // 2] for run in runs]) for runs in group.values()])
-        axes[2].loglog(widths, deviation * 100, marker="o", color=colour, label=f"{depth} layers, t = {next(iter(group.values()))[0].time[-1 if depth == 3 else last // 2]:g}")
+        axes[2].loglog(
+            widths,
+            deviation * 100,
+            marker="o",
+            color=colour,
+            label=f"{depth} layers, t = {next(iter(group.values()))[0].time[-1 if depth == 3 else last // 2]:g}",
+        )
     widths = np.array([min(shallow), max(shallow)])
     start = np.mean([run.deviation[last // 2] for run in shallow[int(widths[0])]])
     axes[2].loglog(widths, 50 * start * (widths / widths[0]) ** -1.0, color="#999999", linestyle=":", label="slope −1")

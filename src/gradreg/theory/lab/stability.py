@@ -120,7 +120,12 @@ def _draw_map(h: np.ndarray, gamma: np.ndarray, maps: dict, rate: float):
         axis.set_ylim(gamma[0], gamma[-1])
         axis.set_xlim(h[0], h[-1])
         axis.grid(False)
-        drawing.label(axis, f"Colours: 2000 real steps, η = {rate:g}, momentum {momentum:g}; lines: theory", "curvature h (eigenvalue of the Hessian)", "strength γ")
+        drawing.label(
+            axis,
+            f"Colours: 2000 real steps, η = {rate:g}, momentum {momentum:g}; lines: theory",
+            "curvature h (eigenvalue of the Hessian)",
+            "strength γ",
+        )
     handles = [Patch(facecolor=colours[f], edgecolor="#888888", label=words[f]) for f in Fate]
     handles += [axes[0].plot([], [], color="black", linewidth=1.5, label="ηh(1 + γh) = 2(1 + μ)")[0]]
     handles += [axes[0].plot([], [], color="black", linewidth=1.5, linestyle="--", label="γ|h| = 1")[0]]
