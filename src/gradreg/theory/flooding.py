@@ -56,6 +56,10 @@ class _Regression:
 
         torch.nn.utils.vector_to_parameters(vector, self.model.parameters())
 
+    def loss(self) -> torch.Tensor:
+        """The mean squared error, by a forward pass."""
+        return ((self.model(self.X) - self.y) ** 2).mean()
+
     def gradient(self, penalty: GradientPenalty | None = None) -> tuple[float, torch.Tensor]:
         """The loss and the regularized gradient at the present weights, from ``GradientRegularizer``."""
         import torch
@@ -65,7 +69,7 @@ class _Regression:
         if penalty not in self._regularizers:
             self._regularizers[penalty] = GradientRegularizer(self.model, penalty)
         self.model.zero_grad()
-        loss = self._regularizers[penalty].backward(((self.model(self.X) - self.y) ** 2).mean)
+        loss = self._regularizers[penalty].backward(self.loss)
         return loss.item(), torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
 
 

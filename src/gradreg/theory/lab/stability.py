@@ -122,13 +122,13 @@ def _draw_map(h: np.ndarray, gamma: np.ndarray, maps: dict, rate: float):
         axis.grid(False)
         drawing.label(
             axis,
-            f"Colours: 2000 real steps, η = {rate:g}, momentum {momentum:g}; lines: theory",
+            f"2000 steps at each point, η = {rate:g}, momentum {momentum:g}",
             "curvature h (eigenvalue of the Hessian)",
             "strength γ",
         )
     handles = [Patch(facecolor=colours[f], edgecolor="#888888", label=words[f]) for f in Fate]
-    handles += [axes[0].plot([], [], color="black", linewidth=1.5, label="ηh(1 + γh) = 2(1 + μ)")[0]]
-    handles += [axes[0].plot([], [], color="black", linewidth=1.5, linestyle="--", label="γ|h| = 1")[0]]
+    handles += [axes[0].plot([], [], color="black", linewidth=1.5, label="theory: ηh(1 + γh) = 2(1 + μ)")[0]]
+    handles += [axes[0].plot([], [], color="black", linewidth=1.5, linestyle="--", label="theory: γ|h| = 1")[0]]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
     return figure
 
