@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("gradreg.study.command", "does a penalty help here, by how much, at what cost: train variants over seeds and report"),
+    "lab": ("gradreg.theory.command", "the theorems as experiments: diagonal networks, kernel decay, flooding, stability"),
     "train": ("gradreg.train.command", "train one recipe, with any key overridden"),
 }
 """Command -> (module with ``main(arguments) -> int``, one line of help)."""
