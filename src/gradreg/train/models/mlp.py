@@ -68,8 +68,7 @@ def mlp_fgr(pretrained: bool = False, **options: Any) -> MLP:
 def mlp_l2(pretrained: bool = False, **options: Any) -> MLP:
     """The fully connected network of the experiments on L2 with MNIST.
 
-    Source: Lewkowycz and Gur-Ari 2020, arXiv 2006.08643, section 2: a fully connected network that is wide enough to fit its training data.
-    Chosen here, and not checked against the paper's appendix: three hidden layers of 2048, biases, PyTorch's initialization. ``hidden``
-    changes them.
+    Source: Lewkowycz and Gur-Ari 2020, arXiv 2006.08643, which has one on MNIST, wide enough to fit its training data. Chosen here, and not
+    checked against the paper's appendix: three hidden layers of 2048, biases, PyTorch's initialization. ``hidden`` changes them.
     """
     return untrained("mlp_l2", MLP, pretrained, options, in_chans=1, img_size=28, hidden=(2048, 2048, 2048))

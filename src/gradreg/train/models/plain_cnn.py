@@ -39,8 +39,7 @@ class PlainCNN(nn.Module):
             raise ValueError(f"model.img_size must be >= {2 ** len(channels)} for {len(channels)} halvings; got {img_size}. {remedy}")
         layers: list[nn.Module] = []
         incoming = in_chans
-        for outgoing in channels:
-            outgoing = checks.whole("model.channels", outgoing, minimum=1)
+        for outgoing in (checks.whole("model.channels", width, minimum=1) for width in channels):
             for before in (incoming, outgoing):
                 layers += [nn.Conv2d(before, outgoing, 3, padding=1), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
@@ -61,8 +60,8 @@ default_cfgs = {"cnn_l2": images(3, 32, fixed=True)}
 def cnn_l2(pretrained: bool = False, **options: Any) -> PlainCNN:
     """The CNN of the experiments on L2 with CIFAR-10.
 
-    Source: Lewkowycz and Gur-Ari 2020, arXiv 2006.08643, section 2: a CNN that is wide enough to fit its training data. Chosen here, and not
-    checked against the paper's appendix: two stages of 300 and 500 channels, a hidden layer of 500, PyTorch's initialization. ``channels``
-    and ``hidden`` change them.
+    Source: Lewkowycz and Gur-Ari 2020, arXiv 2006.08643, which has CNNs on CIFAR-10, wide enough to fit their training data. Chosen here, and
+    not checked against the paper's appendix: two stages of 300 and 500 channels, a hidden layer of 500, PyTorch's initialization.
+    ``channels`` and ``hidden`` change them.
     """
     return untrained("cnn_l2", PlainCNN, pretrained, options)

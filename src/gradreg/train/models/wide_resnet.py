@@ -45,7 +45,7 @@ class WideResNet(nn.Module):
 
     Differs from the GNP reference (arXiv 2202.03599, its code): there a shortcut that changes shape is average pooling and zero-padded
     channels, without parameters (WRN-28-10 then has 36.22 M in place of 36.48 M), taken before normalization except in the first block; and
-    the last layer's weights are uniform in ±1/√classes there, PyTorch's default here. Dropout between the convolutions, which the paper also
+    the last layer's weights are uniform in ±1/√classes, here PyTorch's default. Dropout between the convolutions, which the paper also
     tries, is left out.
 
     Args:
