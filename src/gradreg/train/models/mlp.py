@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from timm.layers import to_2tuple
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -33,7 +32,7 @@ class MLP(nn.Module):
         hidden: Sequence[int] = (256, 256),
     ) -> None:
         super().__init__()
-        height, width = to_2tuple(img_size)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         widths = [in_chans * height * width, *(checks.whole("model.hidden", width, minimum=1) for width in hidden), num_classes]
         layers: list[nn.Module] = [nn.Flatten()]
         for wide, narrow in pairwise(widths):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.layers import to_2tuple
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -33,7 +32,8 @@ class PlainCNN(nn.Module):
         hidden: int = 500,
     ) -> None:
         super().__init__()
-        height, width = (side // 2 ** len(channels) for side in to_2tuple(img_size))
+        sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+        height, width = (side // 2 ** len(channels) for side in sides)
         if not height * width:
             remedy = "Use fewer stages in model.channels."
             raise ValueError(f"model.img_size must be >= {2 ** len(channels)} for {len(channels)} halvings; got {img_size}. {remedy}")
@@ -60,8 +60,8 @@ default_cfgs = {"cnn_l2": images(3, 32, fixed=True)}
 def cnn_l2(pretrained: bool = False, **options: Any) -> PlainCNN:
     """The CNN of the experiments on L2 with CIFAR-10.
 
-    Source: Lewkowycz and Gur-Ari 2020, arXiv 2006.08643, which has CNNs on CIFAR-10, wide enough to fit their training data. Chosen here, and
-    not checked against the paper's appendix: two stages of 300 and 500 channels, a hidden layer of 500, PyTorch's initialization.
+    Source: Lewkowycz and Gur-Ari 2020, arXiv 2006.08643, which has CNNs on CIFAR-10, wide enough to fit their training data. Chosen here,
+    and not checked against the paper's appendix: two stages of 300 and 500 channels, a hidden layer of 500, PyTorch's initialization.
     ``channels`` and ``hidden`` change them.
     """
     return untrained("cnn_l2", PlainCNN, pretrained, options)

@@ -51,8 +51,9 @@ class Block(nn.Module):
 class PyramidNet(nn.Module):
     """Additive PyramidNet: block k of N has round(16 + k · alpha / N) channels (four times as many leave a bottleneck).
 
-    Source: Han, Kim and Kim 2017, arXiv 1610.02915, and the published code, which rounds channels as here. With ``shake_drop``: Yamada et al. 2019, arXiv 1802.02375,
-    after each branch's last normalization, the keep probability falling linearly to ``shake_drop`` at the last block.
+    Source: Han, Kim and Kim 2017, arXiv 1610.02915, and the published code, which rounds the channels as here. With ``shake_drop``: Yamada
+    et al. 2019, arXiv 1802.02375, after each branch's last normalization, the keep probability falling linearly to ``shake_drop`` at the
+    last block.
 
     Differs from the GNP reference (arXiv 2202.03599, its code): there the last layer's weights are uniform in ±1/√classes, here PyTorch's
     default; its ShakeDrop variant stops with an error.
