@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import timm
@@ -158,3 +160,10 @@ def test_counting_without_values_counts_the_same():
     with torch.device("meta"):
         assert listing.describe("vit_tiny_patch4_32").parameters == count(timm.create_model("vit_tiny_patch4_32"))
     assert set(IMGCLSMOB) | set(AUTHORS) | set(TORCHVISION) | set(VGG) | set(TRANSFORMERS) <= set(models.OURS)
+
+
+def test_the_counts_in_the_documentation_are_these():
+    text = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    stated = {name: int(number.replace(",", "")) for name, number in re.findall(r"^\| `(\w+)` \|.*?\| ([\d,]+) \|", text, re.MULTILINE)}
+    assert set(stated) == {name for name in models.OURS if not name.endswith(("_32", "_cifar", "_shakedrop"))}
+    assert stated == {name: listing.describe(name).parameters for name in stated}
