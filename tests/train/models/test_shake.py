@@ -131,6 +131,19 @@ def test_all_passes_of_a_regularized_step_see_the_same_noise(name):
     assert any(not torch.allclose(h, o, rtol=0.1) for h, o in zip(second, other, strict=True))  # other noise would have shown
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_double_backprop_goes_through_with_the_same_noise(name):
+    model, (images, labels) = network(name), batch()
+    gradients = []
+    for _ in range(2):
+        torch.manual_seed(9)
+        model.zero_grad()
+        GradientRegularizer(model, gradreg.exact(gamma=0.1)).backward(lambda: cross_entropy(model(images), labels))
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(map(torch.equal, *gradients))
+    assert all(bool(g.isfinite().all()) for g in gradients[0])
+
+
 def test_bfloat16_keeps_the_probability():
     torch.manual_seed(0)
     x = torch.ones(40_000, 1, 1, 1, dtype=torch.bfloat16)

@@ -4,9 +4,10 @@ All random numbers, those of the backward pass included, are drawn in the forwar
 of each for every image. So replaying that generator, as ``gradreg.torch.GradientRegularizer`` does, gives every pass over a batch the same
 noise, and ``torch.manual_seed`` fixes it.
 
-The gradient that results is no gradient of any loss: that is the method. A penalty on its norm then works with this disturbed gradient in
-every pass. Differs from the GNP reference (arXiv 2202.03599, its code), which takes the first pass, and that one alone, with the forward
-numbers in its backward pass too.
+The gradient that results is no gradient of any loss: that is the method. A penalty on its norm works with this disturbed gradient in every
+pass; ``gradreg.exact``, double backprop, disturbs once more where it differentiates and is the exact derivative of nothing, so prefer the
+finite differences. Differs from the GNP reference (arXiv 2202.03599, its code), which takes the first pass, and that one alone, with the
+forward numbers in its backward pass too.
 """
 
 from __future__ import annotations
