@@ -182,7 +182,7 @@ def alone(model: nn.Module, penalty: GradientPenalty, world: int) -> None:
             regularizer.backward(lambda rows=rows: nn.functional.cross_entropy(model(x[rows]), y[rows]))  # type: ignore[misc]
             for total, p in zip(mean, model.parameters(), strict=True):
                 assert p.grad is not None
-                total += p.grad / world
+                total.add_(p.grad, alpha=1 / world)
         for total, p in zip(mean, model.parameters(), strict=True):
             p.grad = total
         optimizer.step()
