@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 import gradreg
 from gradreg import GradientPenalty
@@ -236,7 +236,9 @@ def data_parallel(rank: int, world: int, folder: str) -> dict[str, tuple[dict[st
             strategy = DDPStrategy(process_group_backend="gloo", cluster_environment=Joined())
             callback = GradientRegularization(PENALTIES[name], parameters=lambda n, p: n.startswith("network."))
             options: dict[str, Any] = {"strategy": strategy, "devices": world, "limit_train_batches": 3, "enable_checkpointing": False}
-            trainer_of(Path(folder), callback, **options).fit(module, loader())
+            sampler = DistributedSampler(digits(), world, rank, shuffle=False)
+            data = DataLoader(digits(), batch_size=32, sampler=sampler)
+            trainer_of(Path(folder), callback, use_distributed_sampler=False, **options).fit(module, data)
         alone(twin.network, PENALTIES[name], world)
         found[name] = (values(module.network), values(twin.network))
     return found

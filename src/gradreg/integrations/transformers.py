@@ -1,4 +1,4 @@
-"""Hugging Face: any ``transformers.Trainer``, TRL's included, with a penalty on the gradient norm."""
+"""Hugging Face: a ``transformers.Trainer`` with a penalty on the gradient norm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class GradientRegularizationMixin:
 
     One perturbation is made for all ``gradient_accumulation_steps`` micro-batches together, at the boundary; clipping, loss scale,
     logging, checkpoints and ``accelerate`` work as before. Schedules follow ``state.global_step``, so a resumed run goes on where it was.
-    With TRL's ``GRPOTrainer`` the completions and advantages are those of the first pass; what its losses log is logged by that pass only.
+    What a loss of TRL's trainers adds to their metrics is kept from the first pass only; no test runs them yet.
 
     Args:
         penalty: what is penalised; None trains without a penalty, through the same calls.
