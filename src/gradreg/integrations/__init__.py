@@ -1,0 +1,1 @@
+"""Adapters for frameworks that own the training loop: a page each, imported only by whoever uses that framework."""
