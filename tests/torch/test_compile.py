@@ -13,7 +13,7 @@ import gradreg
 from gradreg.torch import GradientRegularizer
 
 from .cases import (
-    PAST_WARMUP,
+    DURING_WARMUP,
     Problem,
     assert_close,
     assert_same_bits,
@@ -48,7 +48,7 @@ def test_a_compiled_model(penalty: gradreg.GradientPenalty, compiled: tuple[nn.M
         model.zero_grad()
         problem = Problem(model, x, y)
         before = values(model)
-        regularizer_at(PAST_WARMUP, model, penalty).backward(problem.closure())
+        regularizer_at(DURING_WARMUP, model, penalty).backward(problem.closure())
         after = values(model)
         assert all(torch.equal(after[n], before[n]) for n, _ in model.named_parameters())
         found.append((eager_names(gradients(model)), eager_names(after)))

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import gradreg
 from gradreg.torch import GradientRegularizer
 
-from .cases import PAST_WARMUP, PENALTIES, Problem, assert_close, assert_same_bits, every_penalty, gradients, regularizer_at, values
+from .cases import DURING_WARMUP, PENALTIES, Problem, assert_close, assert_same_bits, every_penalty, gradients, regularizer_at, values
 
 
 class Checkpointed(nn.Module):
@@ -35,7 +35,7 @@ def test_gradient_checkpointing(penalty: gradreg.GradientPenalty) -> None:
     for recompute in (False, True):
         model = Checkpointed(recompute).double()
         torch.manual_seed(4)
-        regularizer_at(PAST_WARMUP, model, penalty).backward(Problem(model, x, y).closure())
+        regularizer_at(DURING_WARMUP, model, penalty).backward(Problem(model, x, y).closure())
         found.append(gradients(model))
     assert_close(found[1], found[0], tolerance=1e-12)
 
@@ -49,7 +49,7 @@ def test_channels_last(penalty: gradreg.GradientPenalty) -> None:
         x, y = torch.randn(4, 3, 6, 6, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
         model, x = model.to(memory_format=memory_format), x.to(memory_format=memory_format)
         before = values(model)
-        regularizer_at(PAST_WARMUP, model, penalty).backward(Problem(model, x, y).closure())
+        regularizer_at(DURING_WARMUP, model, penalty).backward(Problem(model, x, y).closure())
         assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
         assert model[0].weight.is_contiguous(memory_format=memory_format)
         found.append({n: g.contiguous() for n, g in gradients(model).items()})
@@ -74,9 +74,9 @@ class Tied(nn.Module):
 def test_shared_weights_are_moved_and_counted_once(penalty: gradreg.GradientPenalty) -> None:
     model, x = Tied(), torch.randn(6, 4, dtype=torch.float64)
     functional = nn.ParameterDict({"w": nn.Parameter(model.first.weight.detach().clone())})
-    regularizer = regularizer_at(PAST_WARMUP, model, penalty)
+    regularizer = regularizer_at(DURING_WARMUP, model, penalty)
     regularizer.backward(lambda: model(x).square().mean())
-    twin = regularizer_at(PAST_WARMUP, functional, penalty)
+    twin = regularizer_at(DURING_WARMUP, functional, penalty)
     twin.backward(lambda: (torch.tanh(x @ functional["w"].T) @ functional["w"].T).square().mean())
     assert model.first.weight.grad is not None
     assert functional["w"].grad is not None
