@@ -18,6 +18,7 @@ from gradreg.torch import GradientRegularizer
 from gradreg.torch.regularizer import Scope
 
 Selection = Callable[[str, nn.Parameter], bool]
+_BESIDE_THE_STATE = ("_update_count", "_computed", "_forward_cache")
 
 
 class GradientRegularization(Callback):
@@ -28,11 +29,12 @@ class GradientRegularization(Callback):
         trainer = Trainer(callbacks=[GradientRegularization(gradreg.sam(rho=0.05))], accumulate_grad_batches=4, gradient_clip_val=1.0)
 
     With ``accumulate_grad_batches`` one perturbation is made from the whole accumulated gradient: the batches wait (``training_step``
-    included) for the last of them, whose outputs hold the mean loss; those before have none, as if their ``training_step`` had returned None.
+    included) for the last of them, whose outputs hold the mean loss; those before have no outputs.
 
     The first pass is the one that counts: a repeated ``training_step`` logs nothing, and the states of torchmetrics in the module are put
-    back after it. One that writes elsewhere should ask ``callback.repeats_pass``. The hooks ``on_before_backward`` and ``on_after_backward``
-    run once a step, with the loss of the first pass and the regularized gradient. The penalty's clock is the trainer's ``global_step``.
+    back after it. One that writes elsewhere should ask ``callback.repeats_pass``. The hooks ``on_before_backward`` and
+    ``on_after_backward`` run once a step, with the first pass's loss and the regularized gradient. The penalty's clock is the trainer's
+    ``global_step``.
 
     Args:
         penalty: what is penalised; None trains without, through the same path.
@@ -52,25 +54,26 @@ class GradientRegularization(Callback):
         self.scope: Scope = scope
         self.regularizer: GradientRegularizer | None = None
         self.repeats_pass = False
-        self._evaluations = 0
+        self._counts = {"step": 0, "evaluations": 0}
         self._waiting: list[_Batch] = []
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds: the regularizer's counts."""
-        return {"step": 0, "evaluations": self._evaluations} if self.regularizer is None else self.regularizer.state_dict()
+        return dict(self._counts) if self.regularizer is None else self.regularizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint; the clock comes with the trainer's ``global_step``."""
-        self._evaluations = state_dict["evaluations"]
+        self._counts = dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the regularizer from the model as the strategy has wrapped it, and take the place of the backward pass."""
         _check_supported(trainer, pl_module)
-        names = {id(p): name for name, p in pl_module.named_parameters()}
+        names: dict[int, str] = {id(p): name for name, p in pl_module.named_parameters()}
         choose = self.perturbed
-        parameters = None if choose is None else lambda name, p: choose(names.get(id(p), name), p)
+        parameters = None if choose is None else lambda name, p: choose(names[id(p)], p)
         model = cast(nn.Module, trainer.strategy.model)
         self.regularizer = GradientRegularizer(model, self.penalty, parameters=parameters, scope=self.scope)
+        self.regularizer.load_state_dict(self._counts)
         self._waiting = []
         loop = trainer.fit_loop.epoch_loop.automatic_optimization
 
@@ -83,17 +86,18 @@ class GradientRegularization(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the trainer as it was."""
         vars(trainer.fit_loop.epoch_loop.automatic_optimization).pop("_make_closure", None)
-        self._evaluations = self.state_dict()["evaluations"]
+        self._counts = self.state_dict()
         self._waiting = []
 
-    on_exception = cast(Any, lambda self, trainer, pl_module, exception: self.on_train_end(trainer, pl_module))
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the trainer as it was."""
+        self.on_train_end(trainer, pl_module)
 
     def _gradient(self, trainer: Trainer) -> Tensor:
         """Fill ``.grad`` with the regularized gradient of the batches that wait; returns their mean loss."""
         module, regularizer = trainer.lightning_module, self.regularizer
         assert regularizer is not None
-        evaluations = max(regularizer.state_dict()["evaluations"], self._evaluations)
-        regularizer.load_state_dict({"step": trainer.global_step, "evaluations": evaluations})
+        regularizer.load_state_dict({**regularizer.state_dict(), "step": trainer.global_step})
         scaler = getattr(trainer.strategy.precision_plugin, "scaler", None)
         before = False
 
@@ -114,7 +118,7 @@ class GradientRegularization(Callback):
     def _repeating(self, module: LightningModule) -> Iterator[None]:
         """Nothing is logged, and no metric changed, within."""
         metrics = [m for m in module.modules() if isinstance(m, Metric)]
-        states = [(m, m._copy_state_dict(), m._update_count, m._computed) for m in metrics]
+        states = [(m, {**m._copy_state_dict(), **{name: getattr(m, name) for name in _BESIDE_THE_STATE}}) for m in metrics]
         vars(module)["log"] = vars(module)["log_dict"] = lambda *_, **__: None
         self.repeats_pass = True
         try:
@@ -122,10 +126,9 @@ class GradientRegularization(Callback):
         finally:
             self.repeats_pass = False
             del vars(module)["log"], vars(module)["log_dict"]
-            for metric, state, count, computed in states:
+            for metric, state in states:
                 for name, value in state.items():
                     setattr(metric, name, value)
-                metric._update_count, metric._computed = count, computed
 
 
 class _Batch:
@@ -148,6 +151,10 @@ class _Batch:
         else:
             with self.owner._repeating(self.trainer.lightning_module):
                 loss = self.step().closure_loss
+        if loss is None and len(self.owner._waiting) > 1:
+            raise ValueError(
+                "training_step must return a loss for every batch of an accumulation; got None. Return a loss times 0 to leave a batch out."
+            )
         if loss is None:
             raise _SkippedStep
         return loss
@@ -200,5 +207,6 @@ def _check_supported(trainer: Trainer, module: LightningModule) -> None:
         )
     if trainer.strategy.handles_gradient_accumulation:
         raise ValueError(
-            f"the strategy must leave the backward pass to PyTorch; got {type(trainer.strategy).__name__}. Use 'ddp' or ModelParallelStrategy."
+            f"the strategy must leave the backward pass to PyTorch; got {type(trainer.strategy).__name__}. "
+            "Use 'ddp', or ModelParallelStrategy with fully_shard."
         )
