@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import gradreg
+from tests.torch.ranks import run_ranks
 
-from ..torch.ranks import run_ranks
 from .digits import batch, largest_difference, network, weights
 
 SAM = gradreg.sam(rho=0.2)

@@ -6,11 +6,16 @@ Source: arXiv 2602.18037. Its setting, for a model of any size::
         model, reward, args=GRPOConfig(..., beta=0.0), penalty=against_reward_hacking(), perturbed=without_embeddings(model)
     )
 
-Both passes see the same completions, rewards, advantages and old log-probabilities, and one perturbation is made at the end of an accumulation.
+Both passes see the same completions, rewards, advantages and old log-probabilities, and one perturbation is made at the end of an
+accumulation.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from trl import GRPOTrainer, SFTTrainer
 
 from gradreg.integrations.transformers import RegularizedTrainerMixin, without_embeddings
@@ -34,4 +39,28 @@ class RegularizedSFTTrainer(RegularizedTrainerMixin, SFTTrainer):
 
 
 class RegularizedGRPOTrainer(RegularizedTrainerMixin, GRPOTrainer):
-    """``trl.GRPOTrainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``perturbed`` and ``scope``."""
+    """``trl.GRPOTrainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``perturbed`` and ``scope``.
+
+    On-policy, TRL takes the policy of each pass for the old one. Here the old policy is the first pass's in all passes, so that they
+    evaluate one loss.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._newest: Any = None
+        self._old = WeakTensorKeyDictionary()
+        super().__init__(*args, **kwargs)
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._newest = found[0]
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        completions = inputs["completion_ids"]
+        if self.repeats_pass and inputs.get("old_per_token_logps") is None:
+            inputs = {**inputs, "old_per_token_logps": self._old[completions]}
+        loss = super()._compute_loss(model, inputs)
+        if not self.repeats_pass:
+            self._old[completions] = self._newest.detach()
+        self._newest = None
+        return loss
