@@ -145,3 +145,40 @@ def test_own_operations_do_not_grow_with_the_number_of_tensors(penalty: Gradient
     few, many = own_operations(2), own_operations(40)
     assert few == many
     assert many < 30
+
+
+@every_finite_difference
+def test_the_cosine_between_the_two_gradients_on_request(penalty: GradientPenalty) -> None:
+    problem = tanh_problem()
+    regularizer = regularizer_at(3, problem.model, penalty, measure_cosine=True)
+    before = {name: p.detach().clone() for name, p in problem.model.named_parameters()}
+    first = plain_gradients(problem)
+    scale = penalty.radius_at(3) / (torch.cat([g.flatten() for g in first.values()]).norm() if penalty.power == 1 else 1.0)
+    with torch.no_grad():
+        for name, p in problem.model.named_parameters():
+            p.add_(first[name], alpha=float(scale) * (-1 if penalty.difference == "backward" else 1))
+    second = plain_gradients(problem)
+    with torch.no_grad():
+        for name, p in problem.model.named_parameters():
+            p.copy_(before[name])
+            p.grad = torch.ones_like(p)  # what was there before is not part of either
+    regularizer.backward(problem.closure())
+    expected = torch.nn.functional.cosine_similarity(*(torch.cat([v.flatten() for v in g.values()]) for g in (first, second)), dim=0)
+    assert expected < 0.999
+    assert regularizer.metrics.cosine == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_without_a_request_there_is_no_cosine_and_ddp_refuses_it() -> None:
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.3))
+    regularizer.backward(problem.closure())
+    assert math.isnan(regularizer.metrics.cosine)
+
+
+def test_a_regularizer_can_be_copied_and_pickled() -> None:
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.3))
+    regularizer.backward(problem.closure())
+    for twin in (copy.deepcopy(regularizer), pickle.loads(pickle.dumps(regularizer))):
+        assert dict(twin.metrics) == pytest.approx(dict(regularizer.metrics), nan_ok=True)
+        assert twin.step == 1

@@ -92,6 +92,22 @@ def test_autocast(penalty: GradientPenalty, dtype: torch.dtype) -> None:
     assert_close(gradients(problem.model), expected, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("power", [1, 2])
+def test_exact_under_autocast_is_double_backprop_under_autocast(power: int) -> None:
+    problem = tanh_problem(torch.float32)
+    closure = autocast_loss(problem, torch.bfloat16)
+    loss = closure()
+    squared = sum(g.square().sum() for g in torch.autograd.grad(loss, list(problem.model.parameters()), create_graph=True))
+    (loss + 0.3 * (squared / 2 if power == 2 else squared.sqrt())).backward()
+    expected = gradients(problem.model)
+    plain = plain_gradients(problem)
+    problem.model.zero_grad()
+    GradientRegularizer(problem.model, gradreg.exact(gamma=0.3, power=power)).backward(closure)
+    assert_close(gradients(problem.model), expected, tolerance=2e-2)
+    correction = max(float((expected[n] - plain[n]).abs().max()) for n in plain)
+    assert correction > 0.1 * max(float(g.abs().max()) for g in plain.values())
+
+
 @every_finite_difference
 def test_autocast_around_the_call_does_not_reuse_the_unperturbed_weights_it_cached(penalty: GradientPenalty) -> None:
     problem = tanh_problem(torch.float32)
@@ -229,7 +245,7 @@ def test_a_scaler_without_scale_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@every_finite_difference
+@every_penalty
 def test_parameters_in_16_bits_come_back_bit_for_bit(penalty: GradientPenalty, dtype: torch.dtype) -> None:
     problem = tanh_problem(dtype)
     before = {n: v.view(torch.int16) for n, v in values(problem.model).items()}

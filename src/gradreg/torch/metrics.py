@@ -17,6 +17,7 @@ class Metrics(Mapping[str, float]):
         strength: the penalty's strength at that step (λ or γ).
         radius: its radius at that step (r, ρ or ε); NaN for an exact penalty.
         coefficient: c = strength / radius, the weight of the second gradient; NaN for an exact penalty.
+        cosine: between the gradient at the unmoved parameters and the first one at moved ones, -1 to 1; NaN unless ``measure_cosine``.
         evaluations: gradient evaluations so far, over all steps.
     """
 
@@ -30,7 +31,9 @@ class Metrics(Mapping[str, float]):
         return value
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self._values:
+        if name.startswith("_"):  # asked for by copying and pickling before there is anything to look into
+            raise AttributeError(name)
+        if name not in self._values:
             raise AttributeError(f"metrics has no {name!r}; it has {', '.join(self._values)}.")
         return self[name]
 

@@ -46,6 +46,8 @@ class GradientRegularizer:
             by the first pass only.
         replay_rng: every pass over a closure draws the same random numbers (dropout masks) from the default generators of the CPU and of
             the parameters' devices. A ``torch.Generator`` of the closure's own is not replayed.
+        measure_cosine: put the cosine between the two gradients into ``metrics``; costs two more copies of the gradients during a step. Not
+            under ``DistributedDataParallel``, where the second gradient is seen only after it was averaged with the first.
 
     Memory: one copy of the perturbed parameters from the first regularized step on, and nothing else. Where c = strength / radius is not 1,
     the first gradient is part of the result and stays in ``.grad`` through the second pass, as it does in gradient accumulation.
@@ -63,6 +65,7 @@ class GradientRegularizer:
         scope: Scope = "local",
         freeze_batch_statistics: bool = True,
         replay_rng: bool = True,
+        measure_cosine: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module; got {checks.describe(model)}. Pass the module, not its parameters.")
@@ -70,6 +73,11 @@ class GradientRegularizer:
             raise TypeError(f"penalty must be a GradientPenalty or None; got {checks.describe(penalty)}. Use gradreg.sam(rho=0.05), say.")
         checks.choice("scope", scope, ("local", "global"))
         parallelism = Parallelism(model)
+        if measure_cosine and isinstance(model, nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                "measure_cosine must be False under DistributedDataParallel, which averages the gradients together; got True. "
+                "Measure it in a run of one process."
+            )
         named = list(model.named_parameters())
         if not any(p.requires_grad for _, p in named):
             raise ValueError(
@@ -87,6 +95,7 @@ class GradientRegularizer:
         self.scope: Scope = scope
         self.freeze_batch_statistics = freeze_batch_statistics
         self.replay_rng = replay_rng
+        self.measure_cosine = measure_cosine
         self._parameters = [p for _, p in named]
         self._perturbed = selected
         self._parallelism = parallelism
@@ -96,7 +105,7 @@ class GradientRegularizer:
         self._step = 0
         self._evaluations = 0
         nan = float("nan")
-        self._metrics = Metrics({"gradient_norm": nan, "strength": nan, "radius": nan, "coefficient": nan, "evaluations": 0})
+        self._metrics = Metrics({"gradient_norm": nan, "strength": nan, "radius": nan, "coefficient": nan, "cosine": nan, "evaluations": 0})
 
     @property
     def step(self) -> int:
@@ -189,6 +198,7 @@ class GradientRegularizer:
             buffers=self._buffers if self.freeze_batch_statistics else None,
             random_numbers=RandomNumbers(p.device for p in trainable) if self.replay_rng else None,
             average_direction=self.scope == "global",
+            measure_cosine=self.measure_cosine,
         )
         with torch.enable_grad():
             if self.penalty is None or strength == 0.0:
@@ -200,10 +210,10 @@ class GradientRegularizer:
                 radius = cast(float, self.penalty.radius_at(self._step))
                 loss, norm = step.finite_difference(self.penalty, coefficient, radius)
         self._checked_backward = True
-        self._record(strength, norm)
+        self._record(strength, norm, step.cosine)
         return loss
 
-    def _record(self, strength: float, norm: Tensor | float) -> None:
+    def _record(self, strength: float, norm: Tensor | float, cosine: Tensor | float) -> None:
         radius = coefficient = None
         if self.penalty is not None:
             self._evaluations += self.penalty.evaluations_at(self._step)
@@ -218,6 +228,7 @@ class GradientRegularizer:
                 "strength": strength,
                 "radius": nan if radius is None else radius,
                 "coefficient": nan if coefficient is None else coefficient,
+                "cosine": cosine,
                 "evaluations": self._evaluations,
             }
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradreg import checks
 from gradreg.penalties import GradientPenalty
+from gradreg.torch.alignment import Alignment
 from gradreg.torch.parallel import Parallelism, is_sharded, local_shards, placed_like
 from gradreg.torch.passes import plan
 from gradreg.torch.perturbation import Perturbation, gradient_norm, ratio_or_zero, safe_ratio
@@ -42,6 +43,8 @@ class Step:
         buffers: the buffers that only the first pass may change, or None to let every pass change them.
         random_numbers: the generators to replay, or None to let every pass draw afresh.
         average_direction: under data parallelism, average the first gradient over the ranks before it becomes the direction.
+        measure_cosine: measure the cosine between the first gradient and the next.
+        cosine: what was measured; NaN if nothing was.
     """
 
     parallelism: Parallelism
@@ -55,6 +58,8 @@ class Step:
     buffers: ForwardBuffers | None
     random_numbers: RandomNumbers | None
     average_direction: bool
+    measure_cosine: bool
+    cosine: float | Tensor = float("nan")
     _drawn: dict[int, list[list[Tensor]]] = field(default_factory=dict)
 
     def plain(self) -> tuple[Tensor, Tensor | float]:
@@ -100,6 +105,7 @@ class Step:
             if not overflow:
                 self.perturbation.move(moved, gradients, distance)
                 self.parallelism.drop_copies()
+            alignment = Alignment(moved, gradients, first.weight) if self.measure_cosine else None
             del gradients  # or the first gradient would live on beside the second
             if not steps.keeps_first:
                 for p in self.trainable:
@@ -119,7 +125,11 @@ class Step:
                 if last:
                     self._add_to_gradients(earlier)
                 # After an overflow the parameters stay where they are (other ranks may be waiting in this pass), and NaN tells the scaler.
+                if alignment is not None and i == 0:
+                    alignment.before_pass()
                 evaluated = self._run(self.closures, float("nan") if overflow else this.weight, synchronise=last)
+                if alignment is not None and i == 0:
+                    self.cosine = alignment.after_pass(this.weight)
                 if this.place == 0:
                     loss = evaluated
         except BaseException:
