@@ -56,7 +56,7 @@ def grpo(folder: Path, penalty: Any, *, steps: int = 2, trainer_class: Any = Reg
         processing_class=tokenizer(),
         optimizers=(sgd, torch.optim.lr_scheduler.ConstantLR(sgd, 1.0)),
         penalty=penalty,
-        perturbed=without_embeddings(model),
+        parameters=without_embeddings(model),
     )
     trainer.train()
     return trainer
