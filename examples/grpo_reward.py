@@ -57,7 +57,7 @@ def main() -> None:
                 train_dataset=prompts,
                 processing_class=tokens,
                 penalty=penalty,
-                perturbed=without_embeddings(model),
+                parameters=without_embeddings(model),
             )
             trainer.train()
         log = trainer.state.log_history

@@ -92,8 +92,8 @@ def fit(folder: Path, penalty: Any = None, *, plain: bool = False, callbacks: tu
     module = options.pop("module", None) or Digits()
     data = options.pop("data", None) or loader()
     resume = options.pop("ckpt_path", None)
-    perturbed = options.pop("perturbed", None)
-    ours = [] if plain else [GradientRegularization(penalty, perturbed=perturbed)]
+    parameters = options.pop("parameters", None)
+    ours = [] if plain else [GradientRegularization(penalty, parameters=parameters)]
     quiet = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "logger"), False)
     chosen: dict[str, Any] = {"max_epochs": 1, "accelerator": "cpu", "enable_checkpointing": False, **quiet, **options}
     trainer = pl.Trainer(default_root_dir=folder, callbacks=[*ours, SeedsEachStep(), *callbacks], **chosen)
@@ -237,7 +237,7 @@ def test_a_step_without_a_loss_is_left_out(tmp_path: Path):
 
 
 def test_selection_speaks_the_modules_own_names(tmp_path: Path):
-    trainer = fit(tmp_path, SAM, perturbed=lambda name, p: name.startswith("network.4"))
+    trainer = fit(tmp_path, SAM, parameters=lambda name, p: name.startswith("network.4"))
     expected = by_hand(SAM, parameters=lambda name, p: name.startswith("network.4"))
     assert largest_difference(network_weights(trainer.lightning_module), network_weights(expected)) == 0.0
 

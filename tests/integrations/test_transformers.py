@@ -54,7 +54,7 @@ def optimizers(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_
 def trained(folder: Path, penalty: Any, *, trainer_class: Any = RegularizedTrainer, model: Any = None, **options: Any) -> Any:
     model = language_model() if model is None else model
     own = {"penalty": penalty} if issubclass(trainer_class, RegularizedTrainerMixin) else {}
-    own |= {name: options.pop(name) for name in ("perturbed", "scope") if name in options}
+    own |= {name: options.pop(name) for name in ("parameters", "scope") if name in options}
     resume = options.pop("resume", None)
     data = options.pop("data", None) or examples()
     trainer = trainer_class(
@@ -228,7 +228,7 @@ def test_selection_speaks_the_models_own_names(tmp_path: Path):
         names.append(name)
         return "lm_head" not in name
 
-    trainer = trained(tmp_path, FGR, perturbed=no_head)
+    trainer = trained(tmp_path, FGR, parameters=no_head)
     assert "model.layers.0.self_attn.q_proj.weight" in names
     expected = by_hand(FGR, parameters=lambda name, p: "lm_head" not in name)
     assert largest_difference(weights(trainer.model), weights(expected)) <= 1e-6
@@ -260,7 +260,7 @@ def test_what_it_cannot_do_is_refused_at_the_start(tmp_path: Path):
     with pytest.raises(ValueError, match=r"optim must not step during the backward pass; got .*LOMO"):
         RegularizedTrainer(language_model(), arguments(tmp_path, optim="lomo"), train_dataset=examples(), penalty=SAM)
     with pytest.raises(ValueError, match="parameters must select at least one"):
-        RegularizedTrainer(language_model(), arguments(tmp_path), train_dataset=examples(), penalty=SAM, perturbed=lambda n, p: False)
+        RegularizedTrainer(language_model(), arguments(tmp_path), train_dataset=examples(), penalty=SAM, parameters=lambda n, p: False)
     with pytest.raises(TypeError, match=r"penalty must be a GradientPenalty or None; got 0\.05"):
         RegularizedTrainer(language_model(), arguments(tmp_path), train_dataset=examples(), penalty=0.05)  # type: ignore[arg-type]
 

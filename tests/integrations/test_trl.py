@@ -56,7 +56,7 @@ def grpo(folder: Path, penalty: Any, *, steps: int = 2, trainer_class: Any = Reg
         processing_class=tokenizer(),
         optimizers=(sgd, torch.optim.lr_scheduler.ConstantLR(sgd, 1.0)),
         penalty=penalty,
-        perturbed=without_embeddings(model),
+        parameters=without_embeddings(model),
     )
     trainer.train()
     return trainer
@@ -115,7 +115,7 @@ def test_grpo_generates_and_counts_once_with_the_penalty_on_and_off(tmp_path: Pa
     off, on = grpo(tmp_path, None, trainer_class=Spy), grpo(tmp_path, against_reward_hacking(), trainer_class=Spy)
     assert off.generations == on.generations == 2
     assert off.passes == [False] * 4
-    assert on.passes == [False, False] * 2  # what a repeated pass writes is undone, this list's name included
+    assert on.passes == [False, False, True, True] * 2
     first_off, first_on = off.state.log_history[0], on.state.log_history[0]
     changed = {"grad_norm", "gradient_evaluations", "penalty_strength", "step_time"}
     assert first_off.keys() == first_on.keys()

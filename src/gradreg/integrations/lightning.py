@@ -38,7 +38,7 @@ class GradientRegularization(Callback):
 
     Args:
         penalty: what is penalised; None trains without, through the same path.
-        perturbed: ``(name, parameter) -> bool`` with the module's own names: see ``parameters`` of ``GradientRegularizer``.
+        parameters: ``(name, parameter) -> bool`` with the module's own names: see ``parameters`` of ``GradientRegularizer``.
         scope: "local" or "global", under data parallelism: see ``GradientRegularizer``.
 
     Raises:
@@ -46,11 +46,11 @@ class GradientRegularization(Callback):
             a strategy that runs the backward pass by itself.
     """
 
-    def __init__(self, penalty: GradientPenalty | None, *, perturbed: Selection | None = None, scope: Scope = "local") -> None:
+    def __init__(self, penalty: GradientPenalty | None, *, parameters: Selection | None = None, scope: Scope = "local") -> None:
         super().__init__()
         GradientRegularizer(nn.Linear(1, 1), penalty, scope=scope)  # so that a bad value fails here
         self.penalty = penalty
-        self.perturbed = perturbed
+        self.parameters = parameters
         self.scope: Scope = scope
         self.regularizer: GradientRegularizer | None = None
         self.repeats_pass = False
@@ -69,7 +69,7 @@ class GradientRegularization(Callback):
         """Build the regularizer from the model as the strategy has wrapped it, and take the place of the backward pass."""
         _check_supported(trainer, pl_module)
         names: dict[int, str] = {id(p): name for name, p in pl_module.named_parameters()}
-        choose = self.perturbed
+        choose = self.parameters
         parameters = None if choose is None else lambda name, p: choose(names[id(p)], p)
         model = cast(nn.Module, trainer.strategy.model)
         self.regularizer = GradientRegularizer(model, self.penalty, parameters=parameters, scope=self.scope)

@@ -33,7 +33,7 @@ class RegularizerState(TrainerCallback, ExportableState):
 
 
 class RegularizedTrainerMixin(_Base):
-    """Put before a trainer class, gives it the arguments ``penalty``, ``perturbed`` and ``scope``, and regularizes its gradient.
+    """Put before a trainer class, gives it the arguments ``penalty``, ``parameters`` and ``scope``, and regularizes its gradient.
 
     ::
 
@@ -52,7 +52,7 @@ class RegularizedTrainerMixin(_Base):
 
     Args:
         penalty: what is penalised; None trains without, through the same path.
-        perturbed: ``(name, parameter) -> bool`` with the model's own names: see ``parameters`` of ``GradientRegularizer``.
+        parameters: ``(name, parameter) -> bool`` with the model's own names: see ``parameters`` of ``GradientRegularizer``.
             ``without_embeddings(model)`` is one.
         scope: "local" or "global", under data parallelism: see ``GradientRegularizer``.
 
@@ -66,16 +66,16 @@ class RegularizedTrainerMixin(_Base):
     """Whether the forward pass under way repeats one that has been counted and logged."""
 
     def __init__(
-        self, *args: Any, penalty: GradientPenalty | None, perturbed: Selection | None = None, scope: Scope = "local", **kwargs: Any
+        self, *args: Any, penalty: GradientPenalty | None, parameters: Selection | None = None, scope: Scope = "local", **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.penalty = penalty
-        self.perturbed = perturbed
+        self.parameters = parameters
         self.scope: Scope = scope
         self.regularizer: GradientRegularizer | None = None
         self._waiting: list[_MicroBatch] = []
         _check_supported(self)
-        GradientRegularizer(cast(nn.Module, self.model), penalty, parameters=perturbed, scope=scope)  # refuses here what it refuses
+        GradientRegularizer(cast(nn.Module, self.model), penalty, parameters=parameters, scope=scope)  # refuses here what it refuses
         self.add_callback(RegularizerState())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -124,7 +124,7 @@ class RegularizedTrainerMixin(_Base):
 
     def _build(self, model: nn.Module) -> None:
         names = {id(p): name for name, p in self.accelerator.unwrap_model(model).named_parameters()}
-        choose = self.perturbed
+        choose = self.parameters
         parameters = None if choose is None else lambda name, p: choose(names.get(id(p), name), p)
         self.regularizer = GradientRegularizer(model, self.penalty, parameters=parameters, scope=self.scope)
         saved = cast("dict[str, Any]", self.state.stateful_callbacks).get("RegularizerState") if self.state.global_step else None
@@ -159,7 +159,7 @@ class RegularizedTrainerMixin(_Base):
 
 
 class RegularizedTrainer(RegularizedTrainerMixin, Trainer):
-    """``transformers.Trainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``perturbed`` and ``scope``.
+    """``transformers.Trainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``parameters`` and ``scope``.
 
     ::
 
@@ -168,7 +168,7 @@ class RegularizedTrainer(RegularizedTrainerMixin, Trainer):
 
 
 def without_embeddings(model: nn.Module) -> Selection:
-    """Selects all parameters but those of embeddings and of the output head: ``perturbed=without_embeddings(model)``.
+    """Selects all parameters but those of embeddings and of the output head: ``parameters=without_embeddings(model)``.
 
     Source: arXiv 2602.18037, whose code leaves them out of the perturbation.
     """

@@ -3,7 +3,7 @@
 Source: arXiv 2602.18037. Its setting, for a model of any size::
 
     trainer = RegularizedGRPOTrainer(
-        model, reward, args=GRPOConfig(..., beta=0.0), penalty=against_reward_hacking(), perturbed=without_embeddings(model)
+        model, reward, args=GRPOConfig(..., beta=0.0), penalty=against_reward_hacking(), parameters=without_embeddings(model)
     )
 
 Both passes see the same completions, rewards, advantages and old log-probabilities, and one perturbation is made at the end of an
@@ -35,11 +35,11 @@ def against_reward_hacking(*, gamma: float = 1e-2, epsilon: float = 1e-3) -> Gra
 
 
 class RegularizedSFTTrainer(RegularizedTrainerMixin, SFTTrainer):
-    """``trl.SFTTrainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``perturbed`` and ``scope``."""
+    """``trl.SFTTrainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``parameters`` and ``scope``."""
 
 
 class RegularizedGRPOTrainer(RegularizedTrainerMixin, GRPOTrainer):
-    """``trl.GRPOTrainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``perturbed`` and ``scope``.
+    """``trl.GRPOTrainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``parameters`` and ``scope``.
 
     On-policy, TRL takes the policy of each pass for the old one. Here the old policy is the first pass's in all passes, so that they
     evaluate one loss.

@@ -1,0 +1,264 @@
+"""Time of one step through each adapter, against its framework's loop with ``GradientRegularizer`` written in by hand.
+
+    python benchmarks/adapter_cost.py --out benchmarks/results/adapter_cost
+
+Every round trains once through the adapter and once by hand, in a random order, from the same model. The time of a run is the median time
+from one optimizer step to the next; the reported ratio is the median over rounds of adapter / by hand, so that a machine whose speed drifts
+disturbs both alike. By hand means: a plain loop for the closure optimizer, Lightning's manual optimization, a Trainer whose
+``training_step`` is overridden.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+import gradreg
+from gradreg.integrations.closure import RegularizedOptimizer
+from gradreg.integrations.lightning import GradientRegularization
+from gradreg.integrations.transformers import RegularizedTrainer
+from gradreg.torch import GradientRegularizer
+
+PENALTY = gradreg.fgr(gamma=0.05, epsilon=0.1)
+Times = list[float]
+
+
+def vit() -> nn.Module:
+    import timm
+
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, depth=6, num_classes=10)
+
+
+def images(count: int, batch: int = 8) -> list[tuple[Tensor, Tensor]]:
+    torch.manual_seed(1)
+    return [(torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))) for _ in range(count)]
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes: dict[str, int] = {"vocab_size": 1000, "hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64))
+
+
+def timed(model: nn.Module, times: Times) -> torch.optim.Optimizer:
+    """SGD that notes when each of its steps is done."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    optimizer.register_step_post_hook(lambda *_: times.append(time.perf_counter()))
+    return optimizer
+
+
+def closure_adapter(steps: int, times: Times) -> None:
+    model = vit()
+    optimizer = RegularizedOptimizer(timed(model, times), GradientRegularizer(model, PENALTY))
+    for x, y in images(steps):
+
+        def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+            optimizer.zero_grad()
+            loss = cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+
+def closure_by_hand(steps: int, times: Times) -> None:
+    model = vit()
+    optimizer, regularizer = timed(model, times), GradientRegularizer(model, PENALTY)
+    for x, y in images(steps):
+        optimizer.zero_grad()
+        regularizer.backward(lambda x=x, y=y: cross_entropy(model(x), y))
+        optimizer.step()
+
+
+class Module(pl.LightningModule):
+    def __init__(self, times: Times, manual: bool) -> None:
+        super().__init__()
+        self.model = vit()
+        self.times = times
+        self.automatic_optimization = not manual
+        self.regularizer = GradientRegularizer(self.model, PENALTY) if manual else None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        def closure() -> Tensor:
+            return cross_entropy(self.model(batch[0]), batch[1])
+
+        if self.regularizer is None:
+            loss = closure()
+            self.log("loss", loss)
+            return loss
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.log("loss", self.regularizer.backward(closure, backward=self.manual_backward))
+        optimizer.step()
+        return None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return timed(self.model, self.times)
+
+
+def lightning_run(steps: int, times: Times, *, manual: bool) -> None:
+    quiet: dict[str, Any] = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "logger"), False)
+    callbacks: list[pl.Callback] = [] if manual else [GradientRegularization(PENALTY)]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=callbacks, default_root_dir=folder, **quiet)
+        trainer.fit(Module(times, manual), DataLoader(images(steps), batch_size=None))  # type: ignore[arg-type]
+
+
+class ByHand(Trainer):
+    """``training_step`` as one would write it for one batch a step."""
+
+    regularizer: GradientRegularizer | None = None
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        if self.regularizer is None:
+            self.regularizer = GradientRegularizer(model, PENALTY)
+        return self.regularizer.backward(
+            lambda: self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch), backward=self.accelerator.backward
+        )
+
+
+def trainer_run(steps: int, times: Times, *, manual: bool) -> None:
+    torch.manual_seed(1)
+    model, ids = llama(), torch.randint(1000, (8 * steps, 64))
+    data = [{"input_ids": row, "labels": row} for row in ids]
+    optimizer = timed(model, times)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {"save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True, "logging_strategy": "no"}
+        arguments = TrainingArguments(folder, max_steps=steps, per_device_train_batch_size=8, **options)
+        common: dict[str, Any] = {"model": model, "args": arguments, "train_dataset": data, "optimizers": (optimizer, schedule)}
+        trainer = ByHand(**common) if manual else RegularizedTrainer(**common, penalty=PENALTY)
+        trainer.train()
+
+
+Run = Callable[[int, Times], None]
+ADAPTERS: dict[str, tuple[str, Run, Run]] = {
+    "closure": ("ViT-Ti/4, 6 blocks, batch 8", closure_adapter, closure_by_hand),
+    "lightning": (
+        "ViT-Ti/4, 6 blocks, batch 8",
+        lambda steps, times: lightning_run(steps, times, manual=False),
+        lambda steps, times: lightning_run(steps, times, manual=True),
+    ),
+    "transformers": (
+        "Llama 4 × 128, batch 8 × 64 tokens",
+        lambda steps, times: trainer_run(steps, times, manual=False),
+        lambda steps, times: trainer_run(steps, times, manual=True),
+    ),
+}
+
+
+def seconds(run: Run, steps: int) -> float:
+    """Median time of a step, those of warming up left out."""
+    times: Times = []
+    run(steps, times)
+    return statistics.median(b - a for a, b in itertools.pairwise(times[1:]))
+
+
+def measure(adapter: Run, by_hand: Run, rounds: int, steps: int) -> dict[str, Any]:
+    shuffle = random.Random(0).shuffle
+    found: dict[str, list[float]] = {"adapter": [], "by_hand": []}
+    order = [("adapter", adapter), ("by_hand", by_hand)]
+    for _ in range(rounds):
+        shuffle(order)
+        for name, run in order:
+            found[name].append(seconds(run, steps))
+    ratios = [a / b for a, b in zip(found["adapter"], found["by_hand"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {
+        "adapter_milliseconds": round(1000 * statistics.median(found["adapter"]), 2),
+        "by_hand_milliseconds": round(1000 * statistics.median(found["by_hand"]), 2),
+        "ratio": round(middle, 3),
+        "ratio_quartiles": [round(low, 3), round(high, 3)],
+    }
+
+
+def environment() -> dict[str, Any]:
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        processor = names[0] if names else processor
+    packages = ("torch", "lightning", "transformers", "accelerate")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "device": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "gradreg": gradreg.__version__,
+        **{package: importlib.metadata.version(package) for package in packages},
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = ["| adapter | model | by hand, ms | adapter, ms | ratio (quartiles) |", "|---|---|---|---|---|"]
+    for name, r in results["adapters"].items():
+        low, high = r["ratio_quartiles"]
+        times = f"{r['by_hand_milliseconds']:.1f} | {r['adapter_milliseconds']:.1f}"
+        lines.append(f"| {name} | {r['workload']} | {times} | {r['ratio']:.3f} ({low:.3f}–{high:.3f}) |")
+    e = results["environment"]
+    versions = ", ".join(f"{p} {e[p]}" for p in ("torch", "lightning", "transformers", "accelerate"))
+    return "\n".join(lines) + f"\n\n{e['device']}, {e['threads']} thread(s), {versions}, {e['date']}.\n`{results['command']}`\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--adapters", nargs="+", choices=ADAPTERS, default=list(ADAPTERS), help="which to measure")
+    parser.add_argument("--rounds", type=int, default=10, help="runs of each")
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps a run")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md beside printing the table")
+    options = parser.parse_args()
+    if options.rounds < 2 or options.steps < 4:
+        parser.error(f"--rounds must be >= 2 and --steps >= 4; got {options.rounds} and {options.steps}.")
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    import logging
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    results: dict[str, Any] = {
+        "command": " ".join(["python", "benchmarks/adapter_cost.py", *sys.argv[1:]]),
+        "rounds": options.rounds,
+        "steps": options.steps,
+        "environment": environment(),
+        "adapters": {},
+    }
+    for name in options.adapters:
+        workload, adapter, by_hand = ADAPTERS[name]
+        results["adapters"][name] = {"workload": workload, **measure(adapter, by_hand, options.rounds, options.steps)}
+    text = table(results)
+    print(text)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+        options.out.with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
