@@ -1,6 +1,8 @@
 """``regularizer.metrics``: what the last step did, without waiting for the device until a value is looked at."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 
 from . import twins
-from .cases import PENALTIES, every_penalty, plain_gradients, regularizer_at, tanh_problem
+from .cases import PENALTIES, every_finite_difference, every_penalty, plain_gradients, regularizer_at, tanh_problem
 
 
 class Operations(TorchDispatchMode):
@@ -76,7 +78,7 @@ def test_is_a_mapping_that_loggers_take() -> None:
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.1))
     regularizer.backward(problem.closure())
     plain = dict(regularizer.metrics)
-    assert list(plain) == ["gradient_norm", "strength", "radius", "coefficient", "evaluations"]
+    assert list(plain) == ["gradient_norm", "strength", "radius", "coefficient", "cosine", "evaluations"]
     assert len(regularizer.metrics) == 5
     assert all(isinstance(value, (int, float)) for value in plain.values())
     assert "gradient_norm" in repr(regularizer.metrics)
@@ -168,7 +170,7 @@ def test_the_cosine_between_the_two_gradients_on_request(penalty: GradientPenalt
     assert regularizer.metrics.cosine == pytest.approx(float(expected), abs=1e-9)
 
 
-def test_without_a_request_there_is_no_cosine_and_ddp_refuses_it() -> None:
+def test_without_a_request_there_is_no_cosine() -> None:
     problem = tanh_problem()
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.3))
     regularizer.backward(problem.closure())
