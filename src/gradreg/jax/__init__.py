@@ -1,0 +1,1 @@
+"""The JAX engine: needs jax and nothing else."""
