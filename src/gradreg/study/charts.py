@@ -15,7 +15,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _BASELINE = "#666666"
 
 History = Mapping[tuple[str, int], Sequence[Epoch]]
-"""(row's label, seed) -> the epochs of that run."""
+"""(row's label, seed) -> the epochs of that run; runs that diverged are left out."""
 
 
 def learning_curves(rows: Sequence[Row], history: History) -> go.Figure:
@@ -65,7 +65,7 @@ def dots(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Run]]) -> go.Figure
 
 
 def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], *, x: Callable[[Epoch], int]) -> None:
-    runs = [epochs for (label, _), epochs in history.items() if label == row.label and not epochs[-1].diverged]
+    runs = [epochs for (label, _), epochs in history.items() if label == row.label]
     if not runs:
         return
     shortest = min(len(epochs) for epochs in runs)
@@ -102,7 +102,7 @@ def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], *
 
 def _settled(figure: go.Figure, history: History) -> go.Figure:
     """The accuracy axis over what the second halves of the runs span: the first epochs would squeeze all else together."""
-    late = [100 * epoch.test_accuracy for epochs in history.values() for epoch in epochs[len(epochs) // 2 :] if not epoch.diverged]
+    late = [100 * epoch.test_accuracy for epochs in history.values() for epoch in epochs[len(epochs) // 2 :]]
     if late:
         margin = 0.15 * (max(late) - min(late)) + 0.5
         figure.update_yaxes(range=[max(0.0, min(late) - margin), min(100.0, max(late) + margin)])

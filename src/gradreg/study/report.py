@@ -36,7 +36,8 @@ def write_report(
         command: the command line that made it.
     """
     runs_of = {row.label: [run for run in runs if _belongs(run, row)] for row in rows}
-    history = {(label, run.seed): RunFolder(folder / run.folder).history() for label, group in runs_of.items() for run in group}
+    drawn = [(label, run) for label, group in runs_of.items() for run in group if not run.diverged]
+    history = {(label, run.seed): RunFolder(folder / run.folder).history() for label, run in drawn}
     figures = {
         "Learning curves": (charts.learning_curves(rows, history), "Test accuracy after each epoch: mean and one standard deviation."),
         "What the gradients buy": (

@@ -21,7 +21,7 @@ class Run:
         test_accuracy: share of the test set classified rightly after the last epoch, 0 to 1; None if the run diverged.
         gradient_evaluations: gradient evaluations spent.
         seconds: seconds spent training, without evaluation.
-        diverged: whether the loss stopped being a finite number.
+        diverged: whether the loss stopped being finite, or ended at more than twice what the untrained model had.
         epochs: epochs trained.
         planned_evaluations: gradient evaluations that the run was to spend; fewer were, if it diverged.
         folder: the run's folder within the comparison's.

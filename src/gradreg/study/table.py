@@ -63,8 +63,10 @@ def terminal_table(rows: Sequence[Row], *, title: str, width: int) -> Table:
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         texts: list[Text] = []
-        for text, sign in zip(cells(row), signs(row), strict=True):
-            shown = text if wide else text.replace(" [", "\n[").replace(" (", "\n(")
+        for i, (text, sign) in enumerate(zip(cells(row), signs(row), strict=True)):
+            shown = text
+            if not wide:
+                shown = text.replace(", ", ",\n") if i == 0 else text.replace(" [", "\n[").replace(" (", "\n(")
             texts.append(Text(shown, style={1: "green", -1: "red", 0: ""}[sign]))
         table.add_row(*texts)
     return table

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from gradreg import checks
@@ -38,7 +38,7 @@ class CommandParser:
 
     def settings(self, words: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
         """All keys of the configuration: the defaults, under the recipe's ``base``, under what ``words`` override."""
-        values = _parse(self.options, [f"--config={json.dumps(base)}", *words])
+        values = _parse(self.options, [f"--config={yaml.safe_dump(dict(base))}", *words])
         return {k: v for k, v in values.items() if k in _KEYS}
 
 
@@ -51,7 +51,7 @@ def configuration(settings: Mapping[str, Any]) -> Config:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     _add_configuration(parser)
     try:
-        built = parser.instantiate(parser.parse_args([f"--config={json.dumps(settings)}"]))
+        built = parser.instantiate(parser.parse_args([f"--config={yaml.safe_dump(dict(settings))}"]))
     except ArgumentError as error:
         raise ValueError(_message(error)) from error
     return Config(**{key: built[key] for key in _KEYS})

@@ -28,7 +28,7 @@ def main(words: Sequence[str]) -> int:
     from gradreg.train.loop import Epoch, train
     from gradreg.train.run_folder import RunFolder
 
-    console = Console()
+    console = Console(soft_wrap=True)
     penalty = config.gradient_penalty()
     console.print(
         f"{recipe.name}: {config.model['name']} on {config.data.name}, {config.optimizer.name}, {penalty or 'no penalty'}", markup=False
@@ -48,7 +48,9 @@ def main(words: Sequence[str]) -> int:
             result = folder.run(config, on_epoch=show)
     cost = f"{result['gradient_evaluations']} gradient evaluations, {result['seconds']:.1f} s of training"
     if result["diverged"]:
-        console.print(f"diverged in epoch {result['epochs']}: the loss is no longer a finite number ({cost})")
+        console.print(
+            f"diverged by epoch {result['epochs']}: its loss is not finite, or more than twice that of the untrained model ({cost})"
+        )
         return 1
     console.print(f"test accuracy {100 * result['test_accuracy']:.2f} %, train loss {result['train_loss']:.4f} ({cost})")
     if options["out"] is not None:

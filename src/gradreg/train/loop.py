@@ -49,9 +49,9 @@ class Epoch:
     seconds: float
 
     @property
-    def diverged(self) -> bool:
-        """Whether the loss, in training or on the test set, is no longer a finite number."""
-        return not (math.isfinite(self.train_loss) and math.isfinite(self.test_loss))
+    def finite(self) -> bool:
+        """Whether the loss, in training and on the test set, is still a finite number."""
+        return math.isfinite(self.train_loss) and math.isfinite(self.test_loss)
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,19 @@ class Outcome:
 
     Args:
         model: the trained model.
-        history: one entry an epoch; it ends early where the run diverged.
+        history: one entry an epoch; it ends early where the loss stopped being a finite number.
+        first_loss: loss of the first step, of the untrained model.
     """
 
     model: nn.Module
     history: list[Epoch]
+    first_loss: float
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss stopped being finite, or ended at more than twice what the untrained model had."""
+        last = self.history[-1]
+        return not last.finite or last.train_loss > 2 * self.first_loss
 
     def summary(self) -> dict[str, Any]:
         """The last epoch in plain values; ``test_accuracy`` is None for a run that diverged."""
@@ -73,11 +81,11 @@ class Outcome:
             "epochs": last.epoch,
             "steps": last.step,
             "gradient_evaluations": last.gradient_evaluations,
-            "test_accuracy": None if last.diverged else last.test_accuracy,
-            "train_loss": None if last.diverged else last.train_loss,
-            "test_loss": None if last.diverged else last.test_loss,
+            "test_accuracy": None if self.diverged else last.test_accuracy,
+            "train_loss": None if self.diverged else last.train_loss,
+            "test_loss": None if self.diverged else last.test_loss,
             "seconds": last.seconds,
-            "diverged": last.diverged,
+            "diverged": self.diverged,
         }
 
 
@@ -105,7 +113,7 @@ def train(config: Config, *, on_epoch: Callable[[Epoch], None] = lambda epoch: N
     order = torch.Generator().manual_seed(config.seed)
 
     history: list[Epoch] = []
-    seconds = 0.0
+    seconds = first_loss = 0.0
     for epoch in range(1, config.epochs + 1):
         started = time.perf_counter()
         model.train()
@@ -121,6 +129,8 @@ def train(config: Config, *, on_epoch: Callable[[Epoch], None] = lambda epoch: N
             if schedule is not None:
                 schedule.step_update(regularizer.step)
         train_loss = torch.stack(losses).mean().item()
+        if epoch == 1:
+            first_loss = losses[0].item()
         seconds += time.perf_counter() - started
         test_loss, test_accuracy = evaluate(model, sets.test)
         metrics = regularizer.metrics
@@ -140,9 +150,9 @@ def train(config: Config, *, on_epoch: Callable[[Epoch], None] = lambda epoch: N
             )
         )
         on_epoch(history[-1])
-        if history[-1].diverged:
+        if not history[-1].finite:
             break
-    return Outcome(model=model, history=history)
+    return Outcome(model=model, history=history, first_loss=first_loss)
 
 
 @torch.no_grad()

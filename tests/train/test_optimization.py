@@ -1,0 +1,64 @@
+"""Optimizers and schedules: what the keys promise is what the library's objects do."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from gradreg.train.configuration import OptimizerConfig, ScheduleConfig
+from gradreg.train.optimization import create_optimizer, create_schedule
+
+
+def rates(config: ScheduleConfig, *, epochs: int = 6, steps_per_epoch: int = 4) -> list[float]:
+    optimizer = create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(lr=1.0))
+    schedule = create_schedule(optimizer, config, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    found = [optimizer.param_groups[0]["lr"]]
+    for step in range(1, epochs * steps_per_epoch + 1):
+        if schedule is not None:
+            schedule.step_update(step)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def test_cosine_falls_from_lr_to_the_minimum_every_step():
+    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * step / 24)) / 2 for step in range(25)]
+    assert rates(ScheduleConfig(name="cosine", min_lr=0.1)) == pytest.approx(expected)
+
+
+def test_warmup_is_linear_from_zero():
+    assert rates(ScheduleConfig(name="constant", warmup_epochs=2))[:9] == pytest.approx([step / 8 for step in range(9)])
+
+
+def test_step_decays_at_its_epochs():
+    found = rates(ScheduleConfig(name="step", decay_epochs=[2, 4], decay_rate=0.5))
+    assert found[:7] == [1.0] * 7
+    assert found[8:15] == [0.5] * 7
+    assert found[16:] == [0.25] * 9
+
+
+def test_constant_stays():
+    assert set(rates(ScheduleConfig(name="constant"))) == {1.0}
+
+
+def test_sgd_follows_the_nesterov_key():
+    for nesterov in (True, False):
+        optimizer = create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="sgd", nesterov=nesterov))
+        assert optimizer.param_groups[0]["nesterov"] is nesterov
+
+
+def test_adamw_and_decay_of_biases():
+    optimizer = create_optimizer(
+        torch.nn.Linear(2, 2), OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.1, decay_biases_and_norms=False)
+    )
+    assert type(optimizer) is torch.optim.AdamW
+    decays = {len(p.shape): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {2: 0.1, 1: 0.0}
+
+
+def test_refused_options_are_named():
+    with pytest.raises(ValueError, match=r"optimizer 'adamw' refuses its options \{'betta': 1\}"):
+        create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="adamw", options={"betta": 1}))
+    with pytest.raises(ValueError, match=r"optimizer.nesterov must be false for 'adamw'"):
+        create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="adamw", nesterov=True))
