@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("gradreg.study.command", "does a penalty help here, by how much, at what cost: train variants over seeds and report"),
+    "l2": ("gradreg.study.l2_command", "predict the best weight decay from a short run; the clock of weight decay"),
     "train": ("gradreg.train.command", "train one recipe, with any key overridden"),
 }
 """Command -> (module with ``main(arguments) -> int``, one line of help)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from gradreg.train import data
 from gradreg.train.configuration import DataConfig
 

@@ -28,6 +28,7 @@ class WeightDecay:
         decay: coefficient λ, ≥ 0: a number, a schedule of the optimizer step (``Cosine``, ``LogTime``, ...), or an ``AutoL2``.
         peak_learning_rate: None, or the largest learning rate η_max of the run, > 0: the coefficient becomes λ·η/η_max with each group's
             current learning rate η, so that the decay of a step, η·λ·η/η_max, follows the learning rate's square.
+        scale: factor on every coefficient, > 0: 2·classes turns an ``AutoL2`` in its authors' convention into PyTorch's weight decay.
         cautious: decay only the entries that the optimizer's own update moves towards 0 or leaves where they are. The optimizer's decay
             is then 0, and after its step η·λ·θ is taken off those entries, so that the decay is decoupled whatever the optimizer.
 
@@ -46,11 +47,20 @@ class WeightDecay:
     [0.2, 0.1, 0.0]
     """
 
-    def __init__(self, optimizer: Optimizer, decay: Decay, *, peak_learning_rate: float | None = None, cautious: bool = False) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        decay: Decay,
+        *,
+        peak_learning_rate: float | None = None,
+        scale: float = 1.0,
+        cautious: bool = False,
+    ) -> None:
         self.optimizer = optimizer
         self.auto = decay if isinstance(decay, AutoL2) else None
         self.schedule = None if isinstance(decay, AutoL2) else _checked(decay)
         self.peak_learning_rate = None if peak_learning_rate is None else checks.positive("peak_learning_rate", peak_learning_rate)
+        self.scale = checks.positive("scale", scale)
         missing = [i for i, group in enumerate(optimizer.param_groups) if "weight_decay" not in group]
         if missing:
             raise ValueError(
@@ -71,6 +81,11 @@ class WeightDecay:
             optimizer.register_step_pre_hook(self._remember)
             optimizer.register_step_post_hook(self._decay_cautiously)
         self._apply(self.schedule(0) if self.auto is None else self.auto.l2)  # type: ignore[misc]  # one of the two is there
+
+    @property
+    def value(self) -> float:
+        """The coefficient of the groups that decay most, as last set."""
+        return max(self._coefficients)
 
     def due(self, step: int) -> bool:
         """Whether ``set`` needs a loss and an accuracy at ``step``: those on the next training minibatch, without L2."""
@@ -118,10 +133,10 @@ class WeightDecay:
 
     def _apply(self, l2: float) -> float:
         for i, (group, share) in enumerate(zip(self.optimizer.param_groups, self._shares, strict=True)):
-            scale = 1.0 if self.peak_learning_rate is None else float(group["lr"]) / self.peak_learning_rate
-            self._coefficients[i] = l2 * share * scale
+            rate = 1.0 if self.peak_learning_rate is None else float(group["lr"]) / self.peak_learning_rate
+            self._coefficients[i] = l2 * self.scale * share * rate
             group["weight_decay"] = 0.0 if self.cautious else self._coefficients[i]
-        return max(self._coefficients)
+        return self.value
 
     @torch.no_grad()
     def _remember(self, *_: Any) -> None:
