@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from gradreg.train import data
 from gradreg.train.configuration import DataConfig
 

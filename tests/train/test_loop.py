@@ -6,9 +6,9 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from torch.nn.functional import cross_entropy
 
-import torch
 from gradreg.train import data, models
 from gradreg.train.configuration import Config, DataConfig, OptimizerConfig, ScheduleConfig
 from gradreg.train.loop import evaluate, train

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-
 import torch
+
 from gradreg.train.configuration import OptimizerConfig, ScheduleConfig
 from gradreg.train.optimization import create_optimizer, create_schedule
 

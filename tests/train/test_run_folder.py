@@ -6,9 +6,9 @@ import json
 
 import pytest
 import safetensors.torch
+import torch
 import yaml
 
-import torch
 from gradreg import cli
 from gradreg.train import models
 from gradreg.train.arguments import configuration

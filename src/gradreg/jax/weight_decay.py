@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
-import jax
 from gradreg import checks
 from gradreg.schedules import Schedule, as_schedule
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,7 +138,7 @@ def probe(words: Sequence[str]) -> int:
         print(found.rejection)
         return 1
     predicted = found.predicted_l2()
-    if found.budget_learning_rate != found.learning_rate:
+    if not math.isclose(found.budget_learning_rate, found.learning_rate, rel_tol=1e-6):
         print(
             f"mean learning rate of the budget under its schedule: {found.budget_learning_rate:.4g} (the probe's: {found.learning_rate:g})"
         )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+
 from gradreg import checks
 from gradreg.train.arguments import configuration
 from gradreg.train.configuration import Config
@@ -219,9 +220,10 @@ def mean_learning_rate(config: Config, steps_per_epoch: int) -> float:
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.optimizer.lr)
     schedule = create_schedule(optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
+    if schedule is None:
+        return config.optimizer.lr
     total, steps = 0.0, config.epochs * steps_per_epoch
     for step in range(steps):
         total += optimizer.param_groups[0]["lr"]
-        if schedule is not None:
-            schedule.step_update(step + 1)
+        schedule.step_update(step + 1)
     return total / steps

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
+from torch import Tensor, nn
+
 from gradreg import checks
 from gradreg.penalties import GradientPenalty
 from gradreg.torch.metrics import Metrics
 from gradreg.torch.perturbation import Perturbation
 from gradreg.torch.replay import ForwardBuffers, RandomNumbers
 from gradreg.torch.step import Closure, Step
-from torch import Tensor, nn
 
 Scope = Literal["local", "global"]
 

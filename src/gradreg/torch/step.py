@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
+from torch import Tensor, nn
+
 from gradreg import checks
 from gradreg.penalties import GradientPenalty
 from gradreg.torch.passes import plan
 from gradreg.torch.perturbation import Perturbation, gradient_norm, safe_ratio
 from gradreg.torch.replay import ForwardBuffers, RandomNumbers
-from torch import Tensor, nn
 
 Closure: TypeAlias = Callable[[], Tensor]
 """Runs a forward pass and returns the scalar loss, without calling ``backward``."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-import torch
 from gradreg import checks
 from gradreg.schedules import Schedule, as_schedule
 from gradreg.weight_decay import AutoL2
-from torch import Tensor
 
 Decay = float | Schedule | AutoL2
 

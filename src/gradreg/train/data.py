@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from gradreg import checks
 from gradreg.train.configuration import DataConfig
-from torch import Tensor
 
 
 @dataclass(frozen=True)

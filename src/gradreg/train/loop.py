@@ -8,15 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-import torch
 from gradreg.torch import GradientRegularizer
 from gradreg.train import data, models
 from gradreg.train.configuration import Config
 from gradreg.train.optimization import create_schedule
 from gradreg.train.weight_decay import create_with_weight_decay, set_weight_decay
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import timm.optim
 import timm.scheduler
 from timm.scheduler.scheduler import Scheduler
+from torch import nn
 from torch.optim import Optimizer
 
 from gradreg import checks
 from gradreg.train.configuration import OptimizerConfig, ScheduleConfig
-from torch import nn
 
 
 def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-import torch
 from gradreg.schedules import Constant, Cosine, LogTime, Schedule
 from gradreg.torch.weight_decay import WeightDecay
 from gradreg.train.configuration import Config
 from gradreg.train.data import Split
 from gradreg.train.optimization import create_optimizer
 from gradreg.weight_decay_clock import effective_learning_rate
-from torch import nn
 
 
 def create_with_weight_decay(

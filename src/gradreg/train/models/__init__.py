@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+from torch import nn
 
 from gradreg import checks
 from gradreg.train.models import mlp as mlp  # registers it with timm
-from torch import nn
 
 OURS = ("mlp",)
 

@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import Any
 
 from timm.models import register_model
+from torch import Tensor, nn
 
 from gradreg import checks
-from torch import Tensor, nn
 
 
 class MLP(nn.Module):
