@@ -34,30 +34,35 @@ SWEEPS = {
 
 
 def run(lr: float, l2: float, seed: int, root: str) -> list[float]:
-    """Test accuracy at ``MEASUREMENTS`` of one run of ``STEPS`` steps."""
-    from gradreg.train.configuration import Config, DataConfig, OptimizerConfig, ScheduleConfig
-    from gradreg.train.data import Split
-    from gradreg.train.loop import evaluate, train
+    """Test accuracy at ``MEASUREMENTS`` of one run of ``STEPS`` steps.
 
-    config = Config(
-        data=DataConfig(name="mnist", root=root, train_size=2000),
-        model={"name": "mlp", "hidden": [128, 128], "gain": 2.0},
-        optimizer=OptimizerConfig(lr=lr, momentum=0.0, weight_decay=l2),
-        schedule=ScheduleConfig(name="constant"),
-        epochs=STEPS // 20,
-        batch_size=100,
-        seed=seed,
-        threads=1,
-        device="cpu",
-    )
+    The steps are those of ``gradreg.train.loop``, without its evaluation on 10,000 images after every epoch of 20 steps, which costs more.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from gradreg.train import data, models
+    from gradreg.train.configuration import DataConfig
+    from gradreg.train.loop import evaluate
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    sets = data.load(DataConfig(name="mnist", root=root, train_size=2000), seed=seed)
+    test = data.Split(sets.test.images[:5000], sets.test.labels[:5000])
+    model = models.create({"name": "mlp", "hidden": [128, 128], "gain": 2.0}, classes=10, image_shape=(1, 28, 28))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=l2)
+    order = torch.Generator().manual_seed(seed)
     found: list[float] = []
-    wanted = set(MEASUREMENTS)
-
-    def measure(step: int, model: Any, sets: Any) -> None:
-        if step in wanted:
-            found.append(evaluate(model, Split(sets.test.images[:5000], sets.test.labels[:5000]))[1])
-
-    train(config, on_step=measure)
+    wanted, step = set(MEASUREMENTS), 0
+    while step < STEPS:
+        for images, labels in data.batches(sets.train, 100, order):
+            optimizer.zero_grad()
+            cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            step += 1
+            if step in wanted:
+                found.append(evaluate(model, test)[1])
+                model.train()
     return found
 
 
