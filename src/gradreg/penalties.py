@@ -175,7 +175,7 @@ class GradientPenalty:
         for key, value in arguments.items():
             if isinstance(value, Mapping):
                 arguments[key] = schedules.schedule_from_dict(cast("Mapping[str, Any]", value))
-        if name is not None and name not in CONSTRUCTORS:
+        if name is not None and not (isinstance(name, str) and name in CONSTRUCTORS):
             raise ValueError(checks.unknown("penalty", name, CONSTRUCTORS))
         build: Callable[..., GradientPenalty] = cls if name is None else CONSTRUCTORS[name]
         described = "a penalty without a name" if name is None else f"penalty {name!r}"

@@ -309,13 +309,15 @@ def warmup(kind: str, strength: Value, radius: Value | None, *, steps: int) -> t
     """
     checks.choice("warm-up", kind, ("zero", "radius", "strength"))
     steps = checks.whole("steps", steps, minimum=1, remedy="Leave .warmup() out to have the whole penalty from the first step.")
-    ramp = Ramp(start=0.0, end=1.0, steps=steps)
-    if kind == "zero":
-        return Delay(value=strength, steps=steps), radius
-    if kind == "strength":
-        return as_schedule(strength) * ramp, radius
-    if radius is None:
+    if kind == "radius" and radius is None:
         raise ValueError(
             "warm-up 'radius' needs a finite-difference radius; got an exact penalty, which has none. Use 'strength' or 'zero'."
         )
+    if strength == 0.0:  # no penalty has nothing to warm up
+        return strength, radius
+    ramp = Ramp(start=0.0, end=1.0, steps=steps)
+    if kind == "zero":
+        return Delay(value=strength, steps=steps), radius
+    if kind == "strength" or radius is None:
+        return as_schedule(strength) * ramp, radius
     return as_schedule(strength) * ramp, as_schedule(radius) * ramp

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from gradreg import checks
 from gradreg.penalties import GradientPenalty
 from gradreg.torch.metrics import Metrics
+from gradreg.torch.parallel import Parallelism
 from gradreg.torch.perturbation import Perturbation
 from gradreg.torch.replay import ForwardBuffers, RandomNumbers
-from gradreg.torch.step import Closure, Step
+from gradreg.torch.step import Closure, Scaler, Step
 
 Scope = Literal["local", "global"]
 
@@ -33,7 +34,8 @@ class GradientRegularizer:
     parameters are final (moved, wrapped, adapters added).
 
     Args:
-        model: the module whose parameters are perturbed and whose buffers are kept.
+        model: the module whose parameters are perturbed and whose buffers are kept. A loss with parameters of its own must be
+            part of it: those outside would gather the plain gradients of all passes.
         penalty: what is penalised; None trains without a penalty, through the same calls.
         parameters: ``(name, parameter) -> bool``: which parameters are perturbed and counted in the norm; all by default. The others stay
             where they are in the second pass, and their two gradients are combined by the same rule. Parameters that do not require a
@@ -45,7 +47,8 @@ class GradientRegularizer:
         replay_rng: every pass over a closure draws the same random numbers (dropout masks) from the default generators of the CPU and of
             the parameters' devices. A ``torch.Generator`` of the closure's own is not replayed.
 
-    Memory: one copy of the perturbed parameters from the first regularized step on, and nothing else.
+    Memory: one copy of the perturbed parameters from the first regularized step on, and nothing else. Where c = strength / radius is not 1,
+    the first gradient is part of the result and stays in ``.grad`` through the second pass, as it does in gradient accumulation.
 
     Raises:
         TypeError, ValueError: a model without trainable parameters, a predicate that selects none, or a value of the wrong kind.
@@ -66,6 +69,7 @@ class GradientRegularizer:
         if penalty is not None and not isinstance(penalty, GradientPenalty):
             raise TypeError(f"penalty must be a GradientPenalty or None; got {checks.describe(penalty)}. Use gradreg.sam(rho=0.05), say.")
         checks.choice("scope", scope, ("local", "global"))
+        parallelism = Parallelism(model)
         named = list(model.named_parameters())
         if not any(p.requires_grad for _, p in named):
             raise ValueError(
@@ -85,7 +89,9 @@ class GradientRegularizer:
         self.replay_rng = replay_rng
         self._parameters = [p for _, p in named]
         self._perturbed = selected
+        self._parallelism = parallelism
         self._perturbation = Perturbation()
+        self._checked_backward = False
         self._buffers = ForwardBuffers(model)
         self._step = 0
         self._evaluations = 0
@@ -124,6 +130,7 @@ class GradientRegularizer:
         *,
         ascent: Closure | Sequence[Closure] | None = None,
         backward: Callable[[Tensor], object] | None = None,
+        scaler: Scaler | None = None,
     ) -> Tensor:
         """Evaluate the closure as often as the penalty asks, and leave the regularized gradient in ``.grad``.
 
@@ -132,9 +139,15 @@ class GradientRegularizer:
                 (micro-batches): their gradients add up, as those of successive ``loss.backward()`` calls do, and one perturbation is made
                 from the whole sum. Divide each loss by their number for the gradient of the mean.
             ascent: closure(s) from which the direction comes instead, usually a part of the batch: then ``closure`` is evaluated only at
-                the perturbed parameters if c = strength / radius = 1, and last of all at the unperturbed ones if not. Not for "exact".
+                the perturbed parameters if c = strength / radius = 1, and last of all at the unperturbed ones if not. Not for "exact" and
+                unit mixing.
             backward: replaces ``loss.backward()``, for instance ``accelerator.backward``. It is called with a multiple of the loss and
-                must be linear in it.
+                must be linear in it. What it multiplies the loss with belongs to the objective, except for the scale of ``scaler``: the
+                division by ``gradient_accumulation_steps`` makes a sequence of closures the mean of its micro-batches.
+            scaler: the ``torch.amp.GradScaler`` in use (``accelerator.scaler``). Without ``backward`` it scales the losses here; with it,
+                ``backward`` must do so. The direction is formed from unscaled values, ``.grad`` stays scaled for ``scaler.unscale_`` and
+                ``scaler.step``. A first pass that overflows is followed by passes at the unperturbed parameters whose gradients are
+                NaN, so that the scaler skips the step; to see that, the norm is waited for.
 
         A gradient already in ``.grad`` is kept and added to, and never enters the norm; with ``.grad is None`` that costs nothing.
         After it returns or raises, the parameters hold bit for bit what they held before; if a finite difference raises, so does ``.grad``.
@@ -150,19 +163,21 @@ class GradientRegularizer:
         """
         closures = _closures("closure", closure)
         ascents = None if ascent is None else _closures("ascent", ascent)
-        run = backward if backward is not None else cast(Callable[[Tensor], object], Tensor.backward)
-        if not callable(run):
-            raise TypeError(f"backward must be callable; got {checks.describe(backward)}. Pass accelerator.backward, say.")
+        run = _checked(backward, scaler)
+        squared = self.penalty is not None and self.penalty.power == 2
+        if run is not None and scaler is None and squared and not self._checked_backward:
+            run = _refuse_scaling(run)
         trainable = [p for p in self._parameters if p.requires_grad]
         if not trainable:
             raise ValueError("model must have at least one parameter with requires_grad=True; got none. Unfreeze some before this step.")
 
         strength = 0.0 if self.penalty is None else self.penalty.strength_at(self._step)
         step = Step(
-            model=self.model,
+            parallelism=self._parallelism,
             closures=closures,
             ascents=ascents,
             backward=run,
+            scaler=scaler,
             trainable=trainable,
             perturbed=[p for p in self._perturbed if p.requires_grad],
             perturbation=self._perturbation,
@@ -179,6 +194,7 @@ class GradientRegularizer:
                 coefficient = cast(float, self.penalty.coefficient_at(self._step))
                 radius = cast(float, self.penalty.radius_at(self._step))
                 loss, norm = step.finite_difference(self.penalty, coefficient, radius)
+        self._checked_backward = True
         self._record(strength, norm)
         return loss
 
@@ -200,6 +216,32 @@ class GradientRegularizer:
                 "evaluations": self._evaluations,
             }
         )
+
+
+def _checked(backward: Callable[[Tensor], object] | None, scaler: Scaler | None) -> Callable[[Tensor], object] | None:
+    if backward is not None and not callable(backward):
+        raise TypeError(f"backward must be callable; got {checks.describe(backward)}. Pass accelerator.backward, say.")
+    if scaler is not None and not callable(getattr(scaler, "scale", None)):
+        raise TypeError(f"scaler must have a method scale(tensor); got {checks.describe(scaler)}. Pass the torch.amp.GradScaler in use.")
+    return backward
+
+
+def _refuse_scaling(backward: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
+    """``backward``, failing if it multiplies the loss by more than 1: a loss scale that would go into the perturbation unseen."""
+
+    def checked(loss: Tensor) -> None:
+        received: list[Tensor] = []
+        handle = loss.register_hook(received.append)
+        backward(loss)
+        handle.remove()
+        if received and abs(float(received[0])) > 1.0:
+            raise ValueError(
+                f"backward must not scale the loss unless scaler is given; got one that multiplies it by {float(received[0]):g}, and a "
+                "penalty on the squared norm would be off by that factor. Pass scaler=accelerator.scaler (or the GradScaler in use); "
+                "a factor of the objective belongs in the closure."
+            )
+
+    return checked
 
 
 def _closures(name: str, value: object) -> Sequence[Closure]:

@@ -1,0 +1,44 @@
+"""``import gradreg`` is free of frameworks, and each engine loads its own framework alone."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ["torch", "jax", "jaxlib", "numpy", "scipy", "optax", "timm", "yaml", "jsonargparse", "matplotlib"]
+
+
+def modules_after(code: str) -> set[str]:
+    """The top-level packages that a fresh interpreter has loaded after running ``code``."""
+    script = f"{code}\nimport json, sys\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import gradreg",
+        "import gradreg; str(gradreg.sam(rho=0.1).warmup('zero', steps=3)), gradreg.fgr(gamma=1, epsilon=1).to_dict()",
+        "import gradreg.cli; gradreg.cli.main(['--help'])",
+    ],
+    ids=["import", "use", "help"],
+)
+def test_no_framework_is_loaded(code: str) -> None:
+    assert not modules_after(code) & set(HEAVY)
+
+
+def test_the_torch_engine_loads_no_jax() -> None:
+    pytest.importorskip("torch")
+    loaded = modules_after("import gradreg.torch")
+    assert "torch" in loaded
+    assert not loaded & {"jax", "optax", "timm", "accelerate"}
+
+
+def test_public_names_are_those_of_all() -> None:
+    import gradreg
+
+    assert sorted(gradreg.__all__) == list(gradreg.__all__)
+    for name in gradreg.__all__:
+        assert getattr(gradreg, name).__module__.startswith("gradreg.")

@@ -1,0 +1,113 @@
+"""The cases that the tests of the engine share: every kind of penalty, and one small problem that is no quadratic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gradreg
+from gradreg import GradientPenalty
+
+# Radii are large enough that a missing, reversed or rescaled perturbation changes every digit of the answer.
+PENALTIES: dict[str, GradientPenalty] = {
+    "sam": gradreg.sam(rho=0.3),
+    "gnp": gradreg.gnp(r=0.3, alpha=0.8),
+    "gnp-extrapolating": gradreg.gnp(r=0.3, alpha=1.5),
+    "gnp-unit": gradreg.gnp(r=0.3, alpha=0.8, mixing="unit"),
+    "norm-backward": GradientPenalty(power=1, strength=0.2, radius=0.3, difference="backward"),
+    "norm-central": GradientPenalty(power=1, strength=0.2, radius=0.3, difference="central"),
+    "fgr": gradreg.fgr(gamma=0.4, epsilon=0.4),
+    "fgr-mixing": gradreg.fgr(gamma=0.2, epsilon=0.5),
+    "fgr-extrapolating": gradreg.fgr(gamma=0.5, epsilon=0.2),
+    "bgr": gradreg.bgr(gamma=0.3, epsilon=0.4),
+    "cgr": gradreg.cgr(gamma=0.3, epsilon=0.4),
+    "exact": gradreg.exact(gamma=0.3),
+    "exact-norm": gradreg.exact(gamma=0.3, power=1),
+    "sam-warming-up": gradreg.sam(rho=0.3).warmup("zero", steps=5),
+    "gnp-warming-up": gradreg.gnp(r=gradreg.Cosine(start=0.2, end=0.1, steps=9), alpha=0.8).warmup("radius", steps=5),
+    "fgr-warming-up": gradreg.fgr(gamma=0.3, epsilon=0.4).warmup("strength", steps=5),
+}
+FINITE = {name: penalty for name, penalty in PENALTIES.items() if penalty.difference != "exact"}
+
+every_penalty = pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
+every_finite_difference = pytest.mark.parametrize("penalty", FINITE.values(), ids=FINITE)
+
+PAST_WARMUP = 3
+"""A step at which all penalties but "sam-warming-up" have a strength, and the warming ones a smaller one than at the end."""
+
+
+@dataclass
+class Problem:
+    """A model, its data, and the closure that a user would write."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+
+    def loss(self, rows: slice = slice(None)) -> Tensor:
+        return nn.functional.mse_loss(self.model(self.x[rows]), self.y[rows])
+
+    def closure(self, rows: slice = slice(None)) -> Callable[[], Tensor]:
+        return lambda: self.loss(rows)
+
+
+def tanh_problem(dtype: torch.dtype = torch.float64) -> Problem:
+    """Regression by a network of two layers: smooth, and far from quadratic."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).to(dtype)
+    return Problem(model, torch.randn(8, 3, dtype=dtype), 2 * torch.randn(8, 2, dtype=dtype))
+
+
+def dropout_batchnorm_problem() -> Problem:
+    """The same with dropout and BatchNorm in training mode."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 2)).double()
+    return Problem(model, torch.randn(8, 3, dtype=torch.float64), 2 * torch.randn(8, 2, dtype=torch.float64))
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of what ``.grad`` holds, by name."""
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of parameters and buffers, by name."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def plain_gradients(problem: Problem, rows: slice = slice(None)) -> dict[str, Tensor]:
+    """The gradients of plain training; leaves ``.grad`` empty."""
+    problem.model.zero_grad()
+    problem.loss(rows).backward()
+    plain = gradients(problem.model)
+    problem.model.zero_grad()
+    return plain
+
+
+def regularizer_at(step: int, model: nn.Module, penalty: GradientPenalty | None, **options: object):
+    """A ``GradientRegularizer`` whose clock stands at ``step``."""
+    from gradreg.torch import GradientRegularizer
+
+    regularizer = GradientRegularizer(model, penalty, **options)  # type: ignore[arg-type]
+    regularizer.load_state_dict({"step": step, "evaluations": 0})
+    return regularizer
+
+
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-11) -> None:
+    """Equal names, and values equal to ``tolerance`` relative to the largest."""
+    assert actual.keys() == expected.keys()
+    scale = max(float(e.abs().max()) for e in expected.values())
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=0, atol=tolerance * max(scale, 1e-30), msg=lambda m, n=name: f"{n}: {m}")
+
+
+def assert_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Equal names and equal bits, NaN included."""
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name].dtype == value.dtype, name
+        assert actual[name].numpy().tobytes() == value.numpy().tobytes(), f"{name} differs"

@@ -1,0 +1,175 @@
+"""How often closures are called, what sequences of micro-batches give, and what a direction from other closures gives."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import gradreg
+from gradreg import GradientPenalty
+
+from . import twins
+from .cases import (
+    FINITE,
+    PAST_WARMUP,
+    Problem,
+    assert_close,
+    every_finite_difference,
+    every_penalty,
+    gradients,
+    plain_gradients,
+    regularizer_at,
+    tanh_problem,
+)
+
+PART = slice(0, 3)
+
+
+class Counted:
+    """A closure that counts its calls."""
+
+    def __init__(self, closure: Callable[[], Tensor]) -> None:
+        self.closure, self.calls = closure, 0
+
+    def __call__(self) -> Tensor:
+        self.calls += 1
+        return self.closure()
+
+
+def micro_batches(problem: Problem) -> list[Counted]:
+    """The batch in unequal parts, weighted so that their sum is the loss of the whole."""
+    n = len(problem.x)
+    parts = [slice(0, 2), slice(2, 3), slice(3, n)]
+    return [Counted(lambda rows=rows: problem.loss(rows) * (len(problem.x[rows]) / n)) for rows in parts]
+
+
+def expected_calls(penalty: GradientPenalty, step: int) -> int:
+    if penalty.strength_at(step) == 0 or penalty.difference == "exact":
+        return 1
+    return 3 if penalty.difference == "central" else 2
+
+
+@every_penalty
+@pytest.mark.parametrize("step", [0, PAST_WARMUP, 5, 50])
+def test_calls(penalty: GradientPenalty, step: int) -> None:
+    problem = tanh_problem()
+    closure = Counted(problem.closure())
+    regularizer_at(step, problem.model, penalty).backward(closure)
+    assert closure.calls == expected_calls(penalty, step)
+
+
+def test_calls_of_each_difference_as_documented() -> None:
+    problem = tanh_problem()
+    for penalty, calls in (
+        (None, 1),
+        (gradreg.sam(rho=0.1), 2),
+        (gradreg.gnp(r=0.1, alpha=0.8), 2),
+        (gradreg.fgr(gamma=0.1, epsilon=0.3), 2),
+        (gradreg.bgr(gamma=0.1, epsilon=0.3), 2),
+        (gradreg.cgr(gamma=0.1, epsilon=0.3), 3),
+        (gradreg.exact(gamma=0.1), 1),
+    ):
+        closure = Counted(problem.closure())
+        regularizer_at(0, problem.model, penalty).backward(closure)
+        assert closure.calls == calls, penalty
+
+
+@every_penalty
+def test_micro_batches_are_called_in_rounds_and_give_the_whole_batch(penalty: GradientPenalty) -> None:
+    problem = tanh_problem()
+    regularizer_at(PAST_WARMUP, problem.model, penalty).backward(problem.closure())
+    whole = gradients(problem.model)
+    problem.model.zero_grad()
+
+    closures = micro_batches(problem)
+    loss = regularizer_at(PAST_WARMUP, problem.model, penalty).backward(closures)
+    assert_close(gradients(problem.model), whole)
+    torch.testing.assert_close(loss, problem.loss().detach())
+    rounds = expected_calls(penalty, PAST_WARMUP)
+    if penalty.difference == "exact":
+        rounds = 2  # the direction of the whole batch first, then its product with each part's Hessian
+    assert [c.calls for c in closures] == [rounds] * 3
+
+
+def test_a_sequence_of_one_is_the_closure() -> None:
+    for penalty in (gradreg.gnp(r=0.3, alpha=0.8), gradreg.exact(gamma=0.3)):
+        problem = tanh_problem()
+        closure = Counted(problem.closure())
+        regularizer_at(0, problem.model, penalty).backward((closure,))
+        assert closure.calls == expected_calls(penalty, 0)
+
+
+@every_finite_difference
+def test_ascent_twin(penalty: GradientPenalty) -> None:
+    """The direction from a part of the batch, both gradients from all of it."""
+    if penalty.mixing == "unit":
+        pytest.skip("refused: see test_bad_input")
+    problem, step = tanh_problem(), 100
+    theta = twins.parameters_of(problem.model)
+    whole = twins.loss_of(problem.model, problem.x, problem.y)
+    part = twins.loss_of(problem.model, problem.x[PART], problem.y[PART])
+    regularizer_at(step, problem.model, penalty).backward(problem.closure(), ascent=problem.closure(PART))
+    assert_close(gradients(problem.model), twins.family(penalty, whole, theta, step=step, ascent=part))
+
+
+@every_finite_difference
+def test_ascent_calls_and_loss(penalty: GradientPenalty) -> None:
+    if penalty.mixing == "unit":
+        pytest.skip("refused: see test_bad_input")
+    problem, step = tanh_problem(), 100
+    ascent, closure = Counted(problem.closure(PART)), Counted(problem.closure())
+    loss = regularizer_at(step, problem.model, penalty).backward(closure, ascent=ascent)
+    places = 2 if penalty.difference == "central" else 1
+    coefficient_is_one = penalty.difference == "forward" and penalty.coefficient_at(step) == 1
+    assert (ascent.calls, closure.calls) == (1, places if coefficient_is_one else places + 1)
+    expected = problem.loss(PART) if coefficient_is_one else problem.loss()
+    torch.testing.assert_close(loss, expected.detach())
+
+
+@every_finite_difference
+def test_ascent_is_not_called_without_a_strength(penalty: GradientPenalty) -> None:
+    problem = tanh_problem()
+    late = penalty.warmup("zero", steps=5)
+    ascent, closure = Counted(problem.closure(PART)), Counted(problem.closure())
+    regularizer_at(0, problem.model, late).backward(closure, ascent=ascent)
+    assert (ascent.calls, closure.calls) == (0, 1)
+    assert_close(gradients(problem.model), plain_gradients(problem), tolerance=0)
+
+
+@pytest.mark.parametrize("name", ["sam", "gnp", "cgr"])
+def test_ascent_and_closure_may_both_be_sequences(name: str) -> None:
+    penalty = FINITE[name]
+    problem = tanh_problem()
+    regularizer_at(0, problem.model, penalty).backward(problem.closure(), ascent=problem.closure())
+    whole = gradients(problem.model)
+    problem.model.zero_grad()
+    regularizer_at(0, problem.model, penalty).backward(micro_batches(problem), ascent=micro_batches(problem))
+    assert_close(gradients(problem.model), whole)
+
+
+@every_penalty
+def test_backward_callable_replaces_loss_backward(penalty: GradientPenalty) -> None:
+    """It is called once a pass, and its result is what plain backward gives."""
+    problem = tanh_problem()
+    regularizer_at(PAST_WARMUP, problem.model, penalty).backward(problem.closure())
+    expected = gradients(problem.model)
+    problem.model.zero_grad()
+    seen = []
+
+    def backward(loss: Tensor) -> None:
+        seen.append(loss)
+        loss.backward()
+
+    regularizer_at(PAST_WARMUP, problem.model, penalty).backward(problem.closure(), backward=backward)
+    assert_close(gradients(problem.model), expected, tolerance=0)
+    assert len(seen) == expected_calls(penalty, PAST_WARMUP)
+
+
+def test_works_under_no_grad() -> None:
+    """Frameworks that call closures under ``torch.no_grad`` (Lightning's, some optimizers') get the same gradient."""
+    problem = tanh_problem()
+    with torch.no_grad():
+        regularizer_at(0, problem.model, gradreg.sam(rho=0.3)).backward(problem.closure())
+    loss = twins.loss_of(problem.model, problem.x, problem.y)
+    assert_close(gradients(problem.model), twins.sam(loss, twins.parameters_of(problem.model), 0.3))

@@ -1,0 +1,147 @@
+"""``regularizer.metrics``: what the last step did, without waiting for the device until a value is looked at."""
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gradreg
+from gradreg import GradientPenalty
+from gradreg.torch import GradientRegularizer
+
+from . import twins
+from .cases import PENALTIES, every_penalty, plain_gradients, regularizer_at, tanh_problem
+
+
+class Operations(TorchDispatchMode):
+    """Records the name of every operation that is dispatched while ``recording``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.recording = True
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if self.recording:
+            self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@every_penalty
+def test_values(penalty: GradientPenalty) -> None:
+    problem, step = tanh_problem(), 4
+    regularizer = regularizer_at(step, problem.model, penalty)
+    norm = float(twins.norm(plain_gradients(problem)))
+    regularizer.backward(problem.closure())
+    metrics = regularizer.metrics
+    assert metrics.gradient_norm == metrics["gradient_norm"] == pytest.approx(norm, rel=1e-12)
+    assert metrics.strength == penalty.strength_at(step)
+    assert metrics.evaluations == penalty.evaluations_at(step)
+    if penalty.difference == "exact":
+        assert math.isnan(metrics.radius)
+        assert math.isnan(metrics.coefficient)
+    else:
+        assert metrics.radius == penalty.radius_at(step)
+        assert metrics.coefficient == penalty.coefficient_at(step)
+
+
+def test_evaluations_add_up_through_a_warmup() -> None:
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.1).warmup("zero", steps=2))
+    seen = []
+    for _ in range(4):
+        regularizer.backward(problem.closure())
+        seen.append(regularizer.metrics.evaluations)
+    assert seen == [1, 2, 4, 6]
+    assert regularizer.step == 4
+
+
+def test_before_the_first_step_everything_is_unknown() -> None:
+    metrics = GradientRegularizer(tanh_problem().model, gradreg.sam(rho=0.1)).metrics
+    assert metrics["evaluations"] == 0
+    assert all(math.isnan(value) for key, value in metrics.items() if key != "evaluations")
+
+
+def test_plain_step_onto_a_gradient_has_no_norm_of_its_own() -> None:
+    problem = tanh_problem()
+    problem.loss().backward()
+    regularizer = GradientRegularizer(problem.model, None)
+    regularizer.backward(problem.closure())
+    assert math.isnan(regularizer.metrics.gradient_norm)
+
+
+def test_is_a_mapping_that_loggers_take() -> None:
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.1))
+    regularizer.backward(problem.closure())
+    plain = dict(regularizer.metrics)
+    assert list(plain) == ["gradient_norm", "strength", "radius", "coefficient", "evaluations"]
+    assert len(regularizer.metrics) == 5
+    assert all(isinstance(value, (int, float)) for value in plain.values())
+    assert "gradient_norm" in repr(regularizer.metrics)
+
+
+def test_an_older_step_s_metrics_stay_what_they_were() -> None:
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.1))
+    regularizer.backward(problem.closure())
+    first = regularizer.metrics
+    regularizer.backward(problem.closure())
+    assert first.evaluations == 2
+    assert regularizer.metrics.evaluations == 4
+
+
+def test_unknown_name_lists_the_known() -> None:
+    metrics = GradientRegularizer(tanh_problem().model, None).metrics
+    with pytest.raises(AttributeError, match=r"metrics has no 'grad_norm'; it has gradient_norm, strength, radius"):
+        _ = metrics.grad_norm
+    with pytest.raises(KeyError, match="grad_norm"):
+        _ = metrics["grad_norm"]
+
+
+@pytest.mark.parametrize("penalty", [None, *PENALTIES.values()], ids=["none", *PENALTIES])
+def test_nothing_waits_for_the_device_until_a_value_is_read(penalty: GradientPenalty | None) -> None:
+    problem = tanh_problem()
+    regularizer = regularizer_at(4, problem.model, penalty)
+    with Operations() as operations:
+        regularizer.backward(problem.closure())
+        assert "aten::mm" in operations.names or "aten::addmm" in operations.names
+        assert not {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal"} & set(operations.names)
+        float(regularizer.metrics.gradient_norm)
+        assert "aten::_local_scalar_dense" in operations.names
+
+
+@pytest.mark.parametrize("penalty", [None, *PENALTIES.values()], ids=["none", *PENALTIES])
+def test_own_operations_do_not_grow_with_the_number_of_tensors(penalty: GradientPenalty | None) -> None:
+    """What is dispatched outside the closure and the backward pass; the double backward's products are autograd's own."""
+    if penalty is not None and penalty.difference == "exact":
+        pytest.skip("an exact penalty forms one product of gradient and direction per tensor")
+
+    def own_operations(layers: int) -> int:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(*[torch.nn.Linear(3, 3) for _ in range(layers)])
+        x = torch.randn(2, 3)
+        regularizer = regularizer_at(10, model, penalty)
+        with Operations() as operations:
+
+            def closure() -> torch.Tensor:
+                operations.recording = False
+                loss = model(x).square().mean()
+                operations.recording = True
+                return loss
+
+            def backward(loss: torch.Tensor) -> None:
+                operations.recording = False
+                loss.backward()
+                operations.recording = True
+
+            regularizer.backward(closure, backward=backward)  # allocates its copies, a tensor each
+            model.zero_grad()
+            operations.names.clear()
+            regularizer.backward(closure, backward=backward)
+        return len(operations.names)
+
+    few, many = own_operations(2), own_operations(40)
+    assert few == many
+    assert many < 30

@@ -1,0 +1,150 @@
+"""Dropout: all passes of a step see one mask, and the step leaves the generators where one plain forward pass leaves them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradreg import GradientPenalty
+
+from . import twins
+from .cases import (
+    PAST_WARMUP,
+    PENALTIES,
+    Problem,
+    assert_close,
+    every_finite_difference,
+    every_penalty,
+    gradients,
+    regularizer_at,
+)
+
+
+class DropoutNet(nn.Module):
+    """Two layers with dropout between them; with ``mask`` set, that mask stands in place of a drawn one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.mask: Tensor | None = None
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        mask = nn.functional.dropout(torch.ones_like(hidden), 0.5) if self.mask is None else self.mask
+        self.seen.append(mask)
+        return self.second(hidden * mask)
+
+
+def problem() -> Problem:
+    torch.manual_seed(2)
+    return Problem(DropoutNet().double(), torch.randn(8, 3, dtype=torch.float64), 2 * torch.randn(8, 2, dtype=torch.float64))
+
+
+def drawn_masks(seed: int, shapes: list[tuple[int, int]]) -> list[Tensor]:
+    torch.manual_seed(seed)
+    return [nn.functional.dropout(torch.ones(shape, dtype=torch.float64), 0.5) for shape in shapes]
+
+
+@every_penalty
+def test_twin_with_a_fixed_mask(penalty: GradientPenalty) -> None:
+    ours, fixed = problem(), problem()
+    (fixed.model.mask,) = drawn_masks(7, [(8, 6)])
+    expected = twins.family(penalty, twins.loss_of(fixed.model, fixed.x, fixed.y), twins.parameters_of(fixed.model), step=PAST_WARMUP)
+    torch.manual_seed(7)
+    regularizer_at(PAST_WARMUP, ours.model, penalty).backward(ours.closure())
+    assert_close(gradients(ours.model), expected)
+
+
+@every_penalty
+def test_each_micro_batch_keeps_its_own_mask(penalty: GradientPenalty) -> None:
+    ours = problem()
+    first, second = drawn_masks(7, [(3, 6), (5, 6)])
+    torch.manual_seed(7)
+    halves = [ours.closure(slice(0, 3)), ours.closure(slice(3, 8))]
+    regularizer_at(100, ours.model, penalty).backward(halves)
+    seen = ours.model.seen
+    assert len(seen) == (6 if penalty.difference == "central" else 4)
+    for i, mask in enumerate(seen):
+        assert torch.equal(mask, (first, second)[i % 2])
+
+
+@every_finite_difference
+def test_with_ascent_the_closure_has_one_mask_in_all_its_passes(penalty: GradientPenalty) -> None:
+    if penalty.mixing == "unit":
+        pytest.skip("refused: see test_bad_input")
+    ours = problem()
+    part, whole = drawn_masks(7, [(3, 6), (8, 6)])
+    torch.manual_seed(7)
+    regularizer_at(100, ours.model, penalty).backward(ours.closure(), ascent=ours.closure(slice(0, 3)))
+    assert torch.equal(ours.model.seen[0], part)
+    assert all(torch.equal(mask, whole) for mask in ours.model.seen[1:])
+
+
+@every_penalty
+def test_generator_stands_where_one_forward_pass_leaves_it(penalty: GradientPenalty) -> None:
+    ours, twin = problem(), problem()
+    for step in range(PAST_WARMUP, PAST_WARMUP + 2):
+        torch.manual_seed(step)
+        twin.loss()
+        expected = torch.get_rng_state()
+        torch.manual_seed(step)
+        regularizer_at(step, ours.model, penalty).backward(ours.closure())
+        assert torch.equal(torch.get_rng_state(), expected)
+
+
+@every_finite_difference
+def test_afresh_on_request(penalty: GradientPenalty) -> None:
+    ours = problem()
+    passes = 3 if penalty.difference == "central" else 2
+    expected = drawn_masks(7, [(8, 6)] * passes)
+    torch.manual_seed(7)
+    regularizer_at(100, ours.model, penalty, replay_rng=False).backward(ours.closure())
+    assert len(ours.model.seen) == passes
+    assert all(torch.equal(a, b) for a, b in zip(ours.model.seen, expected, strict=True))
+    assert not torch.equal(expected[0], expected[1])
+
+
+@pytest.mark.parametrize("module", [lambda: nn.Dropout(0.5), lambda: nn.AlphaDropout(0.5), nn.RReLU], ids=["dropout", "alpha", "rrelu"])
+def test_layers_that_draw(module: Callable[[], nn.Module]) -> None:
+    """With strength = radius the result is the plain gradient at the moved parameters under the same draw."""
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(3, 6), module(), nn.Linear(6, 2)).double()
+    ours = Problem(model, torch.randn(8, 3, dtype=torch.float64), torch.randn(8, 2, dtype=torch.float64))
+
+    def plain(seed: int) -> dict[str, Tensor]:
+        model.zero_grad()
+        torch.manual_seed(seed)
+        ours.loss().backward()
+        return gradients(model)
+
+    g = plain(9)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            p.add_(g[n], alpha=0.3 / float(twins.norm(g)))
+    expected = plain(9)
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            p.copy_(start[n])
+    model.zero_grad()
+    torch.manual_seed(9)
+    regularizer_at(100, model, PENALTIES["sam"]).backward(ours.closure())
+    assert_close(gradients(model), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@every_penalty
+def test_generator_of_the_gpu(penalty: GradientPenalty) -> None:
+    ours = problem()
+    ours.model.cuda()
+    ours.x, ours.y = ours.x.cuda(), ours.y.cuda()
+    torch.cuda.manual_seed(7)
+    ours.loss()
+    expected = torch.cuda.get_rng_state()
+    ours.model.seen.clear()
+    torch.cuda.manual_seed(7)
+    regularizer_at(100, ours.model, penalty).backward(ours.closure())
+    assert torch.equal(torch.cuda.get_rng_state(), expected)
+    assert all(torch.equal(mask, ours.model.seen[0]) for mask in ours.model.seen)

@@ -1,0 +1,180 @@
+"""Parameters come back bit for bit: after a step on random models, and after an exception at any call."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gradreg import GradientPenalty
+from gradreg.torch import GradientRegularizer
+
+from .cases import (
+    PENALTIES,
+    Problem,
+    assert_close,
+    assert_same_bits,
+    dropout_batchnorm_problem,
+    every_finite_difference,
+    every_penalty,
+    gradients,
+    regularizer_at,
+    tanh_problem,
+    values,
+)
+
+WIDTH = 3
+BLOCKS = ("linear", "tied", "frozen", "batchnorm", "dropout", "layernorm", "tanh", "scaled")
+
+
+class RandomModel(nn.Module):
+    """A stack of the named blocks between two linear layers, with a parameter that the output does not depend on."""
+
+    def __init__(self, blocks: list[str], unused: bool, seed: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        shared = nn.Linear(WIDTH, WIDTH)
+        layers: list[nn.Module] = [nn.Linear(WIDTH, WIDTH)]
+        for block in blocks:
+            layer = {
+                "linear": lambda: nn.Linear(WIDTH, WIDTH, bias=False),
+                "tied": lambda: shared,
+                "frozen": lambda: nn.Linear(WIDTH, WIDTH).requires_grad_(False),
+                "batchnorm": lambda: nn.BatchNorm1d(WIDTH),
+                "dropout": lambda: nn.Dropout(0.3),
+                "layernorm": lambda: nn.LayerNorm(WIDTH),
+                "tanh": nn.Tanh,
+                "scaled": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
+            }[block]()
+            layers.append(layer)
+        self.stack = nn.Sequential(*layers)
+        if unused:
+            self.unused = nn.Parameter(torch.randn(WIDTH))
+        # Large and small values side by side: adding and subtracting a step is exact for neither.
+        with torch.no_grad():
+            for p in self.parameters():
+                p.mul_(10 ** torch.empty_like(p).uniform_(-3, 1))
+        self.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stack(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@settings(max_examples=200)
+@given(
+    blocks=st.lists(st.sampled_from(BLOCKS), max_size=5),
+    unused=st.booleans(),
+    seed=st.integers(0, 2**31),
+    name=st.sampled_from(sorted(PENALTIES)),
+    gradient_present=st.booleans(),
+)
+@example(blocks=["tied", "tied", "frozen", "batchnorm", "dropout"], unused=True, seed=0, name="cgr", gradient_present=True)
+def test_random_models(dtype: torch.dtype, blocks: list[str], unused: bool, seed: int, name: str, gradient_present: bool) -> None:
+    model = RandomModel(blocks, unused, seed, dtype)
+    problem = Problem(model, torch.randn(5, WIDTH, dtype=dtype), torch.randn(5, WIDTH, dtype=dtype))
+    if gradient_present:
+        problem.loss().backward()
+    parameters = {n: p.detach().clone() for n, p in model.named_parameters()}
+    identities = [(id(p), p.data_ptr(), p.requires_grad) for p in model.parameters()]
+
+    regularizer_at(3, model, PENALTIES[name]).backward(problem.closure())
+
+    assert_same_bits({n: p.detach() for n, p in model.named_parameters()}, parameters)
+    assert [(id(p), p.data_ptr(), p.requires_grad) for p in model.parameters()] == identities
+    assert {n: p.grad is None for n, p in model.named_parameters()} == {
+        n: not p.requires_grad or n == "unused" for n, p in model.named_parameters()
+    }
+
+
+@every_penalty
+@pytest.mark.parametrize("gradient_present", [False, True], ids=["no-gradient", "gradient-present"])
+@pytest.mark.parametrize("inside", ["closure", "backward"])
+def test_after_an_exception_at_any_call(penalty: GradientPenalty, gradient_present: bool, inside: str) -> None:
+    for failing_call in range(3):
+        problem = dropout_batchnorm_problem()
+        if gradient_present:
+            problem.loss().backward()
+        parameters = {n: p.detach().clone() for n, p in problem.model.named_parameters()}
+        earlier = gradients(problem.model)
+        calls = {"closure": 0, "backward": 0}
+
+        def count(what: str, calls=calls, failing_call=failing_call) -> None:
+            if what == inside and calls[what] == failing_call:
+                raise KeyboardInterrupt("injected")
+            calls[what] += 1
+
+        def closure(problem=problem, count=count) -> Tensor:
+            count("closure")
+            return problem.loss()
+
+        def backward(loss: Tensor, count=count) -> None:
+            count("backward")
+            loss.backward()
+
+        regularizer = regularizer_at(100, problem.model, penalty)
+        if failing_call >= {"central": 3, "exact": 1}.get(penalty.difference, 2):
+            regularizer.backward(closure, backward=backward)
+            continue
+        with pytest.raises(KeyboardInterrupt, match="injected"):
+            regularizer.backward(closure, backward=backward)
+        assert_same_bits({n: p.detach() for n, p in problem.model.named_parameters()}, parameters)
+        if penalty.difference != "exact":
+            assert_same_bits(gradients(problem.model), earlier)
+        assert regularizer.step == 100
+
+
+@every_finite_difference
+def test_the_step_after_an_exception_is_as_if_nothing_had_happened(penalty: GradientPenalty) -> None:
+    problem = tanh_problem()
+    regularizer_at(100, problem.model, penalty).backward(problem.closure())
+    expected = gradients(problem.model)
+    problem.model.zero_grad()
+
+    regularizer = regularizer_at(100, problem.model, penalty)
+    losses = [problem.loss, lambda: torch.zeros(2)]
+
+    def closure() -> Tensor:
+        return losses.pop(0)()
+
+    with pytest.raises(ValueError, match="closure must return a scalar loss"):
+        regularizer.backward(closure)
+    regularizer.backward(problem.closure())
+    assert_close(gradients(problem.model), expected, tolerance=0)
+
+
+def test_batch_statistics_after_an_exception_in_the_second_pass_are_the_first_pass_s() -> None:
+    problem = dropout_batchnorm_problem()
+    twin = dropout_batchnorm_problem()
+    torch.manual_seed(5)
+    twin.loss()
+    expected = values(twin.model)
+
+    def fail_second(loss: Tensor, calls=[]) -> None:  # noqa: B006
+        calls.append(loss)
+        if len(calls) == 2:
+            raise RuntimeError("injected")
+        loss.backward()
+
+    torch.manual_seed(5)
+    with pytest.raises(RuntimeError, match="injected"):
+        regularizer_at(100, problem.model, PENALTIES["sam"]).backward(problem.closure(), backward=fail_second)
+    assert_same_bits(values(problem.model), expected)
+
+
+@every_finite_difference
+def test_parameters_are_in_place_when_an_optimizer_steps(penalty: GradientPenalty) -> None:
+    """Two steps in a row: what the first left behind does not enter the second, and the optimizer's change is kept."""
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, penalty)
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.5)
+    for _ in range(3):
+        before = {n: p.detach().clone() for n, p in problem.model.named_parameters()}
+        optimizer.zero_grad()
+        regularizer.backward(problem.closure())
+        change = gradients(problem.model)
+        optimizer.step()
+        assert_same_bits(
+            {n: p.detach() for n, p in problem.model.named_parameters()},
+            {n: b.add(change[n], alpha=-0.5) for n, b in before.items()},
+        )
