@@ -48,7 +48,7 @@ def run(task: str, root: str | None) -> None:
             found = l2_probe.run_probe(plan)
             probed = {"seed": seed, "share of the budget": plan.share, **found.result()}
             stored["probes"].append(probed)
-            files.write_json(path, stored)
+            files.write_text(path, json.dumps(stored) + "\n")
             print(
                 task,
                 seed,
@@ -80,7 +80,7 @@ def run(task: str, root: str | None) -> None:
                     "weight decay": [e.weight_decay for e in history],
                 }
             )
-            files.write_json(path, stored)
+            files.write_text(path, json.dumps(stored) + "\n")
             print(task, seed, variant, history[-1].test_accuracy, flush=True)
 
 

@@ -167,7 +167,7 @@ def main() -> None:
                     if (point["lr"], point["l2"], seed) in done:
                         continue
                     runs.append({"sweep": sweep, **point, "seed": seed, "accuracies": run(**point, seed=seed, root=options.root)})
-                    files.write_json(part, {"steps": MEASUREMENTS, "runs": runs})
+                    files.write_text(part, json.dumps({"steps": MEASUREMENTS, "runs": runs}) + "\n")
                     print(sweep, point, seed, best_step(runs[-1]["accuracies"]), flush=True)
     runs = [r for sweep in SWEEPS for r in json.loads(RESULTS.with_name(f"law-{sweep}.json").read_text())["runs"]]
     found = summary(runs)

@@ -160,6 +160,18 @@ def test_resumes_exactly_beside_a_learning_rate_schedule(cautious: bool, make: o
     assert len(set(expected)) > 3
 
 
+def test_a_state_says_which_groups_decay_even_where_the_optimizer_no_longer_does() -> None:
+    def grouped(*marks: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": [one()], "weight_decay": mark} for mark in marks], lr=LR)
+
+    saved = WeightDecay(grouped(1.0, 0.0, 0.5), 0.4).state_dict()
+    restored = grouped(1.0, 1.0, 1.0)
+    setter = WeightDecay(restored, 0.4)
+    setter.load_state_dict(saved)
+    setter.set(7)
+    assert [group["weight_decay"] for group in restored.param_groups] == pytest.approx([0.4, 0.0, 0.2])
+
+
 def test_auto_is_due_when_it_measures_and_sets_what_it_says() -> None:
     weight = one()
     optimizer = optimizers(weight)[0]
