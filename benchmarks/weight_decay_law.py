@@ -22,8 +22,8 @@ from gradreg import files
 RESULTS = Path(__file__).parent / "results" / "weight-decay" / "law.json"
 FIGURES = Path(__file__).parents[1] / "docs" / "figures" / "weight-decay"
 SEEDS = (0, 1, 2)
-L2S = [0.4 / 2**k for k in range(6)]  # 1.5 decades, as are the learning rates
-LEARNING_RATES = [0.1 / 2**k for k in range(6)]
+L2S = [0.8 / 2**k for k in range(7)]  # 1.8 decades
+LEARNING_RATES = [0.1 / 2**k for k in range(6)]  # 1.5 decades
 LEARNING_RATE, L2 = 0.05, 0.2
 STEPS = 6_500
 MEASUREMENTS = sorted({round(x) for x in np.geomspace(2, STEPS, 110)})
@@ -76,6 +76,11 @@ def arrival(accuracies: list[float], share: float = 0.99) -> int:
     return MEASUREMENTS[int(np.argmax(np.array(accuracies) >= share * max(accuracies)))]
 
 
+def without_peak(group: list[dict[str, Any]], axis: str) -> set[float]:
+    """The values at which a seed has its best accuracy in the last tenth of the run: too short to see a peak, if there is one."""
+    return {r[axis] for r in group if best_step(r["accuracies"]) > 0.9 * STEPS}
+
+
 def slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """Log-log slope with its 95 % interval (Student's t over all runs)."""
     fit = stats.linregress(np.log(x), np.log(y))
@@ -88,8 +93,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for sweep, axis in (("l2", "l2"), ("lr", "lr")):
         group = [r for r in runs if r["sweep"] == sweep]
         x = np.array([r[axis] for r in group])
-        # A best accuracy in the last tenth of a run is no peak: the run was too short to see one.
-        inside = np.array([best_step(r["accuracies"]) < 0.9 * STEPS for r in group])
+        late = without_peak(group, axis)
+        inside = np.array([r[axis] not in late for r in group])
         times = {"best": best_step, "arrival": arrival}
         for name, time in times.items():
             y = np.array([time(r["accuracies"]) for r in group], dtype=float)
@@ -110,12 +115,13 @@ def figures(runs: list[dict[str, Any]]) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(L2S)))
     labels = {"l2": "λ", "lr": "η"}
     curves, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
     for sweep, axis in zip(("l2", "lr"), axes, strict=True):
-        for value, colour in zip([point[sweep] for point in SWEEPS[sweep]], colours, strict=True):
+        values = [point[sweep] for point in SWEEPS[sweep]]
+        for value, colour in zip(values, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(values))), strict=True):
             group = [r for r in runs if r["sweep"] == sweep and r[sweep] == value]
             clock = np.array(MEASUREMENTS) * group[0]["lr"] * group[0]["l2"]
             mean = 100 * np.mean([r["accuracies"] for r in group], axis=0)
@@ -132,18 +138,19 @@ def figures(runs: list[dict[str, Any]]) -> None:
     for sweep, axis in zip(("l2", "lr"), axes, strict=True):
         group = [r for r in runs if r["sweep"] == sweep]
         for name, time, marker in (("best accuracy", best_step, "o"), ("99 % of the best", arrival, "^")):
-            kept = [r for r in group if time is arrival or best_step(r["accuracies"]) < 0.9 * STEPS]
+            kept = [r for r in group if time is arrival or r[sweep] not in without_peak(group, sweep)]
             x = np.array([r[sweep] for r in kept])
             y = np.array([time(r["accuracies"]) for r in kept], dtype=float)
             s, low, high = slope(x, y)
             line = axis.plot(x, y, marker, alpha=0.7, label=f"{name}: slope {s:.2f} [{low:.2f}, {high:.2f}]")[0]
             places = np.array([min(x), max(x)])
             axis.plot(places, np.exp(np.mean(np.log(y)) + s * (np.log(places) - np.mean(np.log(x)))), color=line.get_color())
-        late = [r for r in group if best_step(r["accuracies"]) >= 0.9 * STEPS]
+        late = [r for r in group if r[sweep] in without_peak(group, sweep)]
         if late:
             y = [best_step(r["accuracies"]) for r in late]
-            axis.plot([r[sweep] for r in late], y, "x", color="grey", label=f"best at the end of the run, left out: {len(late)}")
+            axis.plot([r[sweep] for r in late], y, "x", color="grey", label=f"no peak within the run, left out: {len(late)}")
         axis.set(xscale="log", yscale="log", xlabel=labels[sweep])
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("optimizer steps")

@@ -91,6 +91,7 @@ def test_the_clock_of_decoupled_decay_has_no_momentum(optimizer, momentum):
     plan = l2_probe.make_plan(settings, budget_epochs=100, probe_l2=0.1, probe_epochs=1, measure_every=3)
     probe = l2_probe.run_probe(plan)
     assert (probe.momentum, probe.steps, probe.budget_steps) == (momentum, [3, 6, 9], 900)
+    assert [(30 * accuracy) % 1 for accuracy in probe.accuracies] == [0, 0, 0]  # of 30 validation images, not of 1,497 test images
 
 
 @pytest.fixture
@@ -168,6 +169,15 @@ def test_clock_prints_the_timescale_and_transfers(capsys):
 def test_bad_clocks_are_refused(words, message, capsys):
     assert cli.main(["l2", *words.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_compare_takes_the_run_without_l2_for_its_baseline():
+    from gradreg.study.plan import make_plan
+
+    recipe = recipes.load("l2-fc-digits")
+    plan = make_plan(recipe, recipe.base, penalties=["auto", "l2-1e-2"], seeds=1)
+    assert (plan.baseline, plan.variants) == ("l2-0", ["l2-0", "auto", "l2-1e-2"])
+    assert [job.evaluations for job in plan.jobs] == [2000] * 3  # 1,000 images in batches of 50, 100 epochs
 
 
 def test_shipped_l2_recipes_are_there():
