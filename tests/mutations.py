@@ -42,9 +42,9 @@ MUTANTS = (
     Mutant("normalization dropped", "step.py", "safe_ratio(place * (radius if first.weight > 0 else -radius), norm)", "place * (radius if first.weight > 0 else -radius)"),
     Mutant("sign of a negative weight forgotten", "step.py", "radius if first.weight > 0 else -radius", "radius"),
     Mutant("weight of the first pass forgotten in the step", "step.py", "distance = place * radius / first.weight", "distance = place * radius"),
-    Mutant("(1 - c) forgotten", "passes.py", '"forward": (1.0 - c, (Pass(+1, c),))', '"forward": (1.0, (Pass(+1, c),))'),
-    Mutant("backward difference with the forward's weight", "passes.py", '"backward": (1.0 + c, (Pass(-1, -c),))', '"backward": (1.0 - c, (Pass(-1, c),))'),
-    Mutant("central difference not halved", "passes.py", "(Pass(+1, c / 2), Pass(-1, -c / 2))", "(Pass(+1, c), Pass(-1, -c))"),
+    Mutant("(1 - c) forgotten", "../stencils.py", "at_theta=1.0 - c", "at_theta=1.0"),
+    Mutant("backward difference with the forward's weight", "../stencils.py", "at_theta=1.0 + c, moved=((-1, -c),)", "at_theta=1.0 - c, moved=((-1, c),)"),
+    Mutant("central difference not halved", "../stencils.py", "((+1, c / 2), (-1, -c / 2))", "((+1, c), (-1, -c))"),
     Mutant("mirror at the wrong place", "perturbation.py", "self._moved_copies, 2.0)", "self._moved_copies, 1.0)"),
     Mutant(
         "restore by subtraction",

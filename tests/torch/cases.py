@@ -9,35 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import gradreg
 from gradreg import GradientPenalty
+from tests.penalties import PENALTIES, every_penalty
 
-# Radii are large enough that a missing, reversed or rescaled perturbation changes every digit of the answer.
-PENALTIES: dict[str, GradientPenalty] = {
-    "sam": gradreg.sam(rho=0.3),
-    "gnp": gradreg.gnp(r=0.3, alpha=0.8),
-    "gnp-extrapolating": gradreg.gnp(r=0.3, alpha=1.5),
-    "gnp-unit": gradreg.gnp(r=0.3, alpha=0.8, mixing="unit"),
-    "norm-backward": GradientPenalty(power=1, strength=0.2, radius=0.3, difference="backward"),
-    "norm-central": GradientPenalty(power=1, strength=0.2, radius=0.3, difference="central"),
-    "fgr": gradreg.fgr(gamma=0.4, epsilon=0.4),
-    "fgr-mixing": gradreg.fgr(gamma=0.2, epsilon=0.5),
-    "fgr-extrapolating": gradreg.fgr(gamma=0.5, epsilon=0.2),
-    "bgr": gradreg.bgr(gamma=0.3, epsilon=0.4),
-    "cgr": gradreg.cgr(gamma=0.3, epsilon=0.4),
-    "exact": gradreg.exact(gamma=0.3),
-    "exact-norm": gradreg.exact(gamma=0.3, power=1),
-    "sam-warming-up": gradreg.sam(rho=0.3).warmup("zero", steps=5),
-    "gnp-warming-up": gradreg.gnp(r=gradreg.Cosine(start=0.2, end=0.1, steps=9), alpha=0.8).warmup("radius", steps=5),
-    "fgr-warming-up": gradreg.fgr(gamma=0.3, epsilon=0.4).warmup("strength", steps=5),
-}
+__all__ = ["PENALTIES", "every_penalty"]  # for the tests that import all their cases from here
+
 FINITE = {name: penalty for name, penalty in PENALTIES.items() if penalty.difference != "exact"}
 
-every_penalty = pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
 every_finite_difference = pytest.mark.parametrize("penalty", FINITE.values(), ids=FINITE)
 
-PAST_WARMUP = 3
-"""A step at which all penalties but "sam-warming-up" have a strength, and the warming ones a smaller one than at the end."""
+DURING_WARMUP = 2
+"""A step at which all penalties but those in a zero-warm-up have a strength, and the warming ones a smaller one than at the end."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from gradreg import GradientPenalty
 
 from .cases import (
-    PAST_WARMUP,
+    DURING_WARMUP,
     PENALTIES,
     Problem,
     assert_same_bits,
@@ -71,7 +71,7 @@ def test_only_the_first_pass_changes_them(penalty: GradientPenalty, layer) -> No
     problem, twin = problem_with(layer), problem_with(layer)
     before = values(twin.model)
     for _ in range(2):
-        regularizer_at(PAST_WARMUP, problem.model, penalty).backward(problem.closure())
+        regularizer_at(DURING_WARMUP, problem.model, penalty).backward(problem.closure())
         twin.loss()
         assert_same_bits(values(problem.model), values(twin.model))
     assert any(not torch.equal(before[name], value) for name, value in values(twin.model).items())
@@ -103,7 +103,7 @@ def test_the_counter_of_batches_counts_steps() -> None:
 def test_micro_batches_change_them_once_each(penalty: GradientPenalty, layer) -> None:
     problem, twin = problem_with(layer), problem_with(layer)
     halves = [slice(0, 4), slice(4, 8)]
-    regularizer_at(PAST_WARMUP, problem.model, penalty).backward([problem.closure(rows) for rows in halves])
+    regularizer_at(DURING_WARMUP, problem.model, penalty).backward([problem.closure(rows) for rows in halves])
     for rows in halves:
         twin.loss(rows)
     assert_same_bits(values(problem.model), values(twin.model))

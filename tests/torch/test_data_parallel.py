@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import gradreg
 from gradreg.torch import GradientRegularizer
 
-from .cases import PAST_WARMUP, PENALTIES, Problem, assert_close, gradients, regularizer_at, tanh_problem, values
+from .cases import DURING_WARMUP, PENALTIES, Problem, assert_close, gradients, regularizer_at, tanh_problem, values
 from .ranks import Job, run_ranks
 
 BATCH = 12
@@ -59,7 +59,7 @@ def every_penalty_here(rank: int, world: int, scope: str, options: dict[str, Any
         before = values(problem.model)
         rows = len(problem.x) // micro_batches
         closures = [part_of(problem, slice(i * rows, (i + 1) * rows), micro_batches) for i in range(micro_batches)]
-        regularizer = regularizer_at(PAST_WARMUP, problem.model, penalty, scope=scope)
+        regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty, scope=scope)
         regularizer.backward(closures)
         same = all(torch.equal(v, before[n]) for n, v in values(problem.model).items())
         found[name] = (plain_names(gradients(problem.model)), len(all_reduces), same)
@@ -73,7 +73,7 @@ def expected_local(world: int) -> dict[str, dict[str, Tensor]]:
         alone = []
         for rank in range(world):
             problem = problem_of(rank, world)
-            regularizer_at(PAST_WARMUP, problem.model, penalty).backward(problem.closure())
+            regularizer_at(DURING_WARMUP, problem.model, penalty).backward(problem.closure())
             alone.append(gradients(problem.model))
         expected[name] = {n: torch.stack([g[n] for g in alone]).mean(0) for n in alone[0]}
     return expected
@@ -84,7 +84,7 @@ def expected_global() -> dict[str, dict[str, Tensor]]:
     expected: dict[str, dict[str, Tensor]] = {}
     for name, penalty in PENALTIES.items():
         problem = problem_of(0, 1)
-        regularizer_at(PAST_WARMUP, problem.model, penalty).backward(problem.closure())
+        regularizer_at(DURING_WARMUP, problem.model, penalty).backward(problem.closure())
         expected[name] = gradients(problem.model)
     return expected
 
@@ -93,10 +93,10 @@ def earlier_gradients(rank: int, world: int, scope: str, bucket_view: bool) -> l
     found = []
     for penalty in FORWARD.values():
         problem = ddp(problem_of(rank, world), gradient_as_bucket_view=bucket_view)
-        regularizer = regularizer_at(PAST_WARMUP, problem.model, penalty, scope=scope)
+        regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty, scope=scope)
         regularizer.backward(problem.closure())
         once = gradients(problem.model)
-        regularizer = regularizer_at(PAST_WARMUP, problem.model, penalty, scope=scope)
+        regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty, scope=scope)
         regularizer.backward(problem.closure())
         found.append({n: g - 2 * once[n] for n, g in gradients(problem.model).items()})
     return found
@@ -133,7 +133,7 @@ def batch_statistics(rank: int, world: int, penalty_name: str | None) -> dict[st
         if penalty_name is None:
             problem.loss().backward()
         else:
-            regularizer_at(PAST_WARMUP, model, PENALTIES[penalty_name]).backward(problem.closure())
+            regularizer_at(DURING_WARMUP, model, PENALTIES[penalty_name]).backward(problem.closure())
     return values(model)
 
 
@@ -150,7 +150,7 @@ def overflow_on_one_rank(rank: int, world: int, name: str) -> tuple[bool, float]
         calls.append(rank)
         return nn.functional.mse_loss(model(x), y) * (1e36 if rank == 1 and len(calls) == 1 else 1.0)
 
-    regularizer_at(PAST_WARMUP, model, PENALTIES[name]).backward(closure, scaler=scaler)
+    regularizer_at(DURING_WARMUP, model, PENALTIES[name]).backward(closure, scaler=scaler)
     scaler.step(optimizer)
     scaler.update()
     return all(torch.equal(v, before[n]) for n, v in values(model).items()), scaler.get_scale()
@@ -160,7 +160,7 @@ def refusals(rank: int, world: int) -> list[str]:
     problem = ddp(problem_of(rank, world))
     messages = []
     for name in ("sam", "exact"):
-        regularizer = regularizer_at(PAST_WARMUP, problem.model, PENALTIES[name], scope="global")
+        regularizer = regularizer_at(DURING_WARMUP, problem.model, PENALTIES[name], scope="global")
         try:
             with problem.model.no_sync():
                 regularizer.backward(problem.closure())
@@ -207,7 +207,7 @@ def check_scope(scope: str, world: int, results: list[dict[str, Any]]) -> None:
         for name, (gradient, all_reduces, restored) in found.items():
             assert_close(gradient, expected[name])
             assert restored, name
-            one_pass = PENALTIES[name].strength_at(PAST_WARMUP) == 0 or PENALTIES[name].difference == "exact"
+            one_pass = PENALTIES[name].strength_at(DURING_WARMUP) == 0 or PENALTIES[name].difference == "exact"
             # For an exact penalty the average of the direction, in scope "global", is not DDP's own and is not counted here.
             assert all_reduces == (1 if scope == "local" or one_pass else 2), name
 

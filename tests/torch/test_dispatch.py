@@ -14,7 +14,7 @@ import gradreg
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 
-from .cases import PAST_WARMUP, Problem, every_finite_difference, regularizer_at
+from .cases import DURING_WARMUP, Problem, every_finite_difference, regularizer_at
 
 FEW, MANY = 3, 80
 """Layers; twice as many tensors. 80 linear layers are 160 tensors, the size of the models in the published counts."""
@@ -48,7 +48,7 @@ def deep_problem(layers: int, *, batch_norm: bool = False) -> Problem:
 
 def added(problem: Problem, penalty: GradientPenalty) -> Counter[str]:
     """The operations of a regularized step that are not those of its plain passes."""
-    regularizer = regularizer_at(PAST_WARMUP, problem.model, penalty)
+    regularizer = regularizer_at(DURING_WARMUP + 1, problem.model, penalty)
     regularizer.backward(problem.closure())  # the copy of the parameters is made once
     problem.model.zero_grad()
     with Operations() as regularized:
@@ -56,7 +56,7 @@ def added(problem: Problem, penalty: GradientPenalty) -> Counter[str]:
     problem.model.zero_grad()
     with Operations() as plain:
         problem.loss().backward()
-    passes = penalty.evaluations_at(PAST_WARMUP)
+    passes = penalty.evaluations_at(DURING_WARMUP + 2)
     accumulated = sum(1 for p in problem.model.parameters() if p.requires_grad)
     extra = regularized.names.copy()
     for name, times in plain.names.items():
@@ -86,13 +86,13 @@ def test_nor_does_it_grow_with_the_number_of_buffers(penalty: GradientPenalty) -
 @every_finite_difference
 def test_nothing_waits_for_the_device_until_a_metric_is_read(penalty: GradientPenalty, earlier: bool) -> None:
     problem = deep_problem(FEW)
-    regularizer = regularizer_at(PAST_WARMUP, problem.model, penalty)
+    regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty)
     if earlier:
         problem.loss().backward()
     with Operations() as step:
         regularizer.backward(problem.closure())
     assert not {n for n in step.names if "_local_scalar_dense" in n or "is_nonzero" in n or ".item" in n or "equal" in n}
-    if penalty.strength_at(PAST_WARMUP) > 0 or not earlier:
+    if penalty.strength_at(DURING_WARMUP) > 0 or not earlier:
         with Operations() as reading:
             assert regularizer.metrics.gradient_norm > 0
             assert regularizer.metrics.gradient_norm > 0

@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import gradreg
 from gradreg.torch import GradientRegularizer
 
-from .cases import PAST_WARMUP, PENALTIES, Problem, assert_close, gradients, regularizer_at, tanh_problem, values
+from .cases import DURING_WARMUP, PENALTIES, Problem, assert_close, gradients, regularizer_at, tanh_problem, values
 from .ranks import Job, run_ranks
 
 BATCH = 12
@@ -55,7 +55,7 @@ def sharded(rank: int, world: int, micro_batches: int, keep_gathered: bool) -> d
         before = {n: v.to_local().clone() for n, v in problem.model.named_parameters()}
         rows = len(problem.x) // micro_batches
         closures = [part_of(problem, slice(i * rows, (i + 1) * rows), micro_batches) for i in range(micro_batches)]
-        regularizer = regularizer_at(PAST_WARMUP, problem.model, penalty)
+        regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty)
         loss = regularizer.backward(closures)
         after = problem.loss()  # a forward pass sees the restored parameters, not a gathered copy of moved ones
         restored = all(torch.equal(v.to_local(), before[n]) for n, v in regularizer_parameters(problem.model).items())
@@ -98,7 +98,7 @@ def tensor_parallel(rank: int, world: int) -> dict[str, Any]:
         problem = even_problem()
         parallelize_module(problem.model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
         before = {n: v.to_local().clone() for n, v in problem.model.named_parameters()}
-        regularizer = regularizer_at(PAST_WARMUP, problem.model, penalty)
+        regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty)
         regularizer.backward(problem.closure())
         restored = all(torch.equal(v.to_local(), before[n]) for n, v in problem.model.named_parameters())
         found[name] = (whole(gradients(problem.model)), restored, regularizer.metrics.gradient_norm)
@@ -171,7 +171,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 def expected_of(name: str, problem: Problem) -> tuple[dict[str, Tensor], float, float, float]:
     """Gradient, norm of the plain gradient, loss, and norm of the gradient, in one process on the whole batch."""
-    regularizer = regularizer_at(PAST_WARMUP, problem.model, PENALTIES[name])
+    regularizer = regularizer_at(DURING_WARMUP, problem.model, PENALTIES[name])
     loss = regularizer.backward(problem.closure())
     expected = gradients(problem.model)
     return expected, regularizer.metrics.gradient_norm, float(loss), float(torch.cat([g.flatten() for g in expected.values()]).norm())

@@ -9,7 +9,7 @@ from gradreg.torch import GradientRegularizer
 
 from . import twins
 from .cases import (
-    PAST_WARMUP,
+    DURING_WARMUP,
     PENALTIES,
     Problem,
     assert_close,
@@ -102,7 +102,7 @@ def test_a_parameter_shared_by_two_layers_counts_once(penalty: GradientPenalty) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gradients_have_the_parameters_dtype(penalty: GradientPenalty, dtype: torch.dtype) -> None:
     problem = tanh_problem(dtype)
-    regularizer_at(PAST_WARMUP, problem.model, penalty).backward(problem.closure())
+    regularizer_at(DURING_WARMUP, problem.model, penalty).backward(problem.closure())
     assert all(p.grad is not None and p.grad.dtype == dtype for p in problem.model.parameters())
 
 

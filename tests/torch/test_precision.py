@@ -16,7 +16,7 @@ from gradreg.torch import GradientRegularizer
 from gradreg.torch.perturbation import gradient_norm
 
 from .cases import (
-    PAST_WARMUP,
+    DURING_WARMUP,
     Problem,
     assert_close,
     assert_same_bits,
@@ -95,11 +95,11 @@ def test_autocast(penalty: GradientPenalty, dtype: torch.dtype) -> None:
 @every_finite_difference
 def test_autocast_around_the_call_does_not_reuse_the_unperturbed_weights_it_cached(penalty: GradientPenalty) -> None:
     problem = tanh_problem(torch.float32)
-    regularizer_at(PAST_WARMUP, problem.model, penalty).backward(autocast_loss(problem, torch.bfloat16))
+    regularizer_at(DURING_WARMUP, problem.model, penalty).backward(autocast_loss(problem, torch.bfloat16))
     expected = gradients(problem.model)
     problem.model.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        regularizer_at(PAST_WARMUP, problem.model, penalty).backward(autocast_loss(problem, torch.bfloat16))
+        regularizer_at(DURING_WARMUP, problem.model, penalty).backward(autocast_loss(problem, torch.bfloat16))
         later = problem.model(problem.x)
     assert_same_bits(gradients(problem.model), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -109,11 +109,11 @@ def test_autocast_around_the_call_does_not_reuse_the_unperturbed_weights_it_cach
 @every_penalty
 def test_a_loss_scale_multiplies_the_gradient_and_nothing_else(penalty: GradientPenalty) -> None:
     problem = tanh_problem()
-    loss = regularizer_at(PAST_WARMUP, problem.model, penalty).backward(problem.closure())
+    loss = regularizer_at(DURING_WARMUP, problem.model, penalty).backward(problem.closure())
     expected = gradients(problem.model)
     problem.model.zero_grad()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    regularizer = regularizer_at(PAST_WARMUP, problem.model, penalty)
+    regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty)
     scaled = regularizer.backward(problem.closure(), scaler=scaler)
     assert_close(gradients(problem.model), {n: 1024 * g for n, g in expected.items()})
     assert scaled == pytest.approx(float(loss), rel=1e-12)
@@ -125,14 +125,14 @@ def test_a_loss_scale_multiplies_the_gradient_and_nothing_else(penalty: Gradient
 def test_a_loss_scale_with_gradients_already_there(penalty: GradientPenalty) -> None:
     problem = tanh_problem()
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    regularizer_at(PAST_WARMUP, problem.model, penalty).backward([problem.closure(slice(0, 4))], scaler=scaler)
+    regularizer_at(DURING_WARMUP, problem.model, penalty).backward([problem.closure(slice(0, 4))], scaler=scaler)
     first = gradients(problem.model)
     problem.model.zero_grad()
-    regularizer_at(PAST_WARMUP, problem.model, penalty).backward([problem.closure(slice(4, 8))], scaler=scaler)
+    regularizer_at(DURING_WARMUP, problem.model, penalty).backward([problem.closure(slice(4, 8))], scaler=scaler)
     second = gradients(problem.model)
     problem.model.zero_grad()
     for rows in (slice(0, 4), slice(4, 8)):
-        regularizer_at(PAST_WARMUP, problem.model, penalty).backward(problem.closure(rows), scaler=scaler)
+        regularizer_at(DURING_WARMUP, problem.model, penalty).backward(problem.closure(rows), scaler=scaler)
     assert_close(gradients(problem.model), {n: first[n] + second[n] for n in first})
 
 
@@ -140,12 +140,12 @@ def test_a_loss_scale_with_gradients_already_there(penalty: GradientPenalty) -> 
 def test_unscale_clip_and_step_work_as_always(penalty: GradientPenalty) -> None:
     problem, twin = tanh_problem(), tanh_problem()
     plain = torch.optim.SGD(twin.model.parameters(), lr=0.1)
-    regularizer_at(PAST_WARMUP, twin.model, penalty).backward(twin.closure())
+    regularizer_at(DURING_WARMUP, twin.model, penalty).backward(twin.closure())
     nn.utils.clip_grad_norm_(twin.model.parameters(), 0.5)
     plain.step()
     optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    regularizer_at(PAST_WARMUP, problem.model, penalty).backward(problem.closure(), scaler=scaler)
+    regularizer_at(DURING_WARMUP, problem.model, penalty).backward(problem.closure(), scaler=scaler)
     scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(problem.model.parameters(), 0.5)
     scaler.step(optimizer)
@@ -165,7 +165,7 @@ def test_an_overflow_in_any_pass_skips_the_whole_step(penalty: GradientPenalty, 
         calls.append(all(torch.isfinite(p).all() for p in problem.model.parameters()))
         return problem.loss() * (1e36 if len(calls) == overflowing + 1 else 1.0)
 
-    regularizer = regularizer_at(PAST_WARMUP, problem.model, penalty)
+    regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty)
     loss = regularizer.backward(closure, scaler=scaler)
     evaluated = len(calls)
     assert all(calls), "no pass runs at parameters that are not finite"
@@ -192,14 +192,14 @@ def test_an_overflow_leaves_the_batch_statistics_finite() -> None:
 @every_penalty
 def test_accelerate_with_a_scaler_and_accumulation_is_the_scaled_big_batch(penalty: GradientPenalty, micro_batches: int) -> None:
     problem = tanh_problem()
-    regularizer_at(PAST_WARMUP, problem.model, penalty).backward(problem.closure())
+    regularizer_at(DURING_WARMUP, problem.model, penalty).backward(problem.closure())
     expected = {n: 256 * g for n, g in gradients(problem.model).items()}
     problem.model.zero_grad()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=micro_batches)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     rows = 8 // micro_batches
     closures = [problem.closure(slice(i * rows, (i + 1) * rows)) for i in range(micro_batches)]
-    regularizer = regularizer_at(PAST_WARMUP, problem.model, penalty)
+    regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty)
     regularizer.backward(closures, backward=accelerator.backward, scaler=accelerator.scaler)
     assert_close(gradients(problem.model), expected)
 
@@ -233,7 +233,7 @@ def test_a_scaler_without_scale_is_refused() -> None:
 def test_parameters_in_16_bits_come_back_bit_for_bit(penalty: GradientPenalty, dtype: torch.dtype) -> None:
     problem = tanh_problem(dtype)
     before = {n: v.view(torch.int16) for n, v in values(problem.model).items()}
-    regularizer_at(PAST_WARMUP, problem.model, penalty).backward(problem.closure())
+    regularizer_at(DURING_WARMUP, problem.model, penalty).backward(problem.closure())
     assert all(p.grad is not None and p.grad.dtype == dtype for p in problem.model.parameters())
     assert_same_bits({n: v.view(torch.int16) for n, v in values(problem.model).items()}, before)
 

@@ -10,7 +10,7 @@ from gradreg import GradientPenalty
 
 from . import twins
 from .cases import (
-    PAST_WARMUP,
+    DURING_WARMUP,
     PENALTIES,
     Problem,
     assert_close,
@@ -51,9 +51,9 @@ def drawn_masks(seed: int, shapes: list[tuple[int, int]]) -> list[Tensor]:
 def test_twin_with_a_fixed_mask(penalty: GradientPenalty) -> None:
     ours, fixed = problem(), problem()
     (fixed.model.mask,) = drawn_masks(7, [(8, 6)])
-    expected = twins.family(penalty, twins.loss_of(fixed.model, fixed.x, fixed.y), twins.parameters_of(fixed.model), step=PAST_WARMUP)
+    expected = twins.family(penalty, twins.loss_of(fixed.model, fixed.x, fixed.y), twins.parameters_of(fixed.model), step=DURING_WARMUP)
     torch.manual_seed(7)
-    regularizer_at(PAST_WARMUP, ours.model, penalty).backward(ours.closure())
+    regularizer_at(DURING_WARMUP, ours.model, penalty).backward(ours.closure())
     assert_close(gradients(ours.model), expected)
 
 
@@ -85,7 +85,7 @@ def test_with_ascent_the_closure_has_one_mask_in_all_its_passes(penalty: Gradien
 @every_penalty
 def test_generator_stands_where_one_forward_pass_leaves_it(penalty: GradientPenalty) -> None:
     ours, twin = problem(), problem()
-    for step in range(PAST_WARMUP, PAST_WARMUP + 2):
+    for step in range(DURING_WARMUP, DURING_WARMUP + 2):
         torch.manual_seed(step)
         twin.loss()
         expected = torch.get_rng_state()

@@ -1,1 +1,6 @@
 """The JAX engine: needs jax and nothing else."""
+
+from gradreg.jax.microbatches import microbatched
+from gradreg.jax.regularizer import grad, value_and_grad
+
+__all__ = ["grad", "microbatched", "value_and_grad"]

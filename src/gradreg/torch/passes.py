@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradreg.penalties import GradientPenalty
+from gradreg.stencils import stencil
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,13 @@ def plan(penalty: GradientPenalty, coefficient: float, *, separate_ascent: bool)
     With ``separate_ascent`` the direction comes from other closures: their pass gives nothing but the direction, and the plain gradient,
     where it has a weight at all, is evaluated last, so that no second gradient has to be held.
     """
-    c = coefficient
-    at_theta, moved = {
-        "forward": (1.0 - c, (Pass(+1, c),)),
-        "backward": (1.0 + c, (Pass(-1, -c),)),
-        "central": (1.0, (Pass(+1, c / 2), Pass(-1, -c / 2))),
-    }[penalty.difference]
+    weights = stencil(penalty.difference, coefficient)
+    moved = tuple(Pass(place, weight) for place, weight in weights.moved)
     if separate_ascent:
-        plain = (Pass(0, at_theta),) if at_theta != 0.0 else ()
+        plain = (Pass(0, weights.at_theta),) if weights.at_theta != 0.0 else ()
         return Plan(passes=(Pass(0, 1.0), *moved, *plain), keeps_first=False)
-    if at_theta == 0.0:
+    if weights.at_theta == 0.0:
         return Plan(passes=(Pass(0, 1.0), *moved), keeps_first=False)
     # With unit mixing the norm of the plain gradient is needed to weigh it, so its weight is applied afterwards.
-    first = Pass(0, 1.0 if penalty.mixing == "unit" else at_theta)
+    first = Pass(0, 1.0 if penalty.mixing == "unit" else weights.at_theta)
     return Plan(passes=(first, *moved), keeps_first=True)

@@ -54,7 +54,7 @@ def safe_ratio(numerator: float, norm: Tensor) -> Tensor:
 
 def ratio_or_zero(numerator: float, norm: Tensor) -> Tensor:
     """``numerator / norm``, and 0 where the norm is 0: for what is multiplied with more than the gradient that has this norm."""
-    return torch.where(norm > 0, numerator / norm, 0.0)
+    return (numerator / norm).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class Perturbation:

@@ -104,6 +104,11 @@ class GradientRegularizer:
         return self._step
 
     @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The model's parameters whose ``.grad`` a step fills: all that require a gradient."""
+        return [p for p in self._parameters if p.requires_grad]
+
+    @property
     def metrics(self) -> Metrics:
         """What the last step did (see ``Metrics``); a value on a device is waited for only when it is read."""
         return self._metrics
@@ -167,7 +172,7 @@ class GradientRegularizer:
         squared = self.penalty is not None and self.penalty.power == 2
         if run is not None and scaler is None and squared and not self._checked_backward:
             run = _refuse_scaling(run)
-        trainable = [p for p in self._parameters if p.requires_grad]
+        trainable = self.parameters
         if not trainable:
             raise ValueError("model must have at least one parameter with requires_grad=True; got none. Unfreeze some before this step.")
 

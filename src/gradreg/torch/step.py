@@ -223,7 +223,7 @@ class Step:
         for i in range(len(closures)):
             with self.parallelism.synchronised(synchronise and i == len(closures) - 1):
                 loss = self._evaluate(closures, i)
-                losses.append(loss.detach())
+                losses.append(loss.detach().clone())  # CUDA graphs of torch.compile reuse its memory in the next pass
                 self._backward(loss, weight)
         return _total(losses)
 

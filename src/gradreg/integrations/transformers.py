@@ -1,0 +1,233 @@
+"""Hugging Face ``Trainer`` with the gradient of ``loss + penalty``: a mixin for any trainer, and ``RegularizedTrainer``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from gradreg.penalties import GradientPenalty
+from gradreg.torch import GradientRegularizer
+from gradreg.torch.regularizer import Scope
+
+Selection = Callable[[str, nn.Parameter], bool]
+_Base = Trainer if TYPE_CHECKING else object
+
+
+class RegularizerState(TrainerCallback, ExportableState):
+    """The regularizer's counts, as ``trainer_state.json`` of a checkpoint holds them."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.evaluations = 0
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer saves."""
+        return {"args": {}, "attributes": {"step": self.step, "evaluations": self.evaluations}}
+
+
+class RegularizedTrainerMixin(_Base):
+    """Put before a trainer class, gives it the arguments ``penalty``, ``perturbed`` and ``scope``, and regularizes its gradient.
+
+    ::
+
+        class RegularizedSFTTrainer(RegularizedTrainerMixin, SFTTrainer): ...
+
+        trainer = RegularizedSFTTrainer(model, args=args, train_dataset=data, penalty=gradreg.fgr(gamma=1e-2, epsilon=1e-3))
+
+    With ``gradient_accumulation_steps`` one perturbation is made from the whole accumulated gradient: the micro-batches wait (forward
+    passes included) for the last of them, whose ``training_step`` returns the loss of all; those before return 0, so that logged losses are
+    the same as ever. Clipping, schedules, ``accelerate`` and checkpoints work as before, and the penalty's clock is the Trainer's
+    ``global_step``.
+
+    The first pass is the one that counts: what a repeated pass logs, or changes in the trainer's numbers and ``_metrics``, is undone, and
+    it starts from the same random numbers and the same trainer state. A ``compute_loss`` of your own that writes elsewhere should ask
+    ``self.repeats_pass`` first.
+
+    Args:
+        penalty: what is penalised; None trains without, through the same path.
+        perturbed: ``(name, parameter) -> bool`` with the model's own names: see ``parameters`` of ``GradientRegularizer``.
+            ``without_embeddings(model)`` is one.
+        scope: "local" or "global", under data parallelism: see ``GradientRegularizer``.
+
+    Logs beside the loss: ``first_gradient_norm`` (of the first pass), ``penalty_strength``, and ``gradient_evaluations`` so far.
+
+    Raises:
+        ValueError: DeepSpeed, Megatron-LM, LOMO, or context or sequence parallelism, which run the backward pass by themselves.
+    """
+
+    repeats_pass = False
+    """Whether the forward pass under way repeats one that has been counted and logged."""
+
+    def __init__(
+        self, *args: Any, penalty: GradientPenalty | None, perturbed: Selection | None = None, scope: Scope = "local", **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.penalty = penalty
+        self.perturbed = perturbed
+        self.scope: Scope = scope
+        self.regularizer: GradientRegularizer | None = None
+        self._waiting: list[_MicroBatch] = []
+        _check_supported(self)
+        GradientRegularizer(cast(nn.Module, self.model), penalty, parameters=perturbed, scope=scope)  # refuses here what it refuses
+        self.add_callback(RegularizerState())
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own; the regularizer is built anew, from the model as it is wrapped then."""
+        self.regularizer = None
+        self._waiting.clear()
+        return super().train(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """The trainer's own, whose loss and backward pass are put off until the accumulation is complete."""
+        if self.regularizer is None:
+            self._build(model)
+        accelerator, loss = self.accelerator, torch.zeros((), device=self.args.device)
+        compute_loss, backward = self.compute_loss, accelerator.backward
+
+        def wait(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            self._waiting.append(_MicroBatch(self, lambda: compute_loss(model, copy.copy(inputs), *args, **kwargs)))
+            return torch.ones((), device=self.args.device)  # what the Trainer makes of it is the factor it puts before the loss
+
+        def finish(factor: Tensor, **options: Any) -> None:
+            self._waiting[-1].factor = factor
+            if accelerator.sync_gradients:
+                del vars(self)["compute_loss"]
+                loss.add_(self._regularized(lambda value: backward(value, **options)))
+
+        # On the instances, so that they stand before whatever a subclass overrides.
+        vars(self)["compute_loss"], vars(accelerator)["backward"] = wait, finish
+        try:
+            super().training_step(model, *args, **kwargs)
+        except BaseException:
+            self._waiting.clear()
+            raise
+        finally:
+            vars(self).pop("compute_loss", None)
+            del vars(accelerator)["backward"]
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The trainer's own; nothing during a repeated pass."""
+        if self.repeats_pass:
+            return
+        if "loss" in logs and self.regularizer is not None and self.regularizer.step:
+            m = self.regularizer.metrics
+            logs |= {"first_gradient_norm": m.gradient_norm, "penalty_strength": m.strength, "gradient_evaluations": m.evaluations}
+        super().log(logs, *args, **kwargs)
+
+    def _build(self, model: nn.Module) -> None:
+        names = {id(p): name for name, p in self.accelerator.unwrap_model(model).named_parameters()}
+        choose = self.perturbed
+        parameters = None if choose is None else lambda name, p: choose(names.get(id(p), name), p)
+        self.regularizer = GradientRegularizer(model, self.penalty, parameters=parameters, scope=self.scope)
+        saved = cast("dict[str, Any]", self.state.stateful_callbacks).get("RegularizerState") if self.state.global_step else None
+        self._set_clock(self.regularizer, saved["attributes"]["evaluations"] if saved else 0)
+
+    def _set_clock(self, regularizer: GradientRegularizer, evaluations: int) -> None:
+        regularizer.load_state_dict({"step": self.state.global_step, "evaluations": evaluations})
+
+    def _regularized(self, backward: Callable[[Tensor], object]) -> Tensor:
+        """The regularized gradient of the micro-batches that wait; returns their loss."""
+        regularizer, closures = self.regularizer, self._waiting
+        assert regularizer is not None
+        self._waiting = []
+        self._set_clock(regularizer, regularizer.state_dict()["evaluations"])
+        loss = regularizer.backward(closures, backward=backward, scaler=self.accelerator.scaler)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, RegularizerState):
+                callback.step, callback.evaluations = regularizer.step, regularizer.state_dict()["evaluations"]
+        return loss
+
+    @contextmanager
+    def _repeating(self, before: dict[str, Any]) -> Iterator[None]:
+        """The trainer as it was ``before`` a pass, for the time of a repetition of that pass."""
+        now = dict(vars(self))
+        self.__dict__.clear()
+        self.__dict__.update(_copied(before), repeats_pass=True)
+        try:
+            yield
+        finally:
+            self.__dict__.clear()
+            self.__dict__.update(now)
+
+
+class RegularizedTrainer(RegularizedTrainerMixin, Trainer):
+    """``transformers.Trainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``perturbed`` and ``scope``.
+
+    ::
+
+        trainer = RegularizedTrainer(model, args, train_dataset=data, penalty=gradreg.sam(rho=0.05))
+    """
+
+
+def without_embeddings(model: nn.Module) -> Selection:
+    """Selects all parameters but those of embeddings and of the output head: ``perturbed=without_embeddings(model)``.
+
+    Source: arXiv 2602.18037, whose code leaves them out of the perturbation.
+    """
+
+    def select(name: str, parameter: nn.Parameter) -> bool:
+        # Asked anew each time, for sharding replaces parameters.
+        modules = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+        left_out = [p for m in [*modules, *([head] if isinstance(head, nn.Module) else [])] for p in m.parameters()]
+        return all(parameter is not p for p in left_out)
+
+    return select
+
+
+class _MicroBatch:
+    """The closure of a micro-batch: its first call counts, the others leave the trainer as it is."""
+
+    def __init__(self, trainer: RegularizedTrainerMixin, forward: Callable[[], Any]) -> None:
+        self.trainer = trainer
+        self.forward = forward
+        self.factor: Tensor | float = 1.0
+        self.synchronises = trainer.accelerator.sync_gradients
+        self.before: dict[str, Any] | None = None
+
+    def __call__(self) -> Tensor:
+        if self.before is None:
+            self.before = _copied(vars(self.trainer))
+            return self._loss()
+        with self.trainer._repeating(self.before):
+            return self._loss()
+
+    def _loss(self) -> Tensor:
+        gradients = self.trainer.accelerator.gradient_state
+        synchronises, gradients.sync_gradients = gradients.sync_gradients, self.synchronises
+        try:
+            with self.trainer.compute_loss_context_manager():
+                loss = self.forward()
+        finally:
+            gradients.sync_gradients = synchronises
+        return (loss.mean() if loss.dim() else loss) * self.factor
+
+
+def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes, with lists of metrics of their own."""
+    return {name: copy.deepcopy(value) if name == "_metrics" else value for name, value in attributes.items()}
+
+
+def _check_supported(trainer: RegularizedTrainerMixin) -> None:
+    distributed = str(trainer.accelerator.distributed_type.value)
+    if distributed in ("DEEPSPEED", "MEGATRON_LM"):
+        raise ValueError(
+            f"the Trainer must leave the backward pass to PyTorch for a second one to follow; got {distributed}. "
+            "Use DDP or FSDP2 (fsdp_version: 2)."
+        )
+    if "lomo" in str(trainer.args.optim).lower():
+        raise ValueError(f"optim must not step during the backward pass; got {trainer.args.optim}. Use adamw_torch, say.")
+    parallel = getattr(trainer.accelerator, "parallelism_config", None)
+    if parallel is not None and (getattr(parallel, "cp_enabled", False) or getattr(parallel, "sp_enabled", False)):
+        raise ValueError(
+            "the parallelism must not split sequences, whose buffers last for one pass only; got context or sequence parallelism. "
+            "Use data parallelism (DDP or FSDP2)."
+        )

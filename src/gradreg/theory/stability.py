@@ -1,0 +1,304 @@
+"""Which curvatures gradient regularization keeps stable, which it traps at saddles, and how far from a minimum it settles.
+
+On a quadratic every finite difference is exact, so one statement covers F-GR, B-GR, C-GR and DB. Along an eigenvector of curvature h:
+
+- power 2 (γ): θ ← (1 − ηh(1 + γh))·θ. With heavy-ball momentum μ it is stable exactly when 0 < ηh(1 + γh) < 2(1 + μ). A negative
+  curvature is escaped only if γ|h| < 1, and is a trap beyond.
+- power 1 (strength λ; ρ for SAM, α·r for GNP): G = Aθ + λ·A(Aθ)/‖Aθ‖ does not vanish towards the minimum, and the iterates end in a
+  two-cycle ±δ along the sharpest eigenvector, δ = ηhλ / (2(1 + μ) − ηh).
+
+Source: Karakida et al. 2023, arXiv 2210.02720 (power 2); Bartlett, Long and Bousquet 2023, arXiv 2210.01513 (SAM's two-cycle).
+Differs from the papers: momentum, GNP, and the verdicts at negative curvature are derived in docs/theory.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gradreg import checks
+from gradreg.penalties import GradientPenalty
+from gradreg.theory.sparse_regression import Array
+
+
+class Fate(IntEnum):
+    """What becomes of a small displacement along an eigenvector."""
+
+    SETTLES = 0
+    """h ≥ 0 and it shrinks: a minimum that training can stay in."""
+    DIVERGES = 1
+    """h ≥ 0 and it grows: the step is too large for h, or γ is."""
+    ESCAPES = 2
+    """h < 0 and it grows: the saddle is left, as it should be."""
+    TRAPPED = 3
+    """h < 0 and it shrinks: the penalty holds the iterate at a saddle."""
+
+
+def regularized_curvature(curvature: ArrayLike, gamma: ArrayLike) -> Array:
+    """h(1 + γh): the curvature that a step sees under the penalty (γ/2)‖g‖².
+
+    Args:
+        curvature: h, eigenvalue(s) of the Hessian, any sign.
+        gamma: strength γ ≥ 0; broadcast against ``curvature``.
+    """
+    h = np.asarray(curvature, dtype=np.float64)
+    return h * (1.0 + np.asarray(gamma, dtype=np.float64) * h)
+
+
+def fate(curvature: ArrayLike, gamma: ArrayLike, *, learning_rate: float, momentum: float = 0.0) -> NDArray[np.int64]:
+    """The ``Fate`` of each curvature, by theory: shrinks exactly where 0 < ηh(1 + γh) < 2(1 + μ).
+
+    Args:
+        curvature: h, any shape.
+        gamma: γ ≥ 0, broadcast against ``curvature``.
+        learning_rate: η > 0.
+        momentum: μ of heavy-ball momentum, 0 ≤ μ < 1.
+
+    Returns:
+        Values of ``Fate``, in the broadcast shape. h = 0, where nothing moves, counts as settled.
+
+    >>> [Fate(f).name for f in fate([1.0, 3.0, -1.0, -3.0], 0.5, learning_rate=0.5)]
+    ['SETTLES', 'DIVERGES', 'ESCAPES', 'TRAPPED']
+    """
+    rate, inertia = _checked_optimizer(learning_rate, momentum)
+    _checked_gamma(gamma)
+    pull = rate * regularized_curvature(curvature, gamma)
+    negative = np.broadcast_to(np.asarray(curvature) < 0, pull.shape)
+    shrinks = (pull > 0) & (pull < 2 * (1 + inertia))
+    return _fates(negative, shrinks | (pull == 0) & ~negative)
+
+
+def simulated_fate(
+    curvature: ArrayLike, gamma: ArrayLike, *, learning_rate: float, momentum: float = 0.0, steps: int = 2000
+) -> NDArray[np.int64]:
+    """The same by running ``steps`` regularized steps from θ = 1: did |θ| end below 1 or above? Knows nothing of the formula.
+
+    The gradient is g + γ·(∇L(θ + g) − g), the forward difference with ε = 1, which on a quadratic is as exact as any.
+
+    Args:
+        curvature: h, any shape.
+        gamma: γ ≥ 0, broadcast against ``curvature``.
+        learning_rate: η > 0.
+        momentum: μ, 0 ≤ μ < 1.
+        steps: ≥ 1; curvatures closer to a border than about 1/steps are not decided.
+    """
+    rate, inertia = _checked_optimizer(learning_rate, momentum)
+    _checked_gamma(gamma)
+    h, strength = np.broadcast_arrays(np.asarray(curvature, dtype=np.float64), np.asarray(gamma, dtype=np.float64))
+    place, speed = np.ones(h.shape), np.zeros(h.shape)
+    for _ in range(checks.whole("steps", steps, minimum=1)):
+        gradient = h * place
+        speed = inertia * speed + gradient + strength * (h * (place + gradient) - gradient)
+        place = np.clip(place - rate * speed, -1e12, 1e12)
+        speed = np.clip(speed, -1e12, 1e12)
+    return _fates(h < 0, np.abs(place) <= 1.0)
+
+
+def largest_gamma(curvature: float, *, learning_rate: float, momentum: float = 0.0) -> float:
+    """The γ at which curvature h stops being stable (h > 0) or starts to be a trap (h < 0).
+
+    γ = (2(1 + μ)/(ηh) − 1)/h for h > 0 (negative where plain descent is already unstable), 1/|h| for h < 0, ∞ for h = 0.
+
+    Args:
+        curvature: h, of any sign.
+        learning_rate: η > 0.
+        momentum: μ, 0 ≤ μ < 1.
+
+    >>> largest_gamma(1.0, learning_rate=0.5), largest_gamma(-4.0, learning_rate=0.5)
+    (3.0, 0.25)
+    """
+    rate, inertia = _checked_optimizer(learning_rate, momentum)
+    h = checks.real("curvature", curvature)
+    if h == 0.0:
+        return np.inf
+    return -1.0 / h if h < 0 else (2 * (1 + inertia) / (rate * h) - 1.0) / h
+
+
+def settling_distance(curvature: float, strength: float, *, learning_rate: float, momentum: float = 0.0) -> float:
+    """How far from the minimum SAM and GNP settle: δ = ηhλ / (2(1 + μ) − ηh), h the largest curvature.
+
+    The loss stays at least ½hδ² above the minimum's.
+
+    Args:
+        curvature: h > 0, the largest eigenvalue of the Hessian, with ηh < 2(1 + μ).
+        strength: λ ≥ 0: ρ for SAM, α·r for GNP.
+        learning_rate: η > 0.
+        momentum: μ, 0 ≤ μ < 1.
+
+    Raises:
+        ValueError: also where plain gradient descent is unstable, and nothing settles.
+
+    >>> settling_distance(1.0, 0.75, learning_rate=0.5)
+    0.25
+    """
+    rate, inertia = _checked_optimizer(learning_rate, momentum)
+    h, strength = checks.positive("curvature", curvature), checks.non_negative("strength", strength)
+    room = 2 * (1 + inertia) - rate * h
+    if room <= 0:
+        raise ValueError(
+            f"learning_rate times curvature must be below 2(1 + momentum) = {2 * (1 + inertia):g}; got {rate * h:g}, where descent "
+            f"diverges even without a penalty. Take learning_rate below {2 * (1 + inertia) / h:.3g}."
+        )
+    return rate * h * strength / room
+
+
+def trapping_curvature(largest_curvature: float, *, learning_rate: float, momentum: float = 0.0) -> float:
+    """How negative a curvature must be for SAM and GNP to be trapped at its saddle: |h| above ηH² / (2(1 + μ) − ηH), whatever the strength.
+
+    While iterates bounce along the sharpest direction H, ‖g‖ stays at Hδ, and the penalty adds λh²/‖g‖ to a negative curvature h. Only
+    displacements small against δ are held.
+
+    Args:
+        largest_curvature: H > 0, with ηH < 2(1 + μ).
+        learning_rate: η > 0.
+        momentum: μ, 0 ≤ μ < 1.
+
+    >>> trapping_curvature(2.0, learning_rate=0.5)
+    2.0
+    """
+    return largest_curvature * settling_distance(largest_curvature, 1.0, learning_rate=learning_rate, momentum=momentum)
+
+
+@dataclass(frozen=True, eq=False)
+class Settling:
+    """Where SAM or GNP ended on a quadratic.
+
+    Attributes:
+        distance: ‖θ‖ after each step, shape (steps + 1,).
+        alignment: |cos| of the angle between θ and the sharpest eigenvector, shape (steps + 1,).
+        predicted: the two-cycle's distance δ.
+    """
+
+    distance: Array
+    alignment: Array
+    predicted: float
+
+
+def settle(
+    curvatures: ArrayLike, strength: float, *, learning_rate: float, momentum: float = 0.0, steps: int = 3000, seed: int = 0
+) -> Settling:
+    """Run G = ∇L(θ) + λ·A·ĝ with L = ½Σ h_i θ_i² from a random unit vector, and record how far from 0 it stays.
+
+    Args:
+        curvatures: h_i > 0, shape (d,).
+        strength: λ ≥ 0: ρ for SAM, α·r for GNP.
+        learning_rate: η > 0.
+        momentum: μ, 0 ≤ μ < 1.
+        steps: ≥ 1.
+        seed: of the start, ≥ 0.
+    """
+    rate, inertia = _checked_optimizer(learning_rate, momentum)
+    h = np.asarray(curvatures, dtype=np.float64)
+    if h.ndim != 1 or h.size == 0 or not np.isfinite(h).all() or (h <= 0).any():
+        raise ValueError(f"curvatures must be a non-empty list of finite numbers > 0; got {checks.describe(curvatures)}.")
+    predicted = settling_distance(float(h.max()), strength, learning_rate=rate, momentum=inertia)
+    place = np.random.default_rng(checks.whole("seed", seed, minimum=0)).standard_normal(h.size)
+    place /= np.linalg.norm(place)
+    speed = np.zeros(h.size)
+    path = [place]
+    for _ in range(checks.whole("steps", steps, minimum=1)):
+        gradient = h * place
+        norm = float(np.linalg.norm(gradient))
+        speed = inertia * speed + gradient + (strength * h * gradient / norm if norm > 0 else 0.0)
+        place = place - rate * speed
+        path.append(place)
+    points = np.array(path)
+    distance = np.linalg.norm(points, axis=1)
+    along = np.linalg.norm(points[:, h == h.max()], axis=1)
+    alignment = np.divide(along, distance, out=np.zeros_like(along), where=distance > 0)
+    return Settling(distance=distance, alignment=alignment, predicted=predicted)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a quadratic with these curvatures says about a penalty.
+
+    Attributes:
+        problems: a sentence each, with the value that would do; empty if there is nothing to say.
+        largest_strength: the largest stable strength (power 2), or the one that settles at ``tolerated_distance`` (power 1; ∞ without).
+        settling_distance: of power 1; 0 for power 2, which converges.
+    """
+
+    problems: tuple[str, ...]
+    largest_strength: float
+    settling_distance: float
+
+
+def advise(
+    penalty: GradientPenalty,
+    *,
+    learning_rate: float,
+    largest_curvature: float,
+    smallest_curvature: float = 0.0,
+    momentum: float = 0.0,
+    tolerated_distance: float | None = None,
+    step: int = 0,
+) -> Advice:
+    """Is this strength or radius too large for these curvatures?
+
+    Args:
+        penalty: any penalty; its strength and radius are taken at ``step``.
+        learning_rate: η > 0.
+        largest_curvature: largest eigenvalue of the Hessian, > 0.
+        smallest_curvature: smallest eigenvalue; negative values ask whether the penalty turns that direction into a trap.
+        momentum: μ, 0 ≤ μ < 1.
+        tolerated_distance: for power 1, how far from the minimum iterates may settle, > 0; None asks nothing.
+        step: optimizer step at which schedules are read, ≥ 0.
+
+    Returns:
+        Advice. On a quadratic the radius of power 2 has no effect; a sentence says so where ε·h > 1, because there the second gradient is
+        taken further away than the minimum lies, and only a true quadratic forgives that.
+    """
+    rate, inertia = _checked_optimizer(learning_rate, momentum)
+    sharp, flat = checks.positive("largest_curvature", largest_curvature), checks.real("smallest_curvature", smallest_curvature)
+    strength, radius = penalty.strength_at(step), penalty.radius_at(step)
+    problems: list[str] = []
+    if rate * sharp >= 2 * (1 + inertia):
+        limit = 2 * (1 + inertia) / sharp
+        return Advice(
+            (f"learning rate {rate:g} is unstable at curvature {sharp:g} without any penalty; stay below {limit:.3g}.",), 0.0, 0.0
+        )
+    if penalty.power == 1:
+        distance = settling_distance(sharp, strength, learning_rate=rate, momentum=inertia)
+        tolerated = np.inf if tolerated_distance is None else checks.positive("tolerated_distance", tolerated_distance)
+        largest = strength * tolerated / distance if distance > 0 else np.inf
+        if distance > tolerated:
+            problems.append(f"strength {strength:g} settles {distance:.3g} from the minimum, not {tolerated:g}; stay below {largest:.3g}.")
+        if -flat > (trap := trapping_curvature(sharp, learning_rate=rate, momentum=inertia)):
+            problems.append(
+                f"curvature {flat:g} is a trap while iterates bounce along curvature {sharp:g}, as any below {-trap:.3g} is, at any "
+                "strength; let the strength end at 0, or use power 2."
+            )
+        return Advice(tuple(problems), largest, distance)
+    stable = largest_gamma(sharp, learning_rate=rate, momentum=inertia)
+    trap = largest_gamma(flat, learning_rate=rate, momentum=inertia) if flat < 0 else np.inf
+    if strength >= stable:
+        problems.append(f"gamma {strength:g} is unstable at curvature {sharp:g} with learning rate {rate:g}; stay below {stable:.3g}.")
+    if strength >= trap:
+        problems.append(f"gamma {strength:g} turns curvature {flat:g} into a trap; stay below {trap:.3g}.")
+    if radius is not None and strength > 0 and radius * sharp > 1:
+        problems.append(
+            f"epsilon {radius:g} looks {radius * sharp:.3g} times as far as the minimum of curvature {sharp:g} lies; "
+            f"harmless on a quadratic only: start below {1 / sharp:.3g}."
+        )
+    return Advice(tuple(problems), min(stable, trap), 0.0)
+
+
+def _checked_optimizer(learning_rate: object, momentum: object) -> tuple[float, float]:
+    rate, inertia = checks.positive("learning_rate", learning_rate), checks.non_negative("momentum", momentum)
+    if inertia >= 1:
+        raise ValueError(f"momentum must be below 1; got {inertia:g}, which forgets nothing. 0.9 is usual.")
+    return rate, inertia
+
+
+def _checked_gamma(gamma: ArrayLike) -> None:
+    values = np.asarray(gamma, dtype=np.float64)
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError(f"gamma must be finite and >= 0; got {checks.describe(gamma)}. A negative strength rewards large gradients.")
+
+
+def _fates(negative: NDArray[np.bool_], shrinks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.where(negative, np.where(shrinks, Fate.TRAPPED, Fate.ESCAPES), np.where(shrinks, Fate.SETTLES, Fate.DIVERGES))

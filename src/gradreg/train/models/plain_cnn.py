@@ -1,0 +1,67 @@
+"""A convolutional network without normalization and shortcuts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import register_model
+from torch import Tensor, nn
+
+from gradreg import checks
+from gradreg.train.models.registration import images, untrained
+
+
+class PlainCNN(nn.Module):
+    """Stages of two 3 x 3 convolutions and a 2 x 2 max-pooling, then a hidden linear layer; ReLU throughout.
+
+    Args:
+        num_classes: outputs, ≥ 1.
+        in_chans: channels of the images, ≥ 1.
+        img_size: height and width of the images in pixels, or one number for both, ≥ 2 for each stage's halving.
+        channels: channels of each stage's convolutions, each ≥ 1.
+        hidden: width of the hidden linear layer, ≥ 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 32,
+        channels: tuple[int, ...] = (300, 500),
+        hidden: int = 500,
+    ) -> None:
+        super().__init__()
+        sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+        height, width = (side // 2 ** len(channels) for side in sides)
+        if not height * width:
+            remedy = "Use fewer stages in model.channels."
+            raise ValueError(f"model.img_size must be >= {2 ** len(channels)} for {len(channels)} halvings; got {img_size}. {remedy}")
+        layers: list[nn.Module] = []
+        incoming = in_chans
+        for outgoing in (checks.whole("model.channels", width, minimum=1) for width in channels):
+            for before in (incoming, outgoing):
+                layers += [nn.Conv2d(before, outgoing, 3, padding=1), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2))
+            incoming = outgoing
+        hidden = checks.whole("model.hidden", hidden, minimum=1)
+        layers += [nn.Flatten(), nn.Linear(incoming * height * width, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (n, channels, height, width) to logits (n, num_classes)."""
+        return self.layers(images)
+
+
+default_cfgs = {"cnn_l2": images(3, 32, fixed=True)}
+
+
+@register_model
+def cnn_l2(pretrained: bool = False, **options: Any) -> PlainCNN:
+    """The CNN of the experiments on L2 with CIFAR-10.
+
+    Source: Lewkowycz and Gur-Ari 2020, arXiv 2006.08643, which has CNNs on CIFAR-10, wide enough to fit their training data. Chosen here,
+    and not checked against the paper's appendix: two stages of 300 and 500 channels, a hidden layer of 500, PyTorch's initialization.
+    ``channels`` and ``hidden`` change them.
+    """
+    return untrained("cnn_l2", PlainCNN, pretrained, options)

@@ -1,0 +1,33 @@
+"""What every model of ours gives to timm's registry: an entry that builds it untrained, and the size of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def images(channels: int, size: int, *, fixed: bool = False) -> dict[str, Any]:
+    """What timm knows of a model of ours before it is built.
+
+    Args:
+        channels: channels of the images by default.
+        size: height and width in pixels by default.
+        fixed: the size is one of the model's arguments (``img_size``); otherwise images of any size go through one and the same model.
+    """
+    return {"input_size": (channels, size, size), "num_classes": 10, "fixed_input_size": fixed}
+
+
+def untrained(name: str, build: Callable[..., Model], pretrained: bool, options: Mapping[str, Any], **settings: Any) -> Model:
+    """``build(**settings)`` with ``options`` laid over ``settings``; what else timm passes along is meant for pretrained weights.
+
+    Raises:
+        ValueError: ``pretrained`` is true.
+    """
+    if pretrained:
+        raise ValueError(f"pretrained must be False for {name!r}; got True. There are no published weights of it.")
+    of_timm = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+    return build(**{**settings, **{k: v for k, v in options.items() if k not in of_timm}})

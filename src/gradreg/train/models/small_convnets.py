@@ -1,0 +1,56 @@
+"""timm's ResNet and VGG for images as small as CIFAR's: what timm has no options for is replaced after it has built them.
+
+- ``resnet*_cifar``: the 7 x 7 stem of stride 2 and the max-pooling give way to a 3 x 3 convolution of stride 1, as is usual on CIFAR
+  (He et al. 2015, arXiv 1512.03385, section 4.2, for its smaller networks). 64 channels; the GNP reference has a stem of 16.
+- ``vgg*_cifar``: the first linear layer reads the one pixel that is left of a 32-pixel image. timm's own would spread that pixel over
+  7 x 7 and keep 49 times the weights. Dropout 0.5 as in the paper (arXiv 1409.1556) and in the GNP reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from timm.models import register_model
+from timm.models.resnet import ResNet
+from timm.models.vgg import VGG, ConvMlp
+from torch import nn
+
+from gradreg.train.models.registration import images, untrained
+
+RESNETS = tuple(f"resnet{depth}_cifar" for depth in (18, 34, 50, 101, 152, 200))
+VGGS = ("vgg16_cifar", "vgg16_bn_cifar", "vgg19_cifar", "vgg19_bn_cifar")
+
+default_cfgs = {name: images(3, 32) for name in (*RESNETS, *VGGS)}
+
+
+def _resnet(of_timm: str, **options: Any) -> nn.Module:
+    model = timm.create_model(of_timm, **options)
+    assert isinstance(model, ResNet)
+    stem = nn.Conv2d(model.in_chans, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    model.conv1, model.maxpool = stem, nn.Identity()
+    return model
+
+
+def _vgg(of_timm: str, *, drop_rate: float = 0.5, **options: Any) -> nn.Module:
+    smallest = 1 / 4096  # of timm's first linear layer, which is thrown away
+    model = timm.create_model(of_timm, drop_rate=drop_rate, mlp_ratio=smallest, **options)
+    assert isinstance(model, VGG)
+    model.pre_logits = ConvMlp(model.num_features, 4096, kernel_size=1, drop_rate=drop_rate)
+    return model
+
+
+def _entry(name: str, build: Any) -> None:
+    def entry(pretrained: bool = False, **options: Any) -> nn.Module:
+        return untrained(name, build, pretrained, options, of_timm=name.removesuffix("_cifar"), num_classes=10)
+
+    entry.__name__ = name
+    entry.__doc__ = f"timm's {name.removesuffix('_cifar')} for small images."
+    register_model(entry)
+
+
+for _name in RESNETS:
+    _entry(_name, _resnet)
+for _name in VGGS:
+    _entry(_name, _vgg)

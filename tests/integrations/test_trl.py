@@ -1,0 +1,151 @@
+"""TRL's trainers with F-GR on and off: the same completions, counts and logs, and the gradient of one loss."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+from trl import GRPOConfig, SFTConfig
+
+import gradreg
+from gradreg.integrations.trl import RegularizedGRPOTrainer, RegularizedSFTTrainer, against_reward_hacking, without_embeddings
+from gradreg.torch import GradientRegularizer
+
+from .digits import largest_difference, weights
+from .text import language_model, text, tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated")
+
+STRONG = gradreg.fgr(gamma=1.0, epsilon=2.0)
+COMMON: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": [],
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "bf16": False,
+}
+
+
+def different_words(completions: list[str], **_: Any) -> list[float]:
+    """A rule: the number of different words that start with a letter before m."""
+    return [float(len({w for w in c.split() if w[0] < "m"})) for c in completions]
+
+
+def prompts() -> Dataset:
+    words = text().split()
+    return Dataset.from_list([{"prompt": " ".join(words[8 * i : 8 * i + 6])} for i in range(16)])
+
+
+def grpo(folder: Path, penalty: Any, *, steps: int = 2, trainer_class: Any = RegularizedGRPOTrainer, **options: Any) -> Any:
+    model = language_model(dropout=0.0)
+    args = GRPOConfig(str(folder), max_steps=steps, num_generations=4, max_completion_length=8, beta=0.0, **{**COMMON, **options})
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5)
+    trainer = trainer_class(
+        model,
+        different_words,
+        args=args,
+        train_dataset=prompts(),
+        processing_class=tokenizer(),
+        optimizers=(sgd, torch.optim.lr_scheduler.ConstantLR(sgd, 1.0)),
+        penalty=penalty,
+        perturbed=without_embeddings(model),
+    )
+    trainer.train()
+    return trainer
+
+
+class Spy(RegularizedGRPOTrainer):
+    """Counts generations, and notes of each forward pass whether it repeats one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.passes: list[bool] = []
+        self.generations = 0
+        super().__init__(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        self.generations += 1
+        return super()._generate_and_score_completions(inputs)
+
+    def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        self.passes.append(self.repeats_pass)
+        return super()._compute_loss(model, inputs)
+
+
+def test_a_grpo_step_is_the_hand_written_one(tmp_path: Path):
+    trainer = grpo(tmp_path, STRONG, steps=1)
+    batches = trainer._buffered_inputs
+    assert len(batches) == 2
+    model = language_model(dropout=0.0)
+    chosen = without_embeddings(model)
+    normalizer = batches[0]["num_items_in_batch"]
+
+    def log_probabilities(b: dict[str, Any]) -> torch.Tensor:
+        ids = torch.cat([b["prompt_ids"], b["completion_ids"]], 1)
+        mask = torch.cat([b["prompt_mask"], b["completion_mask"]], 1)
+        count = b["completion_ids"].size(1)
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, -count - 1 : -1] / trainer.temperature
+        return logits.log_softmax(-1).gather(-1, b["completion_ids"].unsqueeze(-1)).squeeze(-1)
+
+    with torch.no_grad():
+        old = [log_probabilities(b) for b in batches]
+
+    def loss(i: int) -> torch.Tensor:
+        b = batches[i]
+        ratio, advantage = (log_probabilities(b) - old[i]).exp(), b["advantages"].unsqueeze(1)
+        surrogate = torch.min(ratio * advantage, ratio.clamp(1 - 0.2, 1 + 0.2) * advantage)
+        return -(surrogate * b["completion_mask"]).sum() / normalizer
+
+    model.train()
+    GradientRegularizer(model, STRONG, parameters=chosen).backward([lambda: loss(0), lambda: loss(1)])
+    nn.utils.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
+    torch.optim.SGD(model.parameters(), lr=0.5).step()
+    assert largest_difference(weights(trainer.model), weights(model)) <= 1e-6
+    assert largest_difference(weights(model), weights(grpo(tmp_path, None, steps=1).model)) > 1e-4
+
+
+def test_grpo_generates_and_counts_once_with_the_penalty_on_and_off(tmp_path: Path):
+    off, on = grpo(tmp_path, None, trainer_class=Spy), grpo(tmp_path, against_reward_hacking(), trainer_class=Spy)
+    assert off.generations == on.generations == 2
+    assert off.passes == [False] * 4
+    assert on.passes == [False, False] * 2  # what a repeated pass writes is undone, this list's name included
+    first_off, first_on = off.state.log_history[0], on.state.log_history[0]
+    changed = {"grad_norm", "gradient_evaluations", "penalty_strength", "step_time"}
+    assert first_off.keys() == first_on.keys()
+    for name in first_off.keys() - changed:
+        assert first_on[name] == pytest.approx(first_off[name], rel=1e-5, abs=1e-6), name
+    assert first_on["reward_std"] > 0
+    assert on.state.log_history[1]["num_tokens"] == pytest.approx(off.state.log_history[1]["num_tokens"], abs=16)
+    assert on.state.log_history[1]["gradient_evaluations"] == 4
+    assert largest_difference(weights(on.model), weights(off.model)) > 0
+
+
+def test_sft_logs_and_counts_its_tokens_once(tmp_path: Path):
+    def sft(penalty: Any) -> Any:
+        args = SFTConfig(str(tmp_path), max_steps=2, max_length=32, packing=False, learning_rate=0.1, **COMMON)
+        data = Dataset.from_list([{"text": piece} for piece in text().split("\n\n")[:24]])
+        trainer = RegularizedSFTTrainer(
+            language_model(dropout=0.0), args=args, train_dataset=data, processing_class=tokenizer(), penalty=penalty
+        )
+        trainer.train()
+        return trainer
+
+    off, on = sft(None), sft(STRONG)
+    for name in ("loss", "entropy", "mean_token_accuracy", "num_tokens"):
+        assert on.state.log_history[0][name] == pytest.approx(off.state.log_history[0][name], rel=1e-5), name
+    assert on.state.log_history[1]["num_tokens"] == off.state.log_history[1]["num_tokens"]
+    assert largest_difference(weights(on.model), weights(off.model)) > 1e-4
+
+
+def test_the_setting_of_the_paper():
+    penalty = against_reward_hacking()
+    assert penalty == gradreg.fgr(gamma=1e-2, epsilon=1e-3)
+    assert penalty.coefficient_at(0) == pytest.approx(10)
+    assert copy.copy(penalty) == penalty

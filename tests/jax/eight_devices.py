@@ -1,0 +1,216 @@
+"""Data parallelism on eight devices; ``test_data_parallel.py`` runs this in a process whose jax is told of eight before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import gradreg
+from gradreg import GradientPenalty
+from gradreg.jax import microbatched, value_and_grad
+from gradreg.jax.regularizer import Scope
+from tests.penalties import PENALTIES, every_penalty
+
+from .cases import arrays, assert_close, family, problem, squared_error
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+WHOLE, SPLIT = PartitionSpec(), PartitionSpec("batch")
+checked = pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+some_penalties = pytest.mark.parametrize("name", ["sam", "gnp-unit", "fgr-mixing", "cgr", "exact-norm", "sam-zero-warm-up"])
+scopes = pytest.mark.parametrize("scope", ["local", "global"])
+
+
+def mesh() -> Mesh:
+    return Mesh(np.array(jax.devices()), ("batch",))
+
+
+def batch() -> tuple[Any, jax.Array, jax.Array]:
+    """Parameters, and two examples for each of the eight shards."""
+    params, _, _ = problem()
+    x, y = map(jnp.asarray, arrays((16, 3), (16, 2), seed=5))
+    return params, x, 2 * y
+
+
+def mapped(oracle: Callable[..., Any], *, check_vma: bool = True) -> Callable[..., Any]:
+    def shard(params: Any, x: Any, y: Any, step: Any) -> Any:
+        return oracle(params, x, y, step=step)
+
+    specs = {"in_specs": (WHOLE, SPLIT, SPLIT, WHOLE), "out_specs": WHOLE}
+    return jax.jit(jax.shard_map(shard, mesh=mesh(), check_vma=check_vma, **specs))
+
+
+@cache
+def expected(penalty: GradientPenalty, scope: str, step: int) -> Any:
+    """local: the mean of the shards' own regularized gradients; global: that of the whole batch."""
+    params, x, y = batch()
+    if scope == "global":
+        return family(penalty, lambda at: squared_error(at, x, y), params, step)
+    shards = [
+        family(penalty, lambda at, i=i: squared_error(at, x[2 * i : 2 * i + 2], y[2 * i : 2 * i + 2]), params, step) for i in range(8)
+    ]
+    return jax.tree.map(lambda *leaves: sum(leaves) / 8, *shards)
+
+
+def test_there_are_eight_devices() -> None:
+    assert jax.device_count() == 8
+
+
+@scopes
+@every_penalty
+def test_scopes_under_shard_map(penalty: GradientPenalty, scope: Scope) -> None:
+    params, x, y = batch()
+    run = mapped(value_and_grad(squared_error, penalty, axis_name="batch", scope=scope))
+    for step in (0, 50):
+        value, gradients = run(params, x, y, jnp.int32(step))
+        np.testing.assert_allclose(value, squared_error(params, x, y), rtol=1e-13)
+        assert_close(gradients, expected(penalty, scope, step))
+
+
+@scopes
+@some_penalties
+def test_scopes_without_the_check_of_replication(name: str, scope: Scope) -> None:
+    params, x, y = batch()
+    run = mapped(value_and_grad(squared_error, PENALTIES[name], axis_name="batch", scope=scope), check_vma=False)
+    assert_close(run(params, x, y, jnp.int32(50))[1], expected(PENALTIES[name], scope, 50))
+
+
+@scopes
+@some_penalties
+def test_scopes_under_vmap(name: str, scope: Scope) -> None:
+    params, x, y = batch()
+    penalty = PENALTIES[name]
+    oracle = value_and_grad(squared_error, penalty, axis_name="batch", scope=scope)
+    shards = [a.reshape(8, 2, -1) for a in (x, y)]
+    _, gradients = jax.vmap(lambda x, y: oracle(params, x, y, step=jnp.int32(50)), axis_name="batch")(*shards)
+    for shard in range(8):
+        assert_close(jax.tree.map(lambda leaf, s=shard: leaf[s], gradients), expected(penalty, scope, 50))
+
+
+def test_the_scopes_differ() -> None:
+    local, whole = (expected(gradreg.sam(rho=0.3), scope, 0) for scope in ("local", "global"))
+    assert max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (local, whole)), strict=True)) > 0.01
+
+
+@checked
+@pytest.mark.parametrize(
+    ("name", "scope", "all_reduces"),
+    [
+        ("plain", "local", 1),
+        ("plain", "global", 1),
+        ("sam", "local", 1),
+        ("sam", "global", 2),
+        ("fgr-mixing", "local", 1),
+        ("fgr-mixing", "global", 2),
+        ("cgr", "local", 1),
+        ("cgr", "global", 2),
+        ("sam-zero-warm-up", "local", 1),
+    ],
+)
+def test_all_reduces_of_the_compiled_program(name: str, scope: Scope, all_reduces: int, check_vma: bool) -> None:
+    penalty = None if name == "plain" else PENALTIES[name]
+    run = mapped(value_and_grad(squared_error, penalty, axis_name="batch", scope=scope), check_vma=check_vma)
+    program = run.lower(*batch(), jnp.int32(50)).compile().as_text()
+    assert sum("all-reduce(" in line or "all-reduce-start(" in line for line in program.splitlines()) == all_reduces
+
+
+@checked
+@scopes
+def test_no_penalty(scope: Scope, check_vma: bool) -> None:
+    params, x, y = batch()
+    run = mapped(value_and_grad(squared_error, None, axis_name="batch", scope=scope), check_vma=check_vma)
+    assert_close(run(params, x, y, 0)[1], jax.grad(squared_error)(params, x, y))
+
+
+@checked
+@scopes
+def test_micro_batches_of_shards(scope: Scope, check_vma: bool) -> None:
+    penalty = gradreg.fgr(gamma=0.2, epsilon=0.5)
+
+    def shard(params: Any, x: Any, y: Any, step: Any) -> Any:
+        return oracle(params, x.reshape(2, 1, 3), y.reshape(2, 1, 2), step=step)
+
+    oracle = value_and_grad(microbatched(squared_error), penalty, axis_name="batch", scope=scope)
+    specs = {"in_specs": (WHOLE, SPLIT, SPLIT, WHOLE), "out_specs": WHOLE}
+    run = jax.jit(jax.shard_map(shard, mesh=mesh(), check_vma=check_vma, **specs))
+    assert_close(run(*batch(), 0)[1], expected(penalty, scope, 0))
+
+
+@checked
+def test_direction_from_a_part_of_each_shard(check_vma: bool) -> None:
+    penalty = gradreg.sam(rho=0.3)
+    oracle = value_and_grad(squared_error, penalty, ascent=lambda p, x, y: squared_error(p, x[:1], y[:1]), axis_name="batch")
+    params, x, y = batch()
+    shards = [
+        family(
+            penalty,
+            lambda at, i=i: squared_error(at, x[2 * i : 2 * i + 2], y[2 * i : 2 * i + 2]),
+            params,
+            ascent=lambda at, i=i: squared_error(at, x[2 * i : 2 * i + 1], y[2 * i : 2 * i + 1]),
+        )
+        for i in range(8)
+    ]
+    assert_close(mapped(oracle, check_vma=check_vma)(params, x, y, 0)[1], jax.tree.map(lambda *leaves: sum(leaves) / 8, *shards))
+
+
+def test_aux_stays_each_shards_own() -> None:
+    def fun(params: Any, x: Any, y: Any) -> Any:
+        return squared_error(params, x, y), x[:1]
+
+    oracle = value_and_grad(fun, gradreg.sam(rho=0.3), has_aux=True, axis_name="batch")
+
+    def shard(params: Any, x: Any, y: Any) -> Any:
+        (_, aux), gradients = oracle(params, x, y)
+        return aux, gradients
+
+    params, x, y = batch()
+    run = jax.jit(jax.shard_map(shard, mesh=mesh(), in_specs=(WHOLE, SPLIT, SPLIT), out_specs=(SPLIT, WHOLE)))
+    np.testing.assert_array_equal(run(params, x, y)[0], x[::2])
+
+
+@scopes
+@pytest.mark.parametrize("penalty", [gradreg.sam(rho=0.3), gradreg.exact(gamma=0.3)], ids=["sam", "exact"])
+def test_parameters_that_are_each_shards_own_already(penalty: GradientPenalty, scope: Scope) -> None:
+    """Marked as varying by the caller, and over two axes of which one is."""
+    params, x, y = batch()
+    grid = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "host"))
+    axes = ("data", "host")
+    oracle = value_and_grad(squared_error, penalty, axis_name=axes, scope=scope)
+
+    def shard(params: Any, x: Any, y: Any) -> Any:
+        return oracle(jax.lax.pcast(params, "data", to="varying"), x, y)[1]
+
+    specs = {"in_specs": (WHOLE, PartitionSpec(axes), PartitionSpec(axes)), "out_specs": WHOLE}
+    assert_close(jax.jit(jax.shard_map(shard, mesh=grid, **specs))(params, x, y), expected(penalty, scope, 0))
+
+
+@some_penalties
+def test_sharded_arrays_under_plain_jit(name: str) -> None:
+    """Batch over the devices and weights over the devices too: one global norm, and gradients sharded as the weights are."""
+
+    penalty = PENALTIES[name]
+
+    def loss(params: Any, x: Any) -> Any:
+        return jnp.mean(jnp.tanh(jnp.tanh(x @ params["in"]) @ params["out"]) ** 2)
+
+    weights_in, weights_out, x = map(jnp.asarray, arrays((4, 16), (16, 3), (8, 4)))
+    params = {"in": weights_in, "out": weights_out}
+    shardings = {"in": NamedSharding(mesh(), PartitionSpec(None, "batch")), "out": NamedSharding(mesh(), SPLIT)}
+    placed = jax.device_put(params, shardings)
+    run = jax.jit(partial(value_and_grad(loss, penalty), step=50), out_shardings=(None, shardings))
+    _, gradients = run(placed, jax.device_put(x, NamedSharding(mesh(), SPLIT)))
+    assert_close(gradients, family(penalty, lambda at: loss(at, x), params, 50))
+    assert jax.tree.map(lambda g: g.sharding.spec, gradients) == jax.tree.map(lambda s: s.spec, shardings)
+
+
+def test_an_axis_of_another_name() -> None:
+    run = mapped(value_and_grad(squared_error, gradreg.sam(rho=0.3), axis_name="data"))
+    with pytest.raises(ValueError, match=r"axis_name must name an axis mapped around the call; got 'data', which is not bound here"):
+        run(*batch(), 0)

@@ -1,0 +1,126 @@
+"""Micro-batches equal the undivided batch, with one perturbation for all, and hold one part's activations at a time."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradreg
+from gradreg import GradientPenalty
+from gradreg.jax import microbatched, value_and_grad
+from tests.penalties import every_penalty
+
+from .cases import Counted, arrays, assert_close, problem, squared_error
+
+
+def divided(parts: int, *whole: jax.Array) -> list[jax.Array]:
+    return [a.reshape(parts, -1, *a.shape[1:]) for a in whole]
+
+
+@every_penalty
+@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.usefixtures("x64")
+def test_equals_the_undivided_batch(penalty: GradientPenalty, parts: int) -> None:
+    params, x, y = problem()
+    value, gradients = value_and_grad(microbatched(squared_error), penalty)(params, *divided(parts, x, y), step=jnp.int32(50))
+    expected_value, expected = value_and_grad(squared_error, penalty)(params, x, y, step=50)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-14)
+    assert_close(gradients, expected)
+
+
+@pytest.mark.usefixtures("x64")
+def test_each_part_has_its_own_key_and_both_passes_the_same() -> None:
+    def dropped(params: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+        return jnp.sum((params * jax.random.bernoulli(key, 0.5, x.shape) * x) ** 2)
+
+    (x,) = map(jnp.asarray, arrays((4, 6)))
+    params, keys = jnp.ones(6), jax.random.split(jax.random.key(0), 4)
+    penalty = gradreg.fgr(gamma=0.1, epsilon=0.1)
+    masks = jnp.stack([jax.random.bernoulli(k, 0.5, (6,)) for k in keys])
+    assert not (masks == masks[0]).all()
+    A = 2 * jnp.mean(masks * x**2, 0)  # the loss is ½·Σ A·θ²
+    _, actual = value_and_grad(microbatched(dropped), penalty)(params, x, keys)
+    assert_close(actual, A * params + 0.1 * A**2 * params)
+
+
+def test_an_argument_for_all_parts_and_keywords() -> None:
+    def scaled(params: Any, x: jax.Array, scale: jax.Array, *, training: bool) -> jax.Array:
+        assert training is True  # still a Python value
+        return jnp.mean(scale * params * x)
+
+    loss = microbatched(scaled, in_axes=(0, None))
+    value, gradient = jax.value_and_grad(loss)(jnp.array(2.0), jnp.arange(4.0).reshape(2, 2), jnp.array(3.0), training=True)
+    assert (float(value), float(gradient)) == (9.0, 4.5)
+
+
+def test_aux_is_stacked() -> None:
+    def with_aux(params: Any, x: jax.Array) -> Any:
+        return jnp.mean(params * x), {"largest": x.max(), "count": len(x)}
+
+    parts = jnp.arange(6.0).reshape(3, 2)
+    (value, aux), gradient = value_and_grad(microbatched(with_aux, has_aux=True), gradreg.sam(rho=0.1), has_aux=True)(jnp.array(1.0), parts)
+    assert (float(value), float(gradient)) == (2.5, 2.5)
+    assert aux["largest"].tolist() == [1.0, 3.0, 5.0]
+    assert aux["count"].tolist() == [2, 2, 2]
+    loss, aux = microbatched(with_aux, has_aux=True)(jnp.array(1.0), parts)
+    assert (float(loss), aux["largest"].tolist()) == (2.5, [1.0, 3.0, 5.0])
+
+
+def test_evaluations() -> None:
+    params, x, y = problem()
+    loss = Counted(squared_error)
+    jax.block_until_ready(value_and_grad(microbatched(loss), gradreg.fgr(gamma=0.4, epsilon=0.4))(params, *divided(4, x, y)))
+    assert loss.evaluations() == 2 * 4
+
+
+def test_under_vmap_over_seeds() -> None:
+    params, x, y = problem()
+    several = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+    oracle = value_and_grad(microbatched(squared_error), gradreg.fgr(gamma=0.4, epsilon=0.4))
+    parts = divided(4, x, y)
+    _, actual = jax.vmap(oracle, in_axes=(0, None, None))(several, *parts)
+    for i in range(2):
+        _, expected = oracle(jax.tree.map(lambda p, i=i: p[i], several), *parts)
+        assert_close(jax.tree.map(lambda p, i=i: p[i], actual), expected, tolerance=1e-5)
+
+
+def test_memory_of_one_part() -> None:
+    """The activations of a wide layer dominate; undivided they take eight times the room."""
+
+    def wide(params: Any, x: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.tanh(jnp.tanh(x @ params["in"]) @ params["out"]) ** 2)
+
+    params = {"in": jnp.ones((4, 512)), "out": jnp.ones((512, 4))}
+    penalty = gradreg.sam(rho=0.1)
+
+    def temporary(loss: Any, x: jax.Array) -> int:
+        return jax.jit(value_and_grad(loss, penalty)).lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+    x = jnp.ones((1024, 4))
+    assert temporary(microbatched(wide), x.reshape(8, 128, 4)) < 0.25 * temporary(wide, x)
+
+
+@pytest.mark.parametrize(
+    ("in_axes", "arguments", "message"),
+    [
+        (1, (jnp.ones((2, 2)),), r"in_axes must be 0, None or a tuple of them; got 1"),
+        (True, (jnp.ones((2, 2)),), r"in_axes must be 0, None or a tuple of them; got True"),
+        ((0,), (jnp.ones(2), jnp.ones(2)), r"in_axes must have one entry for each argument after params; got 1 for 2"),
+        (0, (jnp.ones(2), jnp.ones(3)), r"micro-batches must lie along the first axis .* got the shapes \[\(2,\), \(3,\)\]"),
+        (0, (jnp.ones(2), jnp.ones(())), r"micro-batches must lie along the first axis"),
+        (0, (jnp.ones((0, 3)),), r"micro-batches must lie along the first axis"),
+        (None, (jnp.ones(2),), r"micro-batches must lie along the first axis .* got the shapes \[\]"),
+        (0, (), r"micro-batches must lie along the first axis"),
+    ],
+)
+def test_bad_arguments(in_axes: Any, arguments: Any, message: str) -> None:
+    loss = microbatched(lambda params, *args: params, in_axes=in_axes)
+    with pytest.raises(ValueError, match=message):
+        loss(jnp.ones(()), *arguments)
+
+
+def test_fun_must_be_callable() -> None:
+    with pytest.raises(TypeError, match=r"fun must be callable; got 3"):
+        microbatched(3)  # type: ignore[arg-type]

@@ -1,0 +1,290 @@
+"""The regularized gradient against formulas and closed forms, the identities between methods, and what each step evaluates."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradreg
+from gradreg import GradientPenalty
+from gradreg.jax import grad, value_and_grad
+from tests.penalties import PENALTIES, every_penalty
+
+from .cases import Counted, arrays, assert_close, assert_same_bits, family, problem, squared_error
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+ways_of_step = pytest.mark.parametrize("traced", [False, True], ids=["int", "traced"])
+
+
+def at_each_step(penalty: GradientPenalty | None, *, traced: bool, loss: Any = squared_error) -> Any:
+    """A function of the step alone that gives loss and gradient: jitted once for all steps, or run as it is."""
+    params, x, y = problem()
+    oracle = value_and_grad(loss, penalty)
+    run = jax.jit(lambda params, step: oracle(params, x, y, step=step))
+    return lambda step: run(params, jnp.int32(step)) if traced else oracle(params, x, y, step=step)
+
+
+def regularized(penalty: GradientPenalty | None, step: int = 0, *, traced: bool = False) -> Any:
+    return at_each_step(penalty, traced=traced)(step)[1]
+
+
+def loss_and_params() -> tuple[Any, Any]:
+    params, x, y = problem()
+    return (lambda at: squared_error(at, x, y)), params
+
+
+@ways_of_step
+@every_penalty
+def test_every_penalty_is_its_entry_of_the_table(penalty: GradientPenalty, traced: bool) -> None:
+    run = at_each_step(penalty, traced=traced)
+    for step in (0, 2, 3, 50):
+        value, gradients = run(step)
+        assert_close(gradients, family(penalty, *loss_and_params(), step=step))
+        np.testing.assert_allclose(value, squared_error(*problem()), rtol=1e-15)  # the first pass's, at θ
+
+
+@every_penalty
+def test_every_penalty_changes_the_gradient(penalty: GradientPenalty) -> None:
+    """The other tests of this file mean something only if this holds."""
+    plain, other = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(regularized(p, 50))]) for p in (None, penalty))
+    smallest = 0.005 if "log-time" in str(penalty) else 0.02
+    assert np.abs(other - plain).max() > smallest * np.abs(plain).max()
+
+
+def quadratic() -> tuple[Any, Any, Any]:
+    """½θᵀAθ with θ in two leaves, so that one norm must be taken over both."""
+    root, theta = map(jnp.asarray, arrays((5, 5), (5,), seed=3))
+    A = root @ root.T / 5 + 0.1 * jnp.eye(5)
+
+    def loss(params: Any) -> jax.Array:
+        whole = jnp.concatenate([params["first"], params["second"]])
+        return 0.5 * whole @ A @ whole
+
+    return A, loss, {"first": theta[:2], "second": theta[2:]}
+
+
+@ways_of_step
+@every_penalty
+def test_on_a_quadratic_every_difference_is_exact(penalty: GradientPenalty, traced: bool) -> None:
+    A, loss, params = quadratic()
+    step = 7
+    theta = jnp.concatenate(list(params.values()))
+    g = A @ theta
+    d = g / jnp.linalg.norm(g) if penalty.power == 1 else g
+    expected = g + penalty.strength_at(step) * A @ d
+    if penalty.mixing == "unit":
+        c = penalty.coefficient_at(step)
+        assert c is not None
+        expected += (1 - c) * (g / jnp.linalg.norm(g) - g)
+    actual = grad(loss, penalty)(params, step=jnp.int32(step) if traced else step)
+    assert_close(jnp.concatenate(list(actual.values())), expected)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.5, 5.0])
+@pytest.mark.parametrize("build", [gradreg.fgr, gradreg.bgr, gradreg.cgr])
+def test_on_a_quadratic_the_radius_does_not_matter(build: Any, epsilon: float) -> None:
+    A, loss, params = quadratic()
+    g = A @ jnp.concatenate(list(params.values()))
+    actual = grad(loss, build(gamma=0.9, epsilon=epsilon))(params)
+    assert_close(jnp.concatenate(list(actual.values())), g + 0.9 * A @ g)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize(("difference", "order"), [("forward", 1), ("backward", 1), ("central", 2)])
+def test_the_error_falls_with_the_radius_at_its_order(power: int, difference: Any, order: int) -> None:
+    exact = regularized(gradreg.exact(gamma=0.3, power=power))
+
+    def error(radius: float) -> float:
+        estimate = regularized(GradientPenalty(power=power, strength=0.3, radius=radius, difference=difference))
+        return float(jnp.sqrt(sum(jnp.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (estimate, exact)), strict=True))))
+
+    assert error(2e-3) / error(1e-3) == pytest.approx(2**order, rel=0.05)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_exact_is_the_derivative_of_the_penalised_loss(power: int) -> None:
+    loss, params = loss_and_params()
+
+    def penalised(at: Any) -> jax.Array:
+        squared = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(jax.grad(loss)(at)))
+        return loss(at) + (0.3 * jnp.sqrt(squared) if power == 1 else 0.15 * squared)
+
+    assert_close(regularized(gradreg.exact(gamma=0.3, power=power)), jax.grad(penalised)(params))
+
+
+@ways_of_step
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        None,
+        gradreg.gnp(r=0.3, alpha=0.0),
+        gradreg.fgr(gamma=0.0, epsilon=0.4),
+        gradreg.exact(gamma=0.0),
+        gradreg.sam(rho=0.3).warmup("zero", steps=5),
+        gradreg.exact(gamma=0.3).warmup("zero", steps=5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("step", [0, 4])
+def test_strength_zero_is_the_plain_gradient_bit_for_bit(penalty: GradientPenalty | None, step: int, traced: bool) -> None:
+    params, x, y = problem()
+    plain = jax.grad(squared_error)
+    expected = jax.jit(plain)(params, x, y) if traced else plain(params, x, y)
+    assert_same_bits(regularized(penalty, step, traced=traced), expected)
+
+
+def test_alpha_one_is_sam() -> None:
+    assert_same_bits(regularized(gradreg.gnp(r=0.3, alpha=1.0)), regularized(gradreg.sam(rho=0.3)))
+    assert_same_bits(regularized(gradreg.gnp(r=0.3, alpha=1.0, mixing="unit")), regularized(gradreg.sam(rho=0.3)))
+
+
+def test_sam_and_gnp_are_fgr_with_steps_over_the_norm() -> None:
+    loss, params = loss_and_params()
+    norm = float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(jax.grad(loss)(params)))))
+    assert_close(regularized(gradreg.sam(rho=0.3)), regularized(gradreg.fgr(gamma=0.3 / norm, epsilon=0.3 / norm)))
+    assert_close(regularized(gradreg.gnp(r=0.3, alpha=0.8)), regularized(gradreg.fgr(gamma=0.24 / norm, epsilon=0.3 / norm)))
+
+
+def test_unnormalised_sam_is_fgr_with_gamma_epsilon() -> None:
+    loss, params = loss_and_params()
+    expected = jax.grad(loss)(jax.tree.map(lambda p, g: p + 0.4 * g, params, jax.grad(loss)(params)))
+    assert_close(regularized(gradreg.fgr(gamma=0.4, epsilon=0.4)), expected)
+
+
+def test_flooding_alternates_fgr_and_bgr() -> None:
+    """A step of size η below the flood level and one above it move θ by −η²·ΔR, with ΔR the gradient that F-GR or B-GR adds."""
+    loss, params = loss_and_params()
+    eta = 0.05
+
+    def moved(first_sign: int) -> Any:
+        at = params
+        for sign in (first_sign, -first_sign):
+            at = jax.tree.map(lambda p, g, s=sign: p - s * eta * g, at, jax.grad(loss)(at))
+        return jax.tree.map(jnp.subtract, at, params)
+
+    for first_sign, build in ((-1, gradreg.fgr), (+1, gradreg.bgr)):
+        plain, strong = jax.grad(loss)(params), regularized(build(gamma=1.0, epsilon=eta))
+        assert_close(moved(first_sign), jax.tree.map(lambda s, p: -(eta**2) * (s - p), strong, plain), tolerance=1e-9)
+
+
+def test_one_ascent_step_estimates_the_hessian_product_to_first_order() -> None:
+    """[∇L(θ + ε·g) − g]/ε = H·g + O(ε)."""
+    loss, params = loss_and_params()
+    g = jax.grad(loss)(params)
+    _, product = jax.jvp(jax.grad(loss), (params,), (g,))
+    epsilon = 1e-6
+    estimate = jax.tree.map(lambda G, p: (G - p) / epsilon, regularized(gradreg.fgr(gamma=epsilon, epsilon=epsilon)), g)
+    assert_close(estimate, product, tolerance=1e-4)
+
+
+@ways_of_step
+@every_penalty
+def test_a_zero_gradient_stays_zero(penalty: GradientPenalty, traced: bool) -> None:
+    gradient = grad(lambda at: jnp.sum(at["w"] ** 2) + 0.0 * at["b"], penalty)
+    zeros = {"w": jnp.zeros(3), "b": jnp.zeros(())}
+    actual = gradient(zeros, step=jnp.int32(50) if traced else 50)
+    assert_same_bits(jax.tree.map(jnp.abs, actual), zeros)
+
+
+@ways_of_step
+@every_penalty
+def test_evaluations_when_the_program_runs(penalty: GradientPenalty, traced: bool) -> None:
+    """The second pass is not paid where the strength is 0, though ``step`` is traced; F-GR costs two evaluations, not three."""
+    loss = Counted(squared_error)
+    run = at_each_step(penalty, traced=traced, loss=loss)
+    for step in (0, 2, 3, 50):
+        jax.block_until_ready(run(step))
+        assert loss.evaluations() == (1 if penalty.difference == "exact" else penalty.evaluations_at(step))
+
+
+@pytest.mark.parametrize(
+    ("penalty", "products"),
+    [
+        (None, lambda layers: 3 * layers - 1),
+        (gradreg.sam(rho=0.1), lambda layers: 6 * layers - 2),
+        (gradreg.fgr(gamma=0.1, epsilon=0.3), lambda layers: 6 * layers - 2),
+        (gradreg.bgr(gamma=0.1, epsilon=0.3), lambda layers: 6 * layers - 2),
+        (gradreg.cgr(gamma=0.1, epsilon=0.3), lambda layers: 9 * layers - 3),
+        (gradreg.exact(gamma=0.1), lambda layers: 9 * layers - 5),
+    ],
+    ids=["plain", "sam", "fgr", "bgr", "cgr", "exact"],
+)
+@pytest.mark.parametrize("layers", [2, 4])
+def test_matrix_products_of_the_compiled_program(penalty: GradientPenalty | None, products: Any, layers: int) -> None:
+    """A gradient of a network of L layers without biases takes 3L − 1 products; all else is counted in those."""
+
+    def loss(weights: list[jax.Array], x: jax.Array) -> jax.Array:
+        for w in weights:
+            x = jnp.tanh(x @ w)
+        return jnp.sum(x**2)
+
+    weights, x = [jnp.ones((64, 64))] * layers, jnp.ones((64, 64))
+    compiled = jax.jit(grad(loss, penalty)).lower(weights, x).compile()
+    product = 2 * 64**3  # all elementwise work together is less than one
+    assert compiled.cost_analysis()["flops"] // product == products(layers)
+
+
+@pytest.mark.parametrize("kind", ["zero", "radius", "strength"])
+def test_one_compilation_for_a_whole_warmup(kind: Any) -> None:
+    params, x, y = problem()
+    loss = Counted(squared_error)
+    oracle = value_and_grad(loss, gradreg.fgr(gamma=0.3, epsilon=0.4).warmup(kind, steps=50))
+    jitted = jax.jit(lambda params, step: oracle(params, x, y, step=step))
+    jitted(params, 0)
+    traces = loss.traces
+    loss.evaluations()
+    for step in range(1, 100):
+        jitted(params, step)
+    assert loss.traces == traces
+    assert jitted._cache_size() == 1
+    assert loss.evaluations() == (49 + 2 * 50 if kind == "zero" else 2 * 99)
+
+
+def test_schedules_that_are_never_zero_need_no_cond() -> None:
+    params, x, y = problem()
+    never = gradreg.fgr(gamma=gradreg.Cosine(start=0.5, end=0.1, steps=9), epsilon=0.4)
+    some = gradreg.fgr(gamma=gradreg.Cosine(start=0.5, end=0.0, steps=9), epsilon=0.4)
+
+    def program(penalty: GradientPenalty) -> str:
+        return str(jax.make_jaxpr(lambda step: grad(squared_error, penalty)(params, x, y, step=step))(jnp.int32(0)))
+
+    assert "cond" not in program(never)
+    assert "cond" in program(some)
+
+
+@pytest.mark.parametrize("name", ["sam", "gnp", "fgr", "cgr", "fgr-strength-warm-up", "sam-zero-warm-up"])
+@ways_of_step
+@pytest.mark.parametrize("step", [0, 4])
+def test_direction_from_another_function(name: str, step: int, traced: bool) -> None:
+    penalty = PENALTIES[name]
+    params, x, y = problem()
+    part = Counted(lambda params, x, y: squared_error(params, x[:2], y[:2]))
+    loss = Counted(squared_error)
+    oracle = value_and_grad(loss, penalty, ascent=part)
+    value, actual = jax.jit(oracle)(params, x, y, step=step) if traced else oracle(params, x, y, step=step)
+    expected = family(penalty, lambda at: squared_error(at, x, y), params, step, lambda at: squared_error(at, x[:2], y[:2]))
+    assert_close(actual, expected)
+    c = penalty.coefficient_at(step)
+    at_theta = part if c == 1 else loss
+    np.testing.assert_allclose(value, at_theta._function(params, x, y), rtol=1e-15)
+    evaluations = {0: (0, 1), 1: (1, 1)}.get(c, (1, 3 if penalty.difference == "central" else 2))  # type: ignore[call-overload]
+    assert (part.evaluations(), loss.evaluations()) == evaluations
+
+
+def test_aux_of_another_shape_needs_a_strength_that_is_never_zero() -> None:
+    params, x, y = problem()
+
+    def with_errors(params: Any, x: Any, y: Any) -> Any:
+        return squared_error(params, x, y), x[:, 0]
+
+    def part(params: Any, x: Any, y: Any) -> Any:
+        return with_errors(params, x[:2], y[:2])
+
+    options = {"has_aux": True, "ascent": part}
+    (_, aux), _ = value_and_grad(with_errors, gradreg.sam(rho=0.3), **options)(params, x, y, step=jnp.int32(4))
+    assert aux.shape == (2,)
+    with pytest.raises(TypeError, match=r"ascent must return a loss and aux of the same structure.*got .*\(2,\).*\(8,\)"):
+        value_and_grad(with_errors, gradreg.sam(rho=0.3).warmup("zero", steps=3), **options)(params, x, y, step=jnp.int32(4))
