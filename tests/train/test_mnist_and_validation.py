@@ -94,7 +94,7 @@ def test_missing_files_are_named_and_not_fetched(tmp_path):
 
 
 @pytest.mark.data
-@pytest.mark.skipif("GRADREG_DATA" not in os.environ, reason="needs the folder of data sets in $GRADREG_DATA")
+@pytest.mark.skipif(not os.environ.get("GRADREG_DATA"), reason="needs the folder of data sets in $GRADREG_DATA")
 def test_real_mnist_has_its_sixty_thousand_images():
     sets = data.load(DataConfig(name="mnist", train_size=None, root=os.environ["GRADREG_DATA"]), seed=0)
     assert (len(sets.train), len(sets.test)) == (60_000, 10_000)

@@ -134,7 +134,7 @@ def test_a_run_that_diverges_under_auto_ends_as_diverged():
     [
         ({"weight_decay": {"start": -0.1}}, r"weight_decay.start must be finite and >= 0; got -0.1"),
         ({"weight_decay": {"schedule": "auto", "refractory": 0.0}}, r"weight_decay.refractory must be finite and > 0; got 0.0"),
-        ({"weight_decay": {"schedule": "auto", "start": 0.0}}, r"weight_decay.initial must be finite and > 0; got 0.0"),
+        ({"weight_decay": {"schedule": "auto", "start": 0.0}}, r"weight_decay.start must be finite and > 0; got 0.0"),
         ({"weight_decay": {"schedule": "auto"}, "optimizer": {"weight_decay": 0.001}}, r"optimizer.weight_decay must be 0 with .*'auto'"),
         ({"weight_decay": {"schedule": "cosine"}}, r"weight_decay.start must be > 0 for schedule 'cosine'; got None"),
         ({"weight_decay": {"schedule": "cosine", "start": 0.1, "end": -0.1}}, r"weight_decay.end must be finite and >= 0; got -0.1"),

@@ -167,7 +167,7 @@ class WeightDecayConfig:
             try:
                 self.auto(learning_rate=1.0)
             except (ValueError, TypeError) as error:
-                raise type(error)(f"weight_decay.{error}") from error
+                raise type(error)(f"weight_decay.{str(error).replace('initial', 'start')}") from error
         elif self.convention == "authors":
             raise ValueError("weight_decay.convention must be 'torch' unless the schedule is 'auto'; got 'authors'. See l2_from_authors.")
 
