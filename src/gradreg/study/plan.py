@@ -123,7 +123,7 @@ def make_plan(recipe: recipes.Recipe, base: Mapping[str, Any], *, penalties: Seq
 
 def steps_per_epoch(config: Config) -> int:
     """Optimizer steps in an epoch."""
-    return math.ceil(config.data.train_size / config.batch_size)
+    return math.ceil(config.data.training_images() / config.batch_size)
 
 
 def gradient_evaluations(config: Config) -> int:

@@ -66,12 +66,13 @@ def _add_configuration(parser: ArgumentParser) -> None:
 
 
 def _parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
-    known = [key for key in parser.get_defaults().keys(branches=True) if key != "config"]
+    spelled = {option[2:].replace("-", "_"): option[2:] for option in parser._option_string_actions if "-" in option[2:]}
+    known = [spelled.get(key, key) for key in parser.get_defaults().keys(branches=True) if key != "config"]
     for word in words:
         key = word[2:].partition("=")[0]
         free = key.startswith(("model.", "penalty.", "optimizer.options."))
         if word.startswith("--") and key not in ("", "help", "config", "print_config") and key not in known and not free:
-            options = [f"--{k}" for k in known if k not in ("recipe", "data", "optimizer", "schedule")]
+            options = [f"--{k}" for k in known if k not in ("recipe", "data", "optimizer", "schedule", "weight_decay")]
             raise ValueError(checks.unknown("option", word.partition("=")[0], options))
     try:
         values = parser.parse_args(list(words)).as_dict()

@@ -7,6 +7,10 @@ from typing import Any, Literal
 
 from gradreg import checks
 from gradreg.penalties import GradientPenalty
+from gradreg.weight_decay import AutoL2, Trigger
+
+_TRAINING_IMAGES = {"mnist": 60_000}
+"""Sizes of the training sets of the data sets that have a test set of their own."""
 
 
 @dataclass
@@ -14,23 +18,51 @@ class DataConfig:
     """The data and how they are split.
 
     Args:
-        name: data set; "digits" is scikit-learn's: 1,797 real images of handwritten digits, 8 x 8 pixels, 10 classes.
-        train_size: training images, drawn at random; the rest is the test set.
+        name: data set; "digits" is scikit-learn's: 1,797 real images of handwritten digits, 8 x 8 pixels, 10 classes; "mnist" has 60,000 of
+            28 x 28 pixels, and 10,000 more as its test set.
+        train_size: training images, drawn at random; of "digits" the rest is the test set. null takes all of a training set that comes with
+            a test set.
         label_noise: share of the training labels replaced by a class drawn at random (which may be the true one), 0 to 1.
         split_seed: seed of the split and of the label noise; null takes the run's seed, so that every seed has its own.
+        validation: held out of the training images to validate on: a share between 0 and 1, or a number of images; null holds none out.
+        root: folder of data sets that are files: MNIST lies in root/MNIST/raw.
+        download: whether what is missing under root is fetched from the network.
     """
 
     name: str = "digits"
-    train_size: int = 1000
+    train_size: int | None = 1000
     label_noise: float = 0.0
     split_seed: int | None = None
+    validation: int | float | None = None
+    root: str = "data"
+    download: bool = False
 
     def __post_init__(self) -> None:
-        checks.whole("data.train_size", self.train_size, minimum=1)
+        if self.train_size is not None:
+            checks.whole("data.train_size", self.train_size, minimum=1)
+        elif self.name == "digits":
+            raise ValueError("data.train_size must be a number for 'digits', which has no test set of its own; got null. Write 1000, say.")
         if checks.non_negative("data.label_noise", self.label_noise) > 1:
             raise ValueError(f"data.label_noise must be between 0 and 1; got {self.label_noise}. It is a share, not a percentage.")
         if self.split_seed is not None:
             checks.whole("data.split_seed", self.split_seed, minimum=0)
+        self.training_images()
+
+    def training_images(self) -> int:
+        """How many images a run trains on, without those that are held out to validate on."""
+        images = _TRAINING_IMAGES.get(self.name, 0) if self.train_size is None else self.train_size
+        return images - self.validation_images(images)
+
+    def validation_images(self, images: int) -> int:
+        """How many of ``images`` are held out to validate on."""
+        if self.validation is None:
+            return 0
+        rule = "be a share > 0 and < 1, or a number of images >= 1 (null holds none out)"
+        value = checks.real("data.validation", self.validation, rule=rule)
+        held = value if isinstance(self.validation, int) else round(value * images) if value < 1 else 0
+        if not 1 <= held < images:
+            raise ValueError(f"data.validation must {rule}, and leave some to train on; got {self.validation} of {images} images.")
+        return int(held)
 
 
 @dataclass
@@ -90,6 +122,70 @@ class ScheduleConfig:
 
 
 @dataclass
+class WeightDecayConfig:
+    """Weight decay over the run: how the coefficient changes with the steps, and which weights it spares.
+
+    Args:
+        schedule: "constant" stays at start, "cosine" falls (or rises) to end at the end of the run, "log-time" is start * t0 / (t0 + step),
+            "lr-squared" is in proportion to the learning rate, so that a step's decay follows its square; "auto" is AutoL2: it divides
+            the coefficient whenever training stops improving.
+        start: the coefficient at step 0, >= 0; null takes optimizer.weight_decay, and 0.1 for "auto".
+        end: the coefficient of "cosine" at the end, >= 0.
+        t0_epochs: epochs after which half of "log-time" is left, > 0.
+        cautious: decay, decoupled from the gradient, only the weights that the optimizer itself moves towards 0.
+        factor: what "auto" multiplies the coefficient by when it decays, > 0 and < 1.
+        refractory: "auto" waits refractory / coefficient steps between decays, > 0.
+        learning_rate_aware: "auto" waits refractory / (coefficient * learning rate / (1 - momentum)) steps instead.
+        measure_every: steps between the measurements of "auto", on the minibatch that comes next.
+        trigger: what makes "auto" decay: the loss, the accuracy, either or both stop improving.
+        minimum: the coefficient of "auto" never falls below, >= 0.
+        smoothing: share of the old value in the running mean of auto's measurements, >= 0 and < 1.
+        convention: "authors" runs "auto" on the coefficient of its authors, whose loss is averaged over the classes: the weight decay is
+            2 * classes times it.
+    """
+
+    schedule: Literal["constant", "cosine", "log-time", "lr-squared", "auto"] = "constant"
+    start: float | None = None
+    end: float = 0.0
+    t0_epochs: float = 1.0
+    cautious: bool = False
+    factor: float = 0.1
+    refractory: float = 0.1
+    learning_rate_aware: bool = False
+    measure_every: int = 10
+    trigger: Trigger = "either"
+    minimum: float = 0.0
+    smoothing: float = 0.0
+    convention: Literal["torch", "authors"] = "torch"
+
+    def __post_init__(self) -> None:
+        if self.start is not None:
+            checks.non_negative("weight_decay.start", self.start)
+        checks.non_negative("weight_decay.end", self.end)
+        checks.positive("weight_decay.t0_epochs", self.t0_epochs)
+        if self.schedule == "auto":
+            try:
+                self.auto(learning_rate=1.0)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"weight_decay.{str(error).replace('initial', 'start')}") from error
+        elif self.convention == "authors":
+            raise ValueError("weight_decay.convention must be 'torch' unless the schedule is 'auto'; got 'authors'. See l2_from_authors.")
+
+    def auto(self, *, learning_rate: float) -> AutoL2:
+        """The ``AutoL2`` of schedule "auto", with ``learning_rate`` over 1 - momentum."""
+        return AutoL2(
+            initial=0.1 if self.start is None else self.start,
+            factor=self.factor,
+            refractory=self.refractory,
+            measure_every=self.measure_every,
+            trigger=self.trigger,
+            minimum=self.minimum,
+            smoothing=self.smoothing,
+            learning_rate=learning_rate if self.learning_rate_aware else None,
+        )
+
+
+@dataclass
 class Config:
     """One training run.
 
@@ -98,6 +194,7 @@ class Config:
         model: "name" and the model's own options, as timm.create_model takes them.
         optimizer: the optimizer.
         schedule: the learning rate over the run.
+        weight_decay: weight decay over the run; left out, it is constantly optimizer.weight_decay.
         penalty: the gradient penalty by "name" (sam, gnp, fgr, bgr, cgr, exact) and its symbols, with an optional "warmup" of "kind" (zero,
             radius, strength) and "steps"; null trains without one.
         epochs: passes over the training data, >= 1.
@@ -113,6 +210,7 @@ class Config:
     model: dict[str, Any] = field(default_factory=lambda: {"name": "mlp"})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    weight_decay: WeightDecayConfig = field(default_factory=WeightDecayConfig)
     penalty: dict[str, Any] | None = None
     epochs: int = 60
     batch_size: int = 100
@@ -138,6 +236,17 @@ class Config:
             raise ValueError(
                 f"schedule.warmup_epochs must be < epochs; got {self.schedule.warmup_epochs} of {self.epochs}. "
                 "Train longer or warm up less."
+            )
+        decay = self.weight_decay
+        if decay.start is None and decay.schedule == "auto" and self.optimizer.weight_decay > 0:
+            raise ValueError(
+                f"optimizer.weight_decay must be 0 with weight_decay.schedule 'auto', which sets it; got {self.optimizer.weight_decay}. "
+                "Remove it, or give weight_decay.start to say where to start."
+            )
+        if decay.schedule not in ("constant", "auto") and not (self.optimizer.weight_decay if decay.start is None else decay.start):
+            raise ValueError(
+                f"weight_decay.start must be > 0 for schedule {decay.schedule!r}; got {decay.start} and optimizer.weight_decay 0. "
+                "Give one of the two."
             )
         self.gradient_penalty()
 

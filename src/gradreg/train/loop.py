@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from gradreg.torch import GradientRegularizer
 from gradreg.train import data, models
 from gradreg.train.configuration import Config
-from gradreg.train.optimization import create_optimizer, create_schedule
+from gradreg.train.optimization import create_schedule
+from gradreg.train.weight_decay import create_with_weight_decay, set_weight_decay
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Epoch:
         strength: the penalty's strength at the last step.
         radius: the penalty's radius at the last step; None without one.
         seconds: seconds spent training so far, without evaluation.
+        weight_decay: largest coefficient of weight decay at the last step; what the optimizer makes of it is its own business.
+        validation_loss: mean cross entropy over the images held out to validate on; None without any.
+        validation_accuracy: share of them classified rightly, 0 to 1; None without any.
     """
 
     epoch: int
@@ -47,6 +51,9 @@ class Epoch:
     strength: float
     radius: float | None
     seconds: float
+    weight_decay: float = 0.0
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
 
     @property
     def finite(self) -> bool:
@@ -89,12 +96,18 @@ class Outcome:
         }
 
 
-def train(config: Config, *, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Outcome:
+def train(
+    config: Config,
+    *,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_step: Callable[[int, nn.Module, data.Data], None] | None = None,
+) -> Outcome:
     """Train as ``config`` says; the same configuration gives the same weights on the same machine, bit for bit on a CPU.
 
     Args:
         config: the run.
         on_epoch: called after every epoch.
+        on_step: called after every optimizer step with the number of steps done, the model, and the data; to measure, not to change.
 
     Returns:
         The model and the history. A run whose loss is no longer finite ends with the epoch in which that happened.
@@ -106,8 +119,8 @@ def train(config: Config, *, on_epoch: Callable[[Epoch], None] = lambda epoch: N
     sets = data.load(config.data, seed=config.seed).to(device)
     channels, height, width = sets.train.images.shape[1:]
     model = models.create(config.model, classes=sets.classes, image_shape=(channels, height, width)).to(device)
-    optimizer = create_optimizer(model, config.optimizer)
     steps_per_epoch = math.ceil(len(sets.train) / config.batch_size)
+    optimizer, weight_decay = create_with_weight_decay(model, config, steps_per_epoch=steps_per_epoch, classes=sets.classes)
     schedule = create_schedule(optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
     regularizer = GradientRegularizer(model, config.gradient_penalty())
     order = torch.Generator().manual_seed(config.seed)
@@ -119,6 +132,7 @@ def train(config: Config, *, on_epoch: Callable[[Epoch], None] = lambda epoch: N
         model.train()
         losses: list[Tensor] = []
         for images, labels in data.batches(sets.train, config.batch_size, order):
+            set_weight_decay(weight_decay, regularizer.step, model, data.Split(images, labels))
             optimizer.zero_grad()
             losses.append(
                 regularizer.backward(lambda x=images, y=labels: cross_entropy(model(x), y, label_smoothing=config.label_smoothing))
@@ -128,11 +142,15 @@ def train(config: Config, *, on_epoch: Callable[[Epoch], None] = lambda epoch: N
             optimizer.step()
             if schedule is not None:
                 schedule.step_update(regularizer.step)
+            if on_step is not None:
+                on_step(regularizer.step, model, sets)
+                model.train()
         train_loss = torch.stack(losses).mean().item()
         if epoch == 1:
             first_loss = losses[0].item()
         seconds += time.perf_counter() - started
         test_loss, test_accuracy = evaluate(model, sets.test)
+        validation_loss, validation_accuracy = (None, None) if sets.validation is None else evaluate(model, sets.validation)
         metrics = regularizer.metrics
         history.append(
             Epoch(
@@ -147,6 +165,9 @@ def train(config: Config, *, on_epoch: Callable[[Epoch], None] = lambda epoch: N
                 strength=metrics.strength,
                 radius=None if math.isnan(metrics.radius) else metrics.radius,
                 seconds=seconds,
+                weight_decay=optimizer.param_groups[0]["weight_decay"] if weight_decay is None else weight_decay.value,
+                validation_loss=validation_loss,
+                validation_accuracy=validation_accuracy,
             )
         )
         on_epoch(history[-1])

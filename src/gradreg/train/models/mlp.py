@@ -14,13 +14,15 @@ from gradreg.train.models.registration import images, untrained
 
 
 class MLP(nn.Module):
-    """Flatten, then linear layers with ReLU between them, PyTorch's default initialization.
+    """Flatten, then linear layers with ReLU between them.
 
     Args:
         num_classes: outputs, ≥ 1.
         in_chans: channels of the images, ≥ 1.
         img_size: height and width of the images in pixels, or one number for both, ≥ 1.
         hidden: widths of the hidden layers, each ≥ 1.
+        gain: None is PyTorch's default initialization; a number > 0 draws the weights with deviation gain·√(2/fan_in), He's at 1,
+            and sets the biases to 0.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class MLP(nn.Module):
         in_chans: int = 1,
         img_size: int | tuple[int, int] = 8,
         hidden: Sequence[int] = (256, 256),
+        gain: float | None = None,
     ) -> None:
         super().__init__()
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -38,6 +41,12 @@ class MLP(nn.Module):
         for wide, narrow in pairwise(widths):
             layers += [nn.Linear(wide, narrow), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
+        if gain is not None:
+            deviation = checks.positive("model.gain", gain) * 2**0.5
+            for layer in self.layers:
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=deviation / layer.in_features**0.5)
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (n, channels, height, width) to logits (n, num_classes)."""

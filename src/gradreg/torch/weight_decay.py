@@ -1,0 +1,163 @@
+"""Weight decay that changes over a run, set on the parameter groups of any torch optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradreg import checks
+from gradreg.schedules import Schedule, as_schedule
+from gradreg.weight_decay import AutoL2
+
+Decay = float | Schedule | AutoL2
+
+
+class WeightDecay:
+    """Sets the optimizer's ``weight_decay`` before each step: a schedule's value, or what ``AutoL2`` says.
+
+    What a coefficient does is the optimizer's business: ``SGD`` and ``Adam`` add λθ to the gradient (coupled), ``AdamW`` takes η·λ·θ off
+    the weights (decoupled). Groups whose ``weight_decay`` is 0 when this is built stay without; the others keep their ratio to the
+    largest. Only ``weight_decay`` is written, so learning-rate schedulers, clipping and ``GradScaler`` never learn of it.
+
+    Args:
+        optimizer: with parameter groups that have the key ``weight_decay``. Any value > 0 marks a group that decays; it is replaced.
+        decay: coefficient λ, ≥ 0: a number, a schedule of the optimizer step (``Cosine``, ``LogTime``, ...), or an ``AutoL2``.
+        peak_learning_rate: None, or the largest learning rate η_max of the run, > 0: the coefficient becomes λ·η/η_max with each group's
+            current learning rate η, so that the decay of a step, η·λ·η/η_max, follows the learning rate's square.
+        scale: factor on every coefficient, > 0: 2·classes turns an ``AutoL2`` in its authors' convention into PyTorch's weight decay.
+        cautious: decay only the entries that the optimizer's own update moves towards 0 or leaves where they are. The optimizer's decay
+            is then 0, and after its step η·λ·θ is taken off those entries, so that the decay is decoupled whatever the optimizer.
+
+    Raises:
+        ValueError, TypeError: at construction: a bad coefficient, or an optimizer none of whose groups decays.
+
+    Cost: none; cautious decay one copy of the decayed parameters, and three passes over them.
+    Source: decay following the square of the learning rate: AdamC (Defazio 2025, arXiv 2506.02285), which does so for normalized layers
+    alone. Cautious: Chen et al. 2025, arXiv 2510.12402.
+
+    >>> from gradreg import Cosine
+    >>> weight = torch.nn.Parameter(torch.ones(1))
+    >>> optimizer = torch.optim.SGD([weight], lr=0.5, weight_decay=1.0)
+    >>> decay = WeightDecay(optimizer, Cosine(start=0.2, end=0.0, steps=4))
+    >>> [round(decay.set(step), 12) for step in (0, 2, 4)]
+    [0.2, 0.1, 0.0]
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        decay: Decay,
+        *,
+        peak_learning_rate: float | None = None,
+        scale: float = 1.0,
+        cautious: bool = False,
+    ) -> None:
+        self.optimizer = optimizer
+        self.auto = decay if isinstance(decay, AutoL2) else None
+        self.schedule = None if isinstance(decay, AutoL2) else _checked(decay)
+        self.peak_learning_rate = None if peak_learning_rate is None else checks.positive("peak_learning_rate", peak_learning_rate)
+        self.scale = checks.positive("scale", scale)
+        missing = [i for i, group in enumerate(optimizer.param_groups) if "weight_decay" not in group]
+        if missing:
+            raise ValueError(
+                f"optimizer must know weight decay; got {type(optimizer).__name__}, whose group {missing[0]} has no key 'weight_decay'. "
+                "Choose one that does, as torch.optim.SGD or AdamW."
+            )
+        marks = [float(group["weight_decay"]) for group in optimizer.param_groups]
+        if max(marks) <= 0:
+            raise ValueError(
+                "optimizer must have a parameter group with weight_decay > 0, which marks it as one that decays; got none. "
+                "Build it with any, say weight_decay=1.0: the value is replaced."
+            )
+        self._shares = [mark / max(marks) for mark in marks]
+        self.cautious = cautious
+        self._coefficients = [0.0] * len(marks)
+        self._before: list[tuple[float, list[Tensor], list[Tensor]]] = []
+        if cautious:
+            optimizer.register_step_pre_hook(self._remember)
+            optimizer.register_step_post_hook(self._decay_cautiously)
+        self._apply(self.schedule(0) if self.auto is None else self.auto.l2)  # type: ignore[misc]  # one of the two is there
+
+    @property
+    def value(self) -> float:
+        """The coefficient of the groups that decay most, as last set."""
+        return max(self._coefficients)
+
+    def due(self, step: int) -> bool:
+        """Whether ``set`` needs a loss and an accuracy at ``step``: those on the next training minibatch, without L2."""
+        return self.auto is not None and self.auto.due(step)
+
+    def set(self, step: int, *, loss: float | None = None, accuracy: float | None = None) -> float:
+        """Set the coefficient for the update of ``step``; call it before ``optimizer.step()``.
+
+        Args:
+            step: optimizer steps done, ≥ 0.
+            loss: what ``AutoL2.update`` takes; needed where ``due``.
+            accuracy: likewise.
+
+        Returns:
+            The coefficient of the groups that decay most.
+        """
+        if self.auto is not None:
+            return self._apply(self.auto.update(step, loss, accuracy))
+        assert self.schedule is not None
+        return self._apply(self.schedule(checks.whole("step", step, minimum=0, remedy="Count optimizer steps from 0.")))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs, as plain values: which groups decay, and where ``AutoL2`` stands. Schedules know all from the step."""
+        return {"shares": list(self._shares), "auto": None if self.auto is None else self.auto.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the object that gave ``state`` stood; before or after the optimizer's own ``load_state_dict``.
+
+        Raises:
+            ValueError: a state of an optimizer with another number of groups, or of another kind of decay.
+        """
+        if len(state["shares"]) != len(self._shares):
+            raise ValueError(
+                f"state must come from an optimizer with {len(self._shares)} parameter groups; got one of {len(state['shares'])}. "
+                "Group the parameters as before."
+            )
+        if (state["auto"] is None) != (self.auto is None):
+            kinds = ("a schedule", "AutoL2")
+            raise ValueError(
+                f"state must come from {kinds[self.auto is not None]}; got one of {kinds[state['auto'] is not None]}. Build it as before."
+            )
+        if self.auto is not None:
+            self.auto.load_state_dict(state["auto"])
+        self._shares = [float(share) for share in state["shares"]]
+
+    def _apply(self, l2: float) -> float:
+        for i, (group, share) in enumerate(zip(self.optimizer.param_groups, self._shares, strict=True)):
+            rate = 1.0 if self.peak_learning_rate is None else float(group["lr"]) / self.peak_learning_rate
+            self._coefficients[i] = l2 * self.scale * share * rate
+            group["weight_decay"] = 0.0 if self.cautious else self._coefficients[i]
+        return self.value
+
+    @torch.no_grad()
+    def _remember(self, *_: Any) -> None:
+        self._before = []
+        for group, coefficient in zip(self.optimizer.param_groups, self._coefficients, strict=True):
+            weights = [p for p in group["params"] if p.grad is not None] if coefficient else []
+            self._before.append((float(group["lr"]) * coefficient, weights, [w.clone() for w in weights]))
+
+    @torch.no_grad()
+    def _decay_cautiously(self, *_: Any) -> None:
+        for share, weights, before in self._before:
+            for weight, old in zip(weights, before, strict=True):
+                towards_zero = (old - weight) * old >= 0
+                weight.sub_(old * towards_zero, alpha=share)
+        self._before = []
+
+
+def _checked(decay: float | Schedule) -> Schedule:
+    remedy = "Leave WeightDecay out to train without weight decay."
+    schedule = decay if isinstance(decay, Schedule) else as_schedule(checks.non_negative("decay", decay, remedy=remedy))
+    low, high = schedule.bounds()
+    if low < 0:
+        raise ValueError(f"decay must be >= 0 at every step; got the schedule {schedule}, which spans [{low:g}, {high:g}].")
+    return schedule
