@@ -1,5 +1,6 @@
 # The commands a contributor needs; each works from a bare Python >= 3.11 with nothing prepared.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
@@ -22,8 +23,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP) ## does gradient regularization help? the shipped comparison on real images, about a minute on two cores
 	$(BIN)/gradreg compare digits-noisy-labels --out runs/demo
 
-test: $(STAMP) ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(STAMP) ## the whole test suite, in WORKERS=2 processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(STAMP) ## format check, linter, type checker
 	$(BIN)/ruff format --check .
