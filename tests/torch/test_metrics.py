@@ -79,7 +79,7 @@ def test_is_a_mapping_that_loggers_take() -> None:
     regularizer.backward(problem.closure())
     plain = dict(regularizer.metrics)
     assert list(plain) == ["gradient_norm", "strength", "radius", "coefficient", "cosine", "evaluations"]
-    assert len(regularizer.metrics) == 5
+    assert len(regularizer.metrics) == 6
     assert all(isinstance(value, (int, float)) for value in plain.values())
     assert "gradient_norm" in repr(regularizer.metrics)
 
