@@ -14,6 +14,7 @@ from gradreg.torch import GradientRegularizer
 
 from .cases import (
     DURING_WARMUP,
+    FINITE,
     Problem,
     assert_close,
     assert_same_bits,
@@ -96,4 +97,8 @@ def test_exact_names_its_alternative_where_nothing_can_be_derived_twice(make: st
     with pytest.raises(RuntimeError, match=r"difference='exact' needs every operation to be twice differentiable; .*Use gradreg\.fgr"):
         GradientRegularizer(model, gradreg.exact(gamma=0.1)).backward(closure)
     assert_same_bits(values(model), before)
-    GradientRegularizer(model, gradreg.fgr(gamma=0.1, epsilon=0.1)).backward(closure)
+    for name, penalty in FINITE.items():
+        model.zero_grad()
+        regularizer_at(3, model, penalty).backward(closure)
+        assert_same_bits(values(model), before)
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters()), name

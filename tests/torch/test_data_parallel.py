@@ -181,7 +181,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
     "bucket views": ({"gradient_as_bucket_view": True}, 1),
     "find unused": ({"find_unused_parameters": True}, 1),
 }
-BUFFERED = ("sam", "fgr-mixing", "cgr", "exact")
+BUFFERED = ("sam", "gnp", "fgr-mixing", "bgr", "cgr", "exact")
 
 
 @pytest.fixture(scope="module")
