@@ -124,9 +124,8 @@ def test_a_dead_worker_is_an_error_in_words_and_what_is_complete_stays(tmp_path,
     jobs = plans.make_plan(recipe, base, penalties=["sam"], seeds=1).jobs
     runs = workers.run_jobs(jobs, tmp_path, workers=1)
     next(runs)
-    monkeypatch.setattr(workers, "_run", os._exit)
-    broken = workers.run_jobs([jobs[1]], tmp_path, workers=1)
     monkeypatch.setattr(workers, "_start_worker", _die)
+    broken = workers.run_jobs([jobs[1]], tmp_path, workers=1)
     with pytest.raises(RuntimeError, match="a worker process died while running sam/seed-0 or beside it"):
         next(broken)
     assert (tmp_path / jobs[0].folder / "result.json").is_file()

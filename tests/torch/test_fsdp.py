@@ -18,11 +18,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import gradreg
 from gradreg.torch import GradientRegularizer
 
-from .cases import DURING_WARMUP, PENALTIES, Problem, assert_close, gradients, regularizer_at, tanh_problem, values
+from .cases import DURING_WARMUP, FINITE, PENALTIES, Problem, assert_close, gradients, regularizer_at, tanh_problem, values
 from .ranks import Job, run_ranks
 
 BATCH = 12
-FINITE = {n: p for n, p in PENALTIES.items() if p.difference != "exact"}
 
 
 def problem_of(rank: int, world: int, dtype: torch.dtype = torch.float64) -> Problem:

@@ -184,3 +184,13 @@ def test_a_regularizer_can_be_copied_and_pickled() -> None:
     for twin in (copy.deepcopy(regularizer), pickle.loads(pickle.dumps(regularizer))):
         assert dict(twin.metrics) == pytest.approx(dict(regularizer.metrics), nan_ok=True)
         assert twin.step == 1
+
+
+def test_the_cosine_is_refused_under_ddp(tmp_path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(tanh_problem().model)
+        with pytest.raises(ValueError, match="measure_cosine must be False under DistributedDataParallel"):
+            GradientRegularizer(model, gradreg.sam(rho=0.3), measure_cosine=True)
+    finally:
+        torch.distributed.destroy_process_group()
