@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -22,13 +22,16 @@ class CommandParser:
         command: the command's name, for usage and errors.
         description: what it does, for ``--help``.
         default_recipe: the recipe taken when none is named; None makes it obligatory.
+        positional: name and explanation of the positional argument, where it is not a recipe.
     """
 
-    def __init__(self, command: str, description: str, *, default_recipe: str | None = None) -> None:
+    def __init__(
+        self, command: str, description: str, *, default_recipe: str | None = None, positional: tuple[str, str] | None = None
+    ) -> None:
         self.options = ArgumentParser(prog=f"gradreg {command}", description=description, exit_on_error=False, allow_abbrev=False)
         optional: dict[str, Any] = {} if default_recipe is None else {"nargs": "?", "default": default_recipe}
-        explanation = "name of a shipped recipe, or path of a YAML file with the keys below"
-        self.options.add_argument("recipe", metavar="RECIPE", type=str, help=explanation, **optional)
+        name, explanation = positional or ("recipe", "name of a shipped recipe, or path of a YAML file with the keys below")
+        self.options.add_argument(name, metavar=name.upper(), type=str, help=explanation, **optional)
         _add_configuration(self.options)
 
     def parse(self, words: Sequence[str]) -> dict[str, Any]:
@@ -58,6 +61,7 @@ def configuration(settings: Mapping[str, Any]) -> Config:
 
 
 _KEYS = [f.name for f in fields(Config)]
+_BLOCKS = [name for name, kind in get_type_hints(Config).items() if is_dataclass(kind)]
 
 
 def _add_configuration(parser: ArgumentParser) -> None:
@@ -70,9 +74,9 @@ def _parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
     known = [spelled.get(key, key) for key in parser.get_defaults().keys(branches=True) if key != "config"]
     for word in words:
         key = word[2:].partition("=")[0]
-        free = key.startswith(("model.", "penalty.", "optimizer.options."))
+        free = key.startswith(("model.", "penalty.", "optimizer.options.", "schedule.options."))
         if word.startswith("--") and key not in ("", "help", "config", "print_config") and key not in known and not free:
-            options = [f"--{k}" for k in known if k not in ("recipe", "data", "optimizer", "schedule", "weight_decay")]
+            options = [f"--{k}" for k in known if k not in ("recipe", *_BLOCKS)]
             raise ValueError(checks.unknown("option", word.partition("=")[0], options))
     try:
         values = parser.parse_args(list(words)).as_dict()
