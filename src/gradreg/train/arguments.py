@@ -72,7 +72,7 @@ def _parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
         key = word[2:].partition("=")[0]
         free = key.startswith(("model.", "penalty.", "optimizer.options."))
         if word.startswith("--") and key not in ("", "help", "config", "print_config") and key not in known and not free:
-            options = [f"--{k}" for k in known if k not in ("recipe", "data", "optimizer", "schedule", "weight_decay")]
+            options = [f"--{k}" for k in known if k not in ("recipe", "data", "augmentation", "optimizer", "schedule", "weight_decay")]
             raise ValueError(checks.unknown("option", word.partition("=")[0], options))
     try:
         values = parser.parse_args(list(words)).as_dict()

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gradreg.torch import GradientRegularizer
-from gradreg.train import data, models
+from gradreg.train import models
 from gradreg.train.configuration import Config
+from gradreg.train.data.loading import Data, load
+from gradreg.train.data.sets import EvaluationSet
 from gradreg.train.optimization import create_schedule
 from gradreg.train.weight_decay import create_with_weight_decay, set_weight_decay
 
@@ -100,7 +102,7 @@ def train(
     config: Config,
     *,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_step: Callable[[int, nn.Module, data.Data], None] | None = None,
+    on_step: Callable[[int, nn.Module, Data], None] | None = None,
 ) -> Outcome:
     """Train as ``config`` says; the same configuration gives the same weights on the same machine, bit for bit on a CPU.
 
@@ -116,14 +118,12 @@ def train(
         torch.set_num_threads(config.threads)
     device = _device(config.device)
     torch.manual_seed(config.seed)
-    sets = data.load(config.data, seed=config.seed).to(device)
-    channels, height, width = sets.train.images.shape[1:]
-    model = models.create(config.model, classes=sets.classes, image_shape=(channels, height, width)).to(device)
+    sets = load(config.data, config.augmentation, seed=config.seed, device=device)
+    model = models.create(config.model, classes=sets.classes, image_shape=sets.image_shape).to(device)
     steps_per_epoch = math.ceil(len(sets.train) / config.batch_size)
     optimizer, weight_decay = create_with_weight_decay(model, config, steps_per_epoch=steps_per_epoch, classes=sets.classes)
     schedule = create_schedule(optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
     regularizer = GradientRegularizer(model, config.gradient_penalty())
-    order = torch.Generator().manual_seed(config.seed)
 
     history: list[Epoch] = []
     seconds = first_loss = 0.0
@@ -131,11 +131,11 @@ def train(
         started = time.perf_counter()
         model.train()
         losses: list[Tensor] = []
-        for images, labels in data.batches(sets.train, config.batch_size, order):
-            set_weight_decay(weight_decay, regularizer.step, model, data.Split(images, labels))
+        for batch in sets.train.batches(epoch, config.batch_size):
+            set_weight_decay(weight_decay, regularizer.step, model, batch)
             optimizer.zero_grad()
             losses.append(
-                regularizer.backward(lambda x=images, y=labels: cross_entropy(model(x), y, label_smoothing=config.label_smoothing))
+                regularizer.backward(lambda b=batch: cross_entropy(model(b.images), b.targets, label_smoothing=config.label_smoothing))
             )
             if config.clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -177,14 +177,14 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: data.Split, *, batch_size: int = 1000) -> tuple[float, float]:
+def evaluate(model: nn.Module, split: EvaluationSet, *, batch_size: int = 1000) -> tuple[float, float]:
     """Mean cross entropy and share of right answers over the whole split, in evaluation mode."""
     model.eval()
     loss = right = 0.0
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-        logits = model(images)
-        loss += cross_entropy(logits, labels, reduction="sum").item()
-        right += (logits.argmax(dim=1) == labels).sum().item()
+    for batch in split.batches(batch_size):
+        logits = model(batch.images)
+        loss += cross_entropy(logits, batch.labels, reduction="sum").item()
+        right += (logits.argmax(dim=1) == batch.labels).sum().item()
     return loss / len(split), right / len(split)
 
 

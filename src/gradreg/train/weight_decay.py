@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from gradreg.schedules import Constant, Cosine, LogTime, Schedule
 from gradreg.torch.weight_decay import WeightDecay
 from gradreg.train.configuration import Config
-from gradreg.train.data import Split
+from gradreg.train.data.sets import Batch
 from gradreg.train.optimization import create_optimizer
 from gradreg.weight_decay_clock import effective_learning_rate
 
@@ -42,7 +42,7 @@ def create_with_weight_decay(
     return optimizer, WeightDecay(optimizer, schedule, peak_learning_rate=peak, cautious=settings.cautious)
 
 
-def set_weight_decay(weight_decay: WeightDecay | None, step: int, model: nn.Module, batch: Split) -> None:
+def set_weight_decay(weight_decay: WeightDecay | None, step: int, model: nn.Module, batch: Batch) -> None:
     """Set the coefficient for the update of ``step``, measuring the bare loss and the accuracy on ``batch``, that update's, where due."""
     if weight_decay is None:
         return
