@@ -41,28 +41,28 @@ def run(lr: float, l2: float, seed: int, root: str) -> list[float]:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from gradreg.train import data, models
-    from gradreg.train.configuration import DataConfig
-    from gradreg.train.loop import evaluate
+    from gradreg.train import models
+    from gradreg.train.data.configuration import AugmentationConfig, DataConfig
+    from gradreg.train.data.loading import load
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    sets = data.load(DataConfig(name="mnist", root=root, train_size=2000), seed=seed)
-    test = data.Split(sets.test.images[:5000], sets.test.labels[:5000])
+    data = DataConfig(name="mnist", root=root, train_size=2000)
+    sets = load(data, AugmentationConfig(), seed=seed, device=torch.device("cpu"))
+    test = next(sets.test.batches(5000))
     model = models.create({"name": "mlp", "hidden": [128, 128], "gain": 2.0}, classes=10, image_shape=(1, 28, 28))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, weight_decay=l2)
-    order = torch.Generator().manual_seed(seed)
     found: list[float] = []
     wanted, step = set(MEASUREMENTS), 0
-    while step < STEPS:
-        for images, labels in data.batches(sets.train, 100, order):
+    for epoch in range(1, STEPS // 20 + 1):  # of 20 steps each
+        for batch in sets.train.batches(epoch, 100):
             optimizer.zero_grad()
-            cross_entropy(model(images), labels).backward()
+            cross_entropy(model(batch.images), batch.labels).backward()
             optimizer.step()
             step += 1
             if step in wanted:
-                found.append(evaluate(model, test)[1])
-                model.train()
+                with torch.no_grad():
+                    found.append((model(test.images).argmax(dim=1) == test.labels).float().mean().item())
     return found
 
 

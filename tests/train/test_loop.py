@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from gradreg.train import data, models
-from gradreg.train.configuration import Config, DataConfig, OptimizerConfig, ScheduleConfig
-from gradreg.train.loop import evaluate, train
+from gradreg.train import models
+from gradreg.train.configuration import Config, OptimizerConfig, ScheduleConfig
+from gradreg.train.data.configuration import DataConfig
+from gradreg.train.data.loading import load
+from gradreg.train.evaluation import evaluate
+from gradreg.train.loop import train
 
 SMALL = Config(
     data=DataConfig(train_size=250, label_noise=0.2),
@@ -32,12 +35,13 @@ def same(left: torch.nn.Module, right: torch.nn.Module) -> bool:
 def test_the_loop_equals_ten_lines_of_plain_pytorch(rho):
     config = replace(SMALL, penalty=None if rho is None else {"name": "sam", "rho": rho}, clip_norm=0.5, label_smoothing=0.1)
     torch.manual_seed(config.seed)
-    sets = data.load(config.data, seed=config.seed)
+    sets = load(config.data, config.augmentation, seed=config.seed, device=torch.device("cpu"))
     model = models.create(config.model, classes=10, image_shape=(1, 8, 8))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    order, step, total = torch.Generator().manual_seed(config.seed), 0, 9
-    for _ in range(config.epochs):
-        for x, y in data.batches(sets.train, 100, order):
+    step, total = 0, 9
+    for epoch in range(1, config.epochs + 1):
+        for batch in sets.train.batches(epoch, 100):
+            x, y = batch.images, batch.labels
             optimizer.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * step / total)) / 2
             optimizer.zero_grad()
             cross_entropy(model(x), y, label_smoothing=0.1).backward()
@@ -60,7 +64,8 @@ def test_the_loop_equals_ten_lines_of_plain_pytorch(rho):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     last = trained.history[-1]
     assert (last.step, last.gradient_evaluations) == (9, 9 if rho is None else 18)
-    assert (last.test_loss, last.test_accuracy) == pytest.approx(evaluate(model, sets.test), rel=1e-4)
+    end = evaluate(model, sets.test)
+    assert (last.test_loss, last.test_accuracy, last.test_top5) == pytest.approx((end.loss, end.accuracy, end.top5), rel=1e-4)
 
 
 def test_the_same_configuration_gives_the_same_weights_and_another_seed_others():
@@ -93,8 +98,9 @@ def test_a_loss_that_blew_up_but_stayed_finite_diverged_too():
 
 
 def test_evaluation_counts_every_example_once():
-    split = data.load(DataConfig(), seed=0).test
+    split = load(SMALL.data, SMALL.augmentation, seed=0, device=torch.device("cpu")).test
     model = models.create({"name": "mlp"}, classes=10, image_shape=(1, 8, 8))
     model.train()
-    expected = (model(split.images).argmax(dim=1) == split.labels).float().mean().item()
-    assert evaluate(model, split, batch_size=100)[1] == pytest.approx(expected)
+    whole = next(split.batches(len(split)))
+    expected = (model(whole.images).argmax(dim=1) == whole.labels).float().mean().item()
+    assert evaluate(model, split, batch_size=100).accuracy == pytest.approx(expected)

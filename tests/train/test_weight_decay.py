@@ -11,9 +11,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from gradreg import AutoL2, Cosine
-from gradreg.train import data, models
+from gradreg.train import models
 from gradreg.train.arguments import configuration
-from gradreg.train.configuration import Config, DataConfig, OptimizerConfig, ScheduleConfig, WeightDecayConfig
+from gradreg.train.configuration import Config, OptimizerConfig, ScheduleConfig, WeightDecayConfig
+from gradreg.train.data.configuration import DataConfig
+from gradreg.train.data.loading import load
 from gradreg.train.loop import train
 
 SMALL = Config(
@@ -31,12 +33,13 @@ SMALL = Config(
 def reference(config: Config, coefficient: Any) -> tuple[list[torch.Tensor], list[float]]:
     """The weights and the coefficients of a bare loop in which ``coefficient(step, loss, accuracy)`` is SGD's weight decay."""
     torch.manual_seed(config.seed)
-    sets = data.load(config.data, seed=config.seed)
+    sets = load(config.data, config.augmentation, seed=config.seed, device=torch.device("cpu"))
     model = models.create(config.model, classes=10, image_shape=(1, 8, 8))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    order, used = torch.Generator().manual_seed(config.seed), []
-    for _ in range(config.epochs):
-        for x, y in data.batches(sets.train, config.batch_size, order):
+    used: list[float] = []
+    for epoch in range(1, config.epochs + 1):
+        for batch in sets.train.batches(epoch, config.batch_size):
+            x, y = batch.images, batch.labels
             logits = model(x)
             loss = cross_entropy(logits, y)
             used.append(coefficient(len(used), loss.item(), (logits.argmax(1) == y).float().mean().item()))

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from gradreg.study.results import Row, Run
-from gradreg.train.loop import Epoch
+from gradreg.train.outcome import Epoch
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; the baseline is grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")

@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 _FINISHED = re.compile(r"step-(\d{12})")
 _UNFINISHED = ".unfinished"
 
+
 class Checkpoints:
     """The checkpoints of a run.
 
@@ -61,7 +62,6 @@ class Checkpoints:
                 yield path
             else:
                 report(f"checkpoint {path.name} is damaged ({damage}); going back to the one before it.")
-
 
     def _finish(self, unfinished: Path) -> None:
         """Flush every file, describe it in the manifest, give the folder its name, and remove the oldest beyond ``keep``."""

@@ -11,6 +11,7 @@ from typing import Any
 from gradreg.train import recipe as recipes
 from gradreg.train.arguments import CommandParser, configuration
 from gradreg.train.configuration import Config
+from gradreg.train.penalty import recipe_penalty
 
 DESCRIPTION = (
     "Train one recipe. Every key can be overridden, as in --optimizer.lr 0.1 or --penalty '{name: sam, rho: 0.05}'. "
@@ -49,7 +50,8 @@ def main(words: Sequence[str]) -> int:
         raise ValueError("--out must be given with several processes, which write one folder; got none. Write --out runs/NAME.")
     console = Console(soft_wrap=True, quiet=not devices.main, highlight=False)
     warnings.showwarning = lambda message, *_, **__: console.print(f"warning: {message}", markup=False)
-    console.print(f"{name}: {config.model['name']} on {config.data.name}, {config.optimizer.name}, {_penalty(config)}", markup=False)
+    penalty = recipe_penalty(config.penalty, steps_per_epoch=1)
+    console.print(f"{name}: {config.model['name']} on {config.data.name}, {config.optimizer.name}, {penalty}", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not (devices.main and console.is_terminal)) as progress:
         task = progress.add_task("epochs", total=config.epochs)
@@ -84,12 +86,6 @@ def _interrupted(folder: str, words: Sequence[str]) -> tuple[Path, str, Config]:
 
 def _new_folder(recipe: str, variant: str | None, seed: int) -> str:
     return f"runs/train/{recipe}{f'-{variant}' if variant else ''}-seed-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _penalty(config: Config) -> str:
-    from gradreg.train.penalty import recipe_penalty
-
-    return str(recipe_penalty(config.penalty, steps_per_epoch=1).penalty or "no penalty")
 
 
 def _conclude(console: Any, result: dict[str, Any], folder: Path) -> int:

@@ -6,63 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gradreg import checks
+from gradreg.train.data.configuration import AugmentationConfig, DataConfig
 from gradreg.train.penalty import recipe_penalty
 from gradreg.weight_decay import AutoL2, Trigger
-
-_TRAINING_IMAGES = {"mnist": 60_000}
-"""Sizes of the training sets of the data sets that have a test set of their own."""
-
-
-@dataclass
-class DataConfig:
-    """The data and how they are split.
-
-    Args:
-        name: data set; "digits" is scikit-learn's: 1,797 real images of handwritten digits, 8 x 8 pixels, 10 classes; "mnist" has 60,000 of
-            28 x 28 pixels, and 10,000 more as its test set.
-        train_size: training images, drawn at random; of "digits" the rest is the test set. null takes all of a training set that comes with
-            a test set.
-        label_noise: share of the training labels replaced by a class drawn at random (which may be the true one), 0 to 1.
-        split_seed: seed of the split and of the label noise; null takes the run's seed, so that every seed has its own.
-        validation: held out of the training images to validate on: a share between 0 and 1, or a number of images; null holds none out.
-        root: folder of data sets that are files: MNIST lies in root/MNIST/raw.
-        download: whether what is missing under root is fetched from the network.
-    """
-
-    name: str = "digits"
-    train_size: int | None = 1000
-    label_noise: float = 0.0
-    split_seed: int | None = None
-    validation: int | float | None = None
-    root: str = "data"
-    download: bool = False
-
-    def __post_init__(self) -> None:
-        if self.train_size is not None:
-            checks.whole("data.train_size", self.train_size, minimum=1)
-        elif self.name == "digits":
-            raise ValueError("data.train_size must be a number for 'digits', which has no test set of its own; got null. Write 1000, say.")
-        if checks.non_negative("data.label_noise", self.label_noise) > 1:
-            raise ValueError(f"data.label_noise must be between 0 and 1; got {self.label_noise}. It is a share, not a percentage.")
-        if self.split_seed is not None:
-            checks.whole("data.split_seed", self.split_seed, minimum=0)
-        self.training_images()
-
-    def training_images(self) -> int:
-        """How many images a run trains on, without those that are held out to validate on."""
-        images = _TRAINING_IMAGES.get(self.name, 0) if self.train_size is None else self.train_size
-        return images - self.validation_images(images)
-
-    def validation_images(self, images: int) -> int:
-        """How many of ``images`` are held out to validate on."""
-        if self.validation is None:
-            return 0
-        rule = "be a share > 0 and < 1, or a number of images >= 1 (null holds none out)"
-        value = checks.real("data.validation", self.validation, rule=rule)
-        held = value if isinstance(self.validation, int) else round(value * images) if value < 1 else 0
-        if not 1 <= held < images:
-            raise ValueError(f"data.validation must {rule}, and leave some to train on; got {self.validation} of {images} images.")
-        return int(held)
 
 
 @dataclass
@@ -76,8 +22,8 @@ class OptimizerConfig:
         nesterov: Nesterov's form of SGD's momentum.
         weight_decay: weight decay as the optimizer understands it (in the gradient for SGD, decoupled for AdamW), >= 0.
         decay_biases_and_norms: whether weight decay applies to biases and normalization layers too.
-        l2_in_loss: coefficient λ of (λ/2)·‖θ‖² over all parameters in the loss itself, >= 0. Unlike weight_decay it enters the ascent direction
-            and both gradients of a penalty, as in the code of Zhao et al. 2022.
+        l2_in_loss: coefficient λ of (λ/2)·‖θ‖² over all parameters in the loss itself, >= 0. Unlike weight_decay it enters the ascent
+            direction and both gradients of a penalty, as in the code of Zhao et al. 2022.
         options: further keyword arguments of the optimizer.
     """
 
@@ -102,9 +48,9 @@ class ScheduleConfig:
     """The learning rate over the run, by timm's schedulers, updated every optimizer step.
 
     Args:
-        name: "cosine" and "tanh" fall to min_lr at the end of the run; "poly" falls as (1 - progress) to the power decay_rate (1 is a straight
-            line); "step" multiplies by decay_rate at decay_epochs; "wsd" and "rsqrt" stay, or fall as 1 / sqrt(step), and decay at the end;
-            "constant" stays. timm's "plateau", which timm deprecates, is left out: it cannot be resumed exactly.
+        name: "cosine" and "tanh" fall to min_lr at the end of the run; "poly" falls as (1 - progress) to the power decay_rate (1 is a
+            straight line); "step" multiplies by decay_rate at decay_epochs; "wsd" and "rsqrt" stay, or fall as 1 / sqrt(step), and decay
+            at the end; "constant" stays. timm's "plateau", which timm deprecates, is left out: it cannot be resumed exactly.
         warmup_epochs: epochs of linear warm-up from 0 to lr, >= 0; they are part of the run.
         min_lr: the lowest learning rate, >= 0.
         decay_epochs: epochs at which "step" decays.
@@ -234,17 +180,18 @@ class Config:
 
     Args:
         data: the data and how they are split.
+        augmentation: what is done to the images.
         model: "name" and the model's own options, as timm.create_model takes them.
         optimizer: the optimizer.
         schedule: the learning rate over the run.
         weight_decay: weight decay over the run; left out, it is constantly optimizer.weight_decay.
-        penalty: the gradient penalty by "name" (gradreg recipes and docs/pytorch.md list them) and its symbols. Optional beside them: "every",
-            "probability", a "warmup" of "kind" (zero, radius, strength) and "epochs" or "steps", and "ascent_fraction", the share of each batch from
-            which the ascent direction comes. null trains without one.
+        penalty: the gradient penalty by "name" (docs/pytorch.md lists them) and its symbols. Optional beside them: "every", "probability",
+            a "warmup" of "kind" (zero, radius, strength) and "epochs" or "steps", and "ascent_fraction", the share of each batch from which
+            the ascent direction comes. null trains without one.
         scope: under data parallelism, whether each process perturbs by its own gradient (local) or all by their mean (global).
         epochs: passes over the training data, >= 1.
         batch_size: training examples of an optimizer step, over all processes and micro-batches, >= 1; a last smaller batch is kept.
-        accumulation: micro-batches into which a process divides its part of a batch, to save memory, >= 1; one perturbation is made from all.
+        accumulation: micro-batches into which a process divides its part of a batch, to save memory, >= 1; all make one perturbation.
         evaluation_batch_size: examples evaluated at a time, >= 1; null takes 1000, and batch_size for data that are streamed.
         seed: seed of initialization, batch order, augmentation and dropout, >= 0.
         clip_norm: largest L2 norm of the final gradient, > 0; null does not clip.
@@ -261,6 +208,7 @@ class Config:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     model: dict[str, Any] = field(default_factory=lambda: {"name": "mlp"})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -289,7 +237,9 @@ class Config:
         checks.whole("batch_size", self.batch_size, minimum=1)
         checks.whole("accumulation", self.accumulation, minimum=1)
         if self.accumulation > self.batch_size:
-            raise ValueError(f"accumulation must be <= batch_size, {self.batch_size}; got {self.accumulation}. A micro-batch has one example.")
+            raise ValueError(
+                f"accumulation must be <= batch_size, {self.batch_size}; got {self.accumulation}. A micro-batch has one example."
+            )
         if self.evaluation_batch_size is not None:
             checks.whole("evaluation_batch_size", self.evaluation_batch_size, minimum=1)
         checks.whole("seed", self.seed, minimum=0)

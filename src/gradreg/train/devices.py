@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed import all_reduce
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,7 +39,8 @@ class Devices:
             self.device = torch.device(self._state.device)
         else:
             raise ValueError(
-                f"device must be auto or cpu with {self.processes} processes, of which each takes its own; got {config.device!r}. Leave it out."
+                f"device must be auto or cpu with {self.processes} processes, of which each takes its own; got {config.device!r}. "
+                "Leave it out."
             )
         if config.parallel == "fsdp" and self.processes == 1:
             raise ValueError(
@@ -69,11 +71,15 @@ class Devices:
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of ``value`` over the processes."""
-        return value if self.processes == 1 else reduce(value, reduction="mean")
+        return value if self.processes == 1 else self.total(value) / self.processes
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of ``value`` over the processes."""
-        return value if self.processes == 1 else reduce(value, reduction="sum")
+        if self.processes == 1:
+            return value
+        total = value.detach().clone()
+        all_reduce(total)
+        return total
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is true for any process; all must ask."""

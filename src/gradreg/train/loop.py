@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,8 @@ from gradreg.train import models
 from gradreg.train.advice import warn_of_harm
 from gradreg.train.configuration import Config
 from gradreg.train.data import loading
-from gradreg.train.data.loading import Batch, Data
+from gradreg.train.data.loading import Data
+from gradreg.train.data.sets import Batch, EvaluationSet
 from gradreg.train.devices import Devices
 from gradreg.train.evaluation import Evaluation, autocast, evaluate
 from gradreg.train.optimization import create_schedule, squared_norm
@@ -152,7 +154,7 @@ class _Run:
         loss = state.regularizer.backward(
             self._closures(batch, len(batch.labels)),
             ascent=ascent,
-            ascent_share=1.0 if fraction is None else fraction,
+            **({} if fraction is None else {"ascent_share": fraction}),
             scaler=state.scaler if state.scaler.is_enabled() else None,
         )
         if config.clip_norm is not None:
@@ -173,7 +175,7 @@ class _Run:
         ends = [size * i // parts for i in range(parts + 1)]
         return [
             self._closure(batch, slice(start, end), whole * (end - start) / size, first=start == 0)
-            for start, end in zip(ends, ends[1:], strict=False)
+            for start, end in itertools.pairwise(ends)
         ]
 
     def _closure(self, batch: Batch, rows: slice, weight: float, *, first: bool) -> Callable[[], Tensor]:
@@ -193,7 +195,7 @@ class _Run:
 
         return closure
 
-    def _evaluate(self, model: nn.Module, samples: loading.EvaluationSet) -> Evaluation:
+    def _evaluate(self, model: nn.Module, samples: EvaluationSet) -> Evaluation:
         return evaluate(model, samples, batch_size=self.evaluation_batch_size, devices=self.devices, precision=self.config.precision)
 
     def _record(self, epoch: int, train_loss: float, images_per_second: float) -> None:

@@ -117,7 +117,7 @@ class Outcome:
             "epochs": last.epoch,
             "steps": last.step,
             "gradient_evaluations": last.gradient_evaluations,
-            **({key: None for key in ended} if self.diverged else ended),
+            **(dict.fromkeys(ended) if self.diverged else ended),
             "best": None if self.diverged else {"epoch": best.epoch, "by": name, name: value, "test_accuracy": best.test_accuracy},
             "seconds": last.seconds,
             "diverged": self.diverged,

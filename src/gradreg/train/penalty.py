@@ -1,4 +1,4 @@
-"""The ``penalty:`` block of a recipe: a ``GradientPenalty`` whose warm-up may be counted in epochs, and the share of a batch it ascends on."""
+"""The ``penalty:`` block of a recipe: a ``GradientPenalty``, its warm-up perhaps in epochs, and the share of a batch it ascends on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ class RecipePenalty:
 
     def evaluations_at(self, step: int) -> float:
         """Gradient evaluations that optimizer step ``step`` costs, in passes over a whole batch."""
-        return 1 if self.penalty is None else self.penalty.evaluations_at(step, ascent_share=self.ascent_fraction)
+        if self.penalty is None:
+            return 1
+        share = {} if self.ascent_fraction is None else {"ascent_share": self.ascent_fraction}
+        return self.penalty.evaluations_at(step, **share)
+
+    def __str__(self) -> str:
+        part = "" if self.ascent_fraction is None else f", ascent on {100 * self.ascent_fraction:g} % of each batch"
+        return "no penalty" if self.penalty is None else f"{self.penalty}{part}"
 
 
 def recipe_penalty(block: Mapping[str, Any] | None, *, steps_per_epoch: int) -> RecipePenalty:

@@ -1,4 +1,4 @@
-"""A run is a folder: the resolved configuration, the environment, a line of metrics an epoch, checkpoints, the final weights, the result."""
+"""A run is a folder: the resolved configuration, the environment, metrics and times, checkpoints, the final weights, the result."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Nothing that is read is unpickled as code: weights are safetensors, the rest is 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,7 +110,7 @@ class TrainingState:
         Raises:
             ValueError: a penalty that remembers was saved by another number of processes.
         """
-        weights = safetensors.torch.load_file(checkpoint / _MODEL)
+        weights: dict[str, Any] = dict(safetensors.torch.load_file(checkpoint / _MODEL))
         optimizer = _load(checkpoint / _OPTIMIZER)
         if self._divided:
             set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True))
@@ -136,7 +137,8 @@ class TrainingState:
         own = _load(checkpoint / _of_process(0))
         if any(isinstance(value, dict) for value in own["regularizer"].values()):
             raise ValueError(
-                f"--resume must go on with {shared['processes']} processes, for each keeps what the penalty remembers; got {devices.processes}."
+                f"--resume must go on with {shared['processes']} processes, for each keeps what the penalty remembers; "
+                f"got {devices.processes}. Start as many."
             )
         self.regularizer.load_state_dict(own["regularizer"])
 
@@ -169,7 +171,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def own_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def own_copies(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """``tensors`` on the CPU, contiguous and none sharing memory with another, as safetensors wants them."""
     return {name: torch.empty_like(t, device="cpu", memory_format=torch.contiguous_format).copy_(t.detach()) for name, t in tensors.items()}
 

@@ -39,7 +39,9 @@ class Trackers:
         for name in dict.fromkeys(config.trackers):
             package = "tensorboard" if name == "tensorboard" else name
             if importlib.util.find_spec(package) is None:
-                raise ValueError(f"trackers must name installed ones; got {name!r}, whose package {package!r} is missing. Install it: pip install {package}")
+                raise ValueError(
+                    f"trackers must name installed ones; got {name!r}, whose package {package!r} is missing. Run: pip install {package}"
+                )
             tracker: GeneralTracker
             if name == "tensorboard":
                 # Hiding from the next step on keeps the last epoch's point, which was written at the step before.

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from gradreg.schedules import Constant, Cosine, LogTime, Schedule
 from gradreg.torch.weight_decay import WeightDecay
 from gradreg.train.configuration import Config
-from gradreg.train.data.loading import Batch
+from gradreg.train.data.sets import Batch
 from gradreg.train.devices import Devices
 from gradreg.train.optimization import create_optimizer
 from gradreg.weight_decay_clock import effective_learning_rate
