@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradreg import penalties
+from gradreg import constructors
 from gradreg.train import recipe as recipes
 from gradreg.train.arguments import CommandParser, configuration
 
@@ -27,7 +27,7 @@ def test_the_default_recipe_is_the_documented_experiment():
     assert (config.data.train_size, config.data.label_noise, config.epochs, config.batch_size) == (1000, 0.3, 60, 100)
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.momentum, config.optimizer.nesterov) == ("sgd", 0.05, 0.9, False)
     assert config.model == {"name": "mlp", "hidden": [256, 256]}
-    assert configuration(recipe.settings("gnp")).gradient_penalty() == penalties.gnp(r=0.5, alpha=0.8)
+    assert configuration(recipe.settings("gnp")).gradient_penalty() == constructors.gnp(r=0.5, alpha=0.8)
     assert list(recipe.variants) == ["none", "sam", "gnp", "fgr", "bgr"]
 
 
@@ -98,4 +98,4 @@ def test_the_resolved_configuration_round_trips(epochs, lr, noise, name, hidden,
     }
     config = configuration(settings)
     assert configuration(asdict(config)) == config
-    assert (config.optimizer.lr, config.data.label_noise, config.gradient_penalty()) == (lr, noise, penalties.sam(rho=rho))
+    assert (config.optimizer.lr, config.data.label_noise, config.gradient_penalty()) == (lr, noise, constructors.sam(rho=rho))
