@@ -56,6 +56,37 @@ def whole(name: str, value: object, *, minimum: int, remedy: str = "") -> int:
     return number
 
 
+def fraction(name: str, value: object, *, remedy: str = "") -> float:
+    """``value`` as a float in [0, 1)."""
+    number = real(name, value, rule="be a number in [0, 1)", remedy=remedy)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"{name} must be in [0, 1); got {describe(value)}. {remedy}".rstrip())
+    return number
+
+
+def probability(name: str, value: object, *, remedy: str = "") -> float:
+    """``value`` as a float in (0, 1]."""
+    number = real(name, value, rule="be a number in (0, 1]", remedy=remedy)
+    if not 0.0 < number <= 1.0:
+        raise ValueError(f"{name} must be in (0, 1]; got {describe(value)}. {remedy}".rstrip())
+    return number
+
+
+def flag(name: str, value: object) -> bool:
+    """``value`` if it is True or False, else ``TypeError``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {describe(value)}.")
+    return value
+
+
+def seed(value: object) -> int:
+    """``value`` as an int of 32 bits, ≥ 0."""
+    number = whole("seed", value, minimum=0)
+    if number >= 2**32:
+        raise ValueError(f"seed must be < 2**32; got {number}.")
+    return number
+
+
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
     """The text that says ``value`` is not among ``known``, naming the nearest one."""
     import difflib  # only the error path pays for it

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradreg import penalties
+from gradreg import constructors
 from gradreg.train import recipe as recipes
 from gradreg.train.arguments import CommandParser, configuration
 from gradreg.train.penalty import recipe_penalty
@@ -28,7 +28,7 @@ def test_the_default_recipe_is_the_documented_experiment():
     assert (config.data.train_size, config.data.label_noise, config.epochs, config.batch_size) == (1000, 0.3, 60, 100)
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.momentum, config.optimizer.nesterov) == ("sgd", 0.05, 0.9, False)
     assert config.model == {"name": "mlp", "hidden": [256, 256]}
-    assert recipe_penalty(configuration(recipe.settings("gnp")).penalty, steps_per_epoch=1).penalty == penalties.gnp(r=0.5, alpha=0.8)
+    assert recipe_penalty(configuration(recipe.settings("gnp")).penalty, steps_per_epoch=1).penalty == constructors.gnp(r=0.5, alpha=0.8)
     assert list(recipe.variants) == ["none", "sam", "gnp", "fgr", "bgr"]
 
 
@@ -102,5 +102,5 @@ def test_the_resolved_configuration_round_trips(epochs, lr, noise, name, hidden,
     assert (config.optimizer.lr, config.data.label_noise, recipe_penalty(config.penalty, steps_per_epoch=1).penalty) == (
         lr,
         noise,
-        penalties.sam(rho=rho),
+        constructors.sam(rho=rho),
     )

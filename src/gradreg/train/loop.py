@@ -162,7 +162,7 @@ class Run:
         loss = state.regularizer.backward(
             self._closures(batch, len(batch.labels)),
             ascent=ascent,
-            **({} if fraction is None else {"ascent_share": fraction}),
+            ascent_share=1.0 if fraction is None else fraction,
             scaler=state.scaler if state.scaler.is_enabled() else None,
         )
         if config.clip_norm is not None:
