@@ -103,7 +103,10 @@ def test_imagenet_as_class_folders(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tiny-imagenet", r"data.root must hold Tiny ImageNet, as .*n01443537_0.JPEG, .*val_annotations.txt .* Unpack tiny-imagenet-200.zip"),
+        (
+            "tiny-imagenet",
+            r"data.root must hold Tiny ImageNet, as .*n01443537_0.JPEG, .*val_annotations.txt .* Unpack tiny-imagenet-200.zip",
+        ),
         ("imagenet", r"data.root must hold ImageNet, as .*n01440764/\*.JPEG .* ILSVRC2012_devkit_t12.tar.gz in .* Name the folder"),
     ],
 )
