@@ -14,10 +14,10 @@ from gradreg.train.data.configuration import AugmentationConfig, DataConfig
     [
         ({}, 1000),
         ({"train_size": 300, "validation": 0.1}, 270),
-        ({"name": "mnist", "train_size": None}, 60_000),
-        ({"name": "mnist", "train_size": None, "validation": 5000}, 55_000),
+        ({"name": "mnist"}, 60_000),
+        ({"name": "mnist", "validation": 5000}, 55_000),
         ({"name": "mnist", "train_size": 2000, "validation": 0.25}, 1500),
-        ({"name": "cifar10", "train_size": None, "validation": 5000}, 45_000),
+        ({"name": "cifar10", "validation": 5000}, 45_000),
     ],
 )
 def test_steps_per_epoch_know_the_training_images_without_loading_them(keys, images):
@@ -39,7 +39,6 @@ def test_steps_per_epoch_know_the_training_images_without_loading_them(keys, ima
         ({"validation": 1000}, ValueError, r"leave some to train on; got 1000 of 1000 images"),
         ({"validation": -0.1}, ValueError, r"data.validation must .*; got -0.1"),
         ({"validation": "0.1"}, TypeError, r"data.validation must .*; got '0.1' \(str\)"),
-        ({"train_size": None}, ValueError, r"data.train_size must be a number for 'digits', which has no test set of its own; got null"),
     ],
 )
 def test_bad_splits_are_refused(keys, error, message):

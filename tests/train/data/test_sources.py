@@ -34,6 +34,7 @@ def test_mnist_keeps_its_own_test_set_and_scales_to_one(tmp_path):
     for batch in (joined(sets.train.batches(1, 4)), joined(sets.validation.batches(5)), joined(sets.test.batches(5))):
         assert batch.images.shape[1:] == (1, 28, 28)
         torch.testing.assert_close(batch.images[:, 0, 3, 3], batch.labels * 20 / 255)
+    assert len(loaded(name="mnist", root=str(tmp_path)).train) == 30
     with pytest.raises(ValueError, match=r"data.train_size must be <= 30, the images of 'mnist'; got 31\.$"):
         loaded(name="mnist", train_size=31, root=str(tmp_path))
 
@@ -46,7 +47,7 @@ def test_missing_files_are_named_and_not_fetched(tmp_path):
 @pytest.mark.data
 @pytest.mark.skipif(not os.environ.get("GRADREG_DATA"), reason="needs the folder of data sets in $GRADREG_DATA")
 def test_real_mnist_has_its_sixty_thousand_images():
-    sets = loaded(name="mnist", train_size=None, root=os.environ["GRADREG_DATA"])
+    sets = loaded(name="mnist", root=os.environ["GRADREG_DATA"])
     assert (len(sets.train), len(sets.test)) == (60_000, 10_000)
     assert joined(sets.test.batches(10_000)).labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert joined(sets.train.batches(1, 60_000)).images.mean().item() == pytest.approx(0.1307, abs=1e-4)

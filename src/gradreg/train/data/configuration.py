@@ -10,6 +10,9 @@ from gradreg import checks
 TRAINING_IMAGES = {"mnist": 60_000, "cifar10": 50_000}
 """Sizes of the training sets of the data sets that have a test set of their own."""
 
+DIGITS_TO_TRAIN_ON = 1000
+"""How many of "digits", which have no test set of their own, are trained on by default; the rest is the test set."""
+
 
 @dataclass
 class DataConfig:
@@ -18,8 +21,8 @@ class DataConfig:
     Args:
         name: data set; "digits" is scikit-learn's: 1,797 real images of handwritten digits, 8 x 8 pixels, 10 classes; "mnist" has 60,000 of
             28 x 28 pixels, and 10,000 more as its test set; "cifar10" 50,000 and 10,000 in colour, 32 x 32 pixels.
-        train_size: training images, drawn at random; of "digits" the rest is the test set. null takes all of a training set that comes with
-            a test set.
+        train_size: training images, drawn at random; null takes all of a training set that comes with a test set, and 1000 of "digits", of
+            which the rest is the test set.
         label_noise: share of the training labels replaced by a class drawn at random (which may be the true one), 0 to 1.
         split_seed: seed of the split and of the label noise; null takes the run's seed, so that every seed has its own.
         validation: held out of the training images to validate on: a share between 0 and 1, or a number of images; null holds none out.
@@ -28,7 +31,7 @@ class DataConfig:
     """
 
     name: str = "digits"
-    train_size: int | None = 1000
+    train_size: int | None = None
     label_noise: float = 0.0
     split_seed: int | None = None
     validation: int | float | None = None
@@ -38,8 +41,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.train_size is not None:
             checks.whole("data.train_size", self.train_size, minimum=1)
-        elif self.name == "digits":
-            raise ValueError("data.train_size must be a number for 'digits', which has no test set of its own; got null. Write 1000, say.")
         if checks.non_negative("data.label_noise", self.label_noise) > 1:
             raise ValueError(f"data.label_noise must be between 0 and 1; got {self.label_noise}. It is a share, not a percentage.")
         if self.split_seed is not None:
@@ -48,7 +49,9 @@ class DataConfig:
 
     def training_images(self) -> int:
         """How many images a run trains on, without those that are held out to validate on."""
-        images = TRAINING_IMAGES.get(self.name, 0) if self.train_size is None else self.train_size
+        images = self.train_size
+        if images is None:
+            images = DIGITS_TO_TRAIN_ON if self.name == "digits" else TRAINING_IMAGES.get(self.name, 0)
         return images - self.validation_images(images)
 
     def validation_images(self, images: int) -> int:

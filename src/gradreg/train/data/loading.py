@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradreg.train.data import sources
 from gradreg.train.data.colours import STATISTICS, ColourScale
-from gradreg.train.data.configuration import AugmentationConfig, DataConfig
+from gradreg.train.data.configuration import DIGITS_TO_TRAIN_ON, AugmentationConfig, DataConfig
 from gradreg.train.data.memory import MemoryImages
 from gradreg.train.data.sets import EvaluationSet, Processes, TrainingSet
 
@@ -63,7 +63,9 @@ def load(
     among = Processes(rank, processes)
     source = sources.read(config)
     pool, test = source.train, source.test
-    size = len(pool) if config.train_size is None else config.train_size
+    size = config.train_size
+    if size is None:
+        size = DIGITS_TO_TRAIN_ON if test is None else len(pool)
     if size > len(pool) - (test is None):
         raise ValueError(
             f"data.train_size must be {'<' if test is None else '<='} {len(pool)}, the images of {config.name!r}; got {size}."
