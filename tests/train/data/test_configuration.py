@@ -49,7 +49,7 @@ def test_bad_splits_are_refused(keys, error, message):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"crop_padding": 0}, r"augmentation.crop_padding must be >= 1; got 0. Use null not to crop"),
+        ({"crop_padding": 0}, r"augmentation.crop_padding must be >= 1; got 0. Use null for none"),
         ({"padding": "reflect"}, r"augmentation.crop_padding must be given with padding 'reflect'; got null"),
     ],
 )

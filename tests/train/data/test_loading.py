@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradreg.train.data.loading import with_label_noise
+from gradreg.train.data.splitting import with_label_noise
 
 from .cases import joined, loaded
 

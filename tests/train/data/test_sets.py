@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradreg.train.data.sets import Processes
+from gradreg.train.data.requests import Processes
 
 from .cases import joined, loaded
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from gradreg import checks
-
-TRAINING_IMAGES = {"mnist": 60_000, "cifar10": 50_000}
-"""Sizes of the training sets of the data sets that have a test set of their own."""
+from gradreg.train.data.catalogue import SETS, TIMM, known_set
 
 DIGITS_TO_TRAIN_ON = 1000
-"""How many of "digits", which have no test set of their own, are trained on by default; the rest is the test set."""
 
 
 @dataclass
@@ -19,40 +16,103 @@ class DataConfig:
     """The data and how they are split.
 
     Args:
-        name: data set; "digits" is scikit-learn's: 1,797 real images of handwritten digits, 8 x 8 pixels, 10 classes; "mnist" has 60,000 of
-            28 x 28 pixels, and 10,000 more as its test set; "cifar10" 50,000 and 10,000 in colour, 32 x 32 pixels.
-        train_size: training images, drawn at random; null takes all of a training set that comes with a test set, and 1000 of "digits", of
-            which the rest is the test set.
+        name: data set: "digits" (scikit-learn's: 1,797 real images of handwritten digits, 8 x 8 pixels), "mnist", "fashion-mnist",
+            "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenet"; "folder", with a folder of images for each class under root; or
+            "timm:" and a name that timm.data.create_dataset takes, as in "timm:hfds/food101".
+        train_size: training images, drawn at random; null takes all of a training set that comes with a test set, and 1000 of "digits". The
+            rest is the test set where there is no other.
+        test_size: test images, drawn at random; null takes all.
         label_noise: share of the training labels replaced by a class drawn at random (which may be the true one), 0 to 1.
         split_seed: seed of the split and of the label noise; null takes the run's seed, so that every seed has its own.
         validation: held out of the training images to validate on: a share between 0 and 1, or a number of images; null holds none out.
         root: folder of data sets that are files; docs/data.md says where each lies in it.
         download: whether what is missing under root is fetched from the network.
+        train_split: the split of a "timm:" set to train on.
+        test_split: the split of a "timm:" set to test on.
+        image_size: height and width to which images are brought: the shorter side is resized to it and the middle kept. null leaves them as
+            they are, all of one size.
+        evaluation_crop: with image_size, the share of the resized shorter side that is kept of an image to evaluate on, > 0 and <= 1; null
+            is 0.875 for "imagenet" and 1 for the others.
+        memory: whether the images are held in the memory of the device as bytes; "auto" does so up to 2 GiB. Else they are decoded anew
+            in every epoch, by worker processes.
+        workers: processes that decode images, 0 for none beside the run's own; null is one a core, at most 8.
+        corrupt: what becomes of an image that cannot be read: "error" stops the run and names it, "skip" looks for such images before the
+            run, leaves them out, and counts them.
     """
 
     name: str = "digits"
     train_size: int | None = None
+    test_size: int | None = None
     label_noise: float = 0.0
     split_seed: int | None = None
     validation: int | float | None = None
     root: str = "data"
     download: bool = False
+    train_split: str = "train"
+    test_split: str = "validation"
+    image_size: int | None = None
+    evaluation_crop: float | None = None
+    memory: bool | Literal["auto"] = "auto"
+    workers: int | None = None
+    corrupt: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
-        if self.train_size is not None:
-            checks.whole("data.train_size", self.train_size, minimum=1)
+        known = known_set(self.name)
+        if known is None:
+            raise ValueError(checks.unknown("data set", self.name, [*SETS, f"{TIMM}..."]))
+        for key in ("train_size", "test_size", "image_size"):
+            if getattr(self, key) is not None:
+                checks.whole(f"data.{key}", getattr(self, key), minimum=1)
         if checks.non_negative("data.label_noise", self.label_noise) > 1:
             raise ValueError(f"data.label_noise must be between 0 and 1; got {self.label_noise}. It is a share, not a percentage.")
-        if self.split_seed is not None:
-            checks.whole("data.split_seed", self.split_seed, minimum=0)
-        self.training_images()
+        for key in ("split_seed", "workers"):
+            if getattr(self, key) is not None:
+                checks.whole(f"data.{key}", getattr(self, key), minimum=0)
+        if self.evaluation_crop is not None:
+            if checks.positive("data.evaluation_crop", self.evaluation_crop) > 1:
+                raise ValueError(f"data.evaluation_crop must be <= 1; got {self.evaluation_crop}. It is a share, not a percentage.")
+            if self.image_size is None:
+                raise ValueError(
+                    f"data.image_size must be given with data.evaluation_crop {self.evaluation_crop}; got null. Write 224, say."
+                )
+        for key in ("train_split", "test_split"):
+            default = next(f.default for f in fields(self) if f.name == key)
+            if getattr(self, key) != default and not self.name.startswith(TIMM):
+                raise ValueError(
+                    f"data.{key} must be left out unless the name begins with {TIMM!r}; got {getattr(self, key)!r} for {self.name!r}."
+                )
+        if self.train_size is not None or known.training_images is not None:
+            self.training_images()
 
     def training_images(self) -> int:
-        """How many images a run trains on, without those that are held out to validate on."""
+        """How many images a run trains on, without those that are held out to validate on.
+
+        For a "folder" whose ``train_size`` is null its files are counted.
+
+        Raises:
+            ValueError: the number is not known before the data are loaded, or the folder is not there.
+        """
         images = self.train_size
         if images is None:
-            images = DIGITS_TO_TRAIN_ON if self.name == "digits" else TRAINING_IMAGES.get(self.name, 0)
+            known = known_set(self.name)
+            images = DIGITS_TO_TRAIN_ON if self.name == "digits" else None if known is None else known.training_images
+        if images is None and self.name == "folder":
+            from gradreg.train.data import folders  # counting files alone needs torchvision
+
+            images = folders.count_training_images(self)
+        if images is None:
+            raise ValueError(
+                f"data.train_size must be given for {self.name!r}, whose images are not counted before they are loaded; got null. "
+                "Give the number of images to train on."
+            )
         return images - self.validation_images(images)
+
+    def needs_train_size(self) -> str:
+        """Why ``train_size`` cannot be null where there are no images to test on."""
+        return (
+            f"data.train_size must be a number for {self.name!r} with no images to test on beside those to train on; got null. "
+            f"Give fewer than there are, so that the rest is the test set, or put some into {self.root}/val."
+        )
 
     def validation_images(self, images: int) -> int:
         """How many of ``images`` are held out to validate on."""
@@ -71,20 +131,83 @@ class AugmentationConfig:
     """What is done to the images: drawn anew for every training image in every epoch, and the same colour scale for all.
 
     Args:
-        flip: mirror left and right, with probability 1/2.
+        random_resized_crop: cut a window of random area and proportions out of the image and resize it to the image's size.
+        scale: the window's area as shares of the image's, from and to, > 0 and <= 1.
+        ratio: the window's width over its height, from and to, > 0.
         crop_padding: pixels by which every side is padded before a window of the old size is cut out at random, >= 1; null does not crop.
         padding: what crop_padding pads with: "zero" is black, "reflect" mirrors at the border.
-        normalize: "auto" subtracts the data set's published mean and divides by its standard deviation, channel by channel ("digits" and
-            "mnist" have none and stay between 0 and 1); "none" leaves every set between 0 and 1.
+        flip: mirror left and right, with probability 1/2.
+        auto_augment: AutoAugment's policy found on "cifar10", "svhn" or "imagenet"; null applies none.
+        rand_augment: operations of RandAugment on each image, >= 1; null applies none.
+        rand_magnitude: strength of each operation of RandAugment, 0 to 30.
+        cutout: side in pixels of a square about a random centre that is set to 0, >= 1; null cuts none out.
+        random_erasing: probability that a random rectangle is set to 0, > 0 and <= 1; null erases none.
+        mixup: alpha of mixup, > 0: images and labels are weighted means with those of the image before them, one weight a batch drawn
+            from Beta(alpha, alpha); null mixes none.
+        cutmix: alpha of CutMix, > 0: a rectangle comes from the image before; null mixes none. With both, each batch draws one.
+        normalize: "auto" subtracts the data set's published mean and divides by its standard deviation, channel by channel; "folder" and
+            "timm:" sets take ImageNet's, and "digits", "mnist" and "fashion-mnist" stay between 0 and 1. "none" leaves every set there.
     """
 
-    flip: bool = False
+    random_resized_crop: bool = False
+    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
     crop_padding: int | None = None
     padding: Literal["zero", "reflect"] = "zero"
+    flip: bool = False
+    auto_augment: Literal["cifar10", "svhn", "imagenet"] | None = None
+    rand_augment: int | None = None
+    rand_magnitude: int = 9
+    cutout: int | None = None
+    random_erasing: float | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
     normalize: Literal["auto", "none"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.crop_padding is not None:
-            checks.whole("augmentation.crop_padding", self.crop_padding, minimum=1, remedy="Use null not to crop.")
-        elif self.padding != "zero":
-            raise ValueError(f"augmentation.crop_padding must be given with padding {self.padding!r}; got null. Write 4, say.")
+        for key in ("crop_padding", "rand_augment", "cutout"):
+            if getattr(self, key) is not None:
+                checks.whole(f"augmentation.{key}", getattr(self, key), minimum=1, remedy="Use null for none.")
+        for key in ("random_erasing", "mixup", "cutmix"):
+            if getattr(self, key) is not None:
+                checks.positive(f"augmentation.{key}", getattr(self, key), remedy="Use null for none.")
+        if self.random_erasing is not None and self.random_erasing > 1:
+            raise ValueError(f"augmentation.random_erasing must be <= 1; got {self.random_erasing}. It is a probability.")
+        if checks.whole("augmentation.rand_magnitude", self.rand_magnitude, minimum=0) > 30:
+            raise ValueError(f"augmentation.rand_magnitude must be <= 30; got {self.rand_magnitude}.")
+        for key, most in (("scale", 1.0), ("ratio", float("inf"))):
+            self._check_range(key, getattr(self, key), most)
+        self._check_company()
+
+    @staticmethod
+    def _check_range(key: str, value: list[float], most: float) -> None:
+        rule = f"be two numbers > 0{' and <= 1' if most == 1 else ''}, the smaller first"
+        if len(value) != 2:
+            raise ValueError(f"augmentation.{key} must {rule}; got {checks.describe(value)}.")
+        low, high = (checks.positive(f"augmentation.{key}", number) for number in value)
+        if not low <= high <= most:
+            raise ValueError(f"augmentation.{key} must {rule}; got {checks.describe(value)}.")
+
+    def _check_company(self) -> None:
+        """Refuse keys that would have no effect, and pairs of which one is meant."""
+        default = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}
+        for key, needed, example in (
+            ("padding", "crop_padding", "4"),
+            ("rand_magnitude", "rand_augment", "2"),
+            ("scale", "random_resized_crop", "true"),
+            ("ratio", "random_resized_crop", "true"),
+        ):
+            if getattr(self, key) != default[key] and not getattr(self, needed):
+                raise ValueError(
+                    f"augmentation.{needed} must be given with {key} {getattr(self, key)!r}; got {getattr(self, needed)}. "
+                    f"Write {example}, say."
+                )
+        for one, other in (("auto_augment", "rand_augment"), ("random_resized_crop", "crop_padding")):
+            if getattr(self, one) and getattr(self, other):
+                received = f"{getattr(self, one)!r} and {getattr(self, other)!r}"
+                raise ValueError(f"augmentation.{one} must be left out with {other}; got {received}. Choose one.")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with their neighbours in the batch."""
+        return self.mixup is not None or self.cutmix is not None

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def generator(*key: int) -> torch.Generator:
-    """A generator on the CPU seeded by the whole ``key`` (each ≥ 0): seed, epoch, number of the batch, say."""
-    return torch.Generator().manual_seed(seed_of(*key))
+class Purpose(IntEnum):
+    """What numbers are drawn for, so that no two purposes share theirs."""
+
+    IMAGE = 0
+    """Geometry and colours of one streamed image, by its position."""
+    BATCH = 1
+    """Geometry and colours of the images of a batch in memory, by its number, as for those that follow."""
+    CUTTING = 2
+    MIXING = 3
 
 
-def seed_of(*key: int) -> int:
-    """A seed of 63 bits for ``key``; keys that differ in one number give seeds that have nothing to do with each other."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1
+def generator(seed: int, epoch: int, number: int, purpose: Purpose) -> torch.Generator:
+    """A generator on the CPU that starts at ``seed_of`` the same."""
+    return torch.Generator().manual_seed(seed_of(seed, epoch, number, purpose))
+
+
+def seed_of(seed: int, epoch: int, number: int, purpose: Purpose) -> int:
+    """A seed of 63 bits; where one of the four numbers (each ≥ 0) differs, seeds have nothing to do with each other."""
+    return int(np.random.SeedSequence((purpose, number, epoch, seed)).generate_state(1, np.uint64)[0]) >> 1
 
 
 class EpochOrder:

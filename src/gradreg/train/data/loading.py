@@ -1,17 +1,21 @@
-"""The sets of a run: read, split, their labels made noisy, and ready to be dealt out in batches."""
+"""The sets of a run: read, split, and ready to be dealt out in batches."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from gradreg.train.data import sources
-from gradreg.train.data.colours import STATISTICS, ColourScale
-from gradreg.train.data.configuration import DIGITS_TO_TRAIN_ON, AugmentationConfig, DataConfig
-from gradreg.train.data.memory import MemoryImages
-from gradreg.train.data.sets import EvaluationSet, Processes, TrainingSet
+from gradreg.train.data import sources, streaming
+from gradreg.train.data.catalogue import known_set
+from gradreg.train.data.colours import ColourScale
+from gradreg.train.data.configuration import AugmentationConfig, DataConfig
+from gradreg.train.data.finishing import Finish
+from gradreg.train.data.pools import Encoded, Pixels
+from gradreg.train.data.requests import Processes
+from gradreg.train.data.sets import EvaluationSet, TrainingSet
+from gradreg.train.data.splitting import Part, split
+from gradreg.train.data.supply import Supply
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Data:
         validation: images held out of those to train on; None without any.
         classes: how many.
         image_shape: (channels, height, width).
+        unreadable: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
     """
 
     train: TrainingSet
@@ -31,16 +36,7 @@ class Data:
     validation: EvaluationSet | None
     classes: int
     image_shape: tuple[int, int, int]
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the images lie in memory; otherwise they are read from files as they are needed."""
-        return True
-
-    @property
-    def skipped_images(self) -> int:
-        """Corrupt images left out so far."""
-        return 0
+    unreadable: int = 0
 
 
 def load(
@@ -58,46 +54,53 @@ def load(
         processes: how many share every batch, ≥ 1.
 
     Raises:
-        ValueError: an unknown data set, files that are not there, or no image left to test on.
+        ValueError: files that are not there or cannot be read, more images wanted than there are, or keys that do not fit the images.
     """
     among = Processes(rank, processes)
     source = sources.read(config)
-    pool, test = source.train, source.test
-    size = config.train_size
-    if size is None:
-        size = DIGITS_TO_TRAIN_ON if test is None else len(pool)
-    if size > len(pool) - (test is None):
-        raise ValueError(
-            f"data.train_size must be {'<' if test is None else '<='} {len(pool)}, the images of {config.name!r}; got {size}."
-            + (" Leave some to test on." if test is None else "")
-        )
-    generator = torch.Generator().manual_seed(seed if config.split_seed is None else config.split_seed)
-    order = torch.randperm(len(pool), generator=generator)
-    chosen, rest = order[:size], order[size:]
-    noisy = with_label_noise(pool.labels[chosen], config.label_noise, source.classes, generator)
-    # Drawn at random already, so that its last images are as good a sample as any.
-    train, validation = chosen.split([size - (held := config.validation_images(size)), held])
+    pool = _readable(source.train, config)
+    own_test = None if source.test is None else _readable(source.test, config)
+    read = len(source.train) + (0 if source.test is None else len(source.test))
+    left = len(pool) + (0 if own_test is None else len(own_test))
 
-    scale = ColourScale(source.largest, STATISTICS.get(config.name) if augmentation.normalize == "auto" else None)
-    images = MemoryImages(pool.images.to(device), scale, augmentation, seed=seed)
-    if test is None:
-        testing = EvaluationSet(images, rest, pool.labels[rest], device=device, processes=among)
-    else:
-        unseen = MemoryImages(test.images.to(device), scale, augmentation, seed=seed)
-        testing = EvaluationSet(unseen, torch.arange(len(test)), test.labels, device=device, processes=among)
-    channels, height, width = pool.images.shape[1:]
+    parts = split(pool, own_test, config, classes=source.classes, seed=seed)
+    supply = Supply(config, pool, count=parts.images, device=device)
+    largest = pool.largest if isinstance(pool, Pixels) else 255
+    _check_augmentation(augmentation, supply.shape, largest, config.name)
+    known = known_set(config.name)
+    colours = None if known is None or augmentation.normalize == "none" else known.colours
+    scale = ColourScale(largest, colours)
+
+    def evaluated(part: Part, images: Pixels | Encoded) -> EvaluationSet:
+        return EvaluationSet(supply.evaluation(images.take(part.positions)), part.labels, scale, device=device, processes=among)
+
+    trained = supply.training(pool.take(parts.train.positions), augmentation, seed=seed)
+    finish = Finish(scale, augmentation, classes=source.classes, seed=seed)
     return Data(
-        train=TrainingSet(images, train, noisy[: len(train)], seed=seed, device=device, processes=among),
-        test=testing,
-        validation=EvaluationSet(images, validation, noisy[len(train) :], device=device, processes=among) if held else None,
+        train=TrainingSet(trained, parts.train.labels, finish, seed=seed, device=device, processes=among),
+        test=evaluated(parts.test, pool if own_test is None else own_test),
+        validation=None if parts.validation is None else evaluated(parts.validation, pool),
         classes=source.classes,
-        image_shape=(channels, height, width),
+        image_shape=supply.shape,
+        unreadable=read - left,
     )
 
 
-def with_label_noise(labels: Tensor, share: float, classes: int, generator: torch.Generator) -> Tensor:
-    """``labels`` (n,) with ``round(share · n)`` of them replaced by a class drawn evenly from all, the true one included."""
-    noisy = labels.clone()
-    chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
-    noisy[chosen] = torch.randint(classes, (len(chosen),), generator=generator)
-    return noisy
+def _readable(images: Pixels | Encoded, config: DataConfig) -> Pixels | Encoded:
+    """``images`` without those that cannot be read, if they are to be left out."""
+    if config.corrupt == "error" or isinstance(images, Pixels):
+        return images
+    return streaming.only_readable(images, workers=streaming.workers(config))
+
+
+def _check_augmentation(augmentation: AugmentationConfig, shape: tuple[int, int, int], largest: int, name: str) -> None:
+    padding, side = augmentation.crop_padding, min(shape[1:])
+    if padding is not None and augmentation.padding == "reflect" and padding >= side:
+        raise ValueError(
+            f"augmentation.crop_padding must be < {side}, the smaller side of the images of {name!r}, where it mirrors; got {padding}."
+        )
+    if largest != 255 and (augmentation.auto_augment or augmentation.rand_augment):
+        raise ValueError(
+            f"augmentation.auto_augment and rand_augment must be null for {name!r}, whose images have {largest + 1} levels: their "
+            "operations are made for 256. Leave them out."
+        )

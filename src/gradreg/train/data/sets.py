@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gradreg import checks
+from gradreg.train.data.colours import ColourScale
 from gradreg.train.data.draws import EpochOrder
+from gradreg.train.data.finishing import Finish
+from gradreg.train.data.requests import Images, Processes
 
 
 @dataclass(frozen=True)
@@ -30,77 +32,26 @@ class Batch:
     share: float
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is wanted of a batch: rows of it, by their place in the whole batch, so that any process draws the same numbers for a row.
-
-    Args:
-        epoch: counted from 1.
-        number: of the batch within the epoch, counted from 0.
-        positions: (n,) int64, the images of the whole batch by their position among all images.
-        rows: (m,) int64, the places in ``positions`` of the images that are wanted here.
-    """
-
-    epoch: int
-    number: int
-    positions: Tensor
-    rows: Tensor
-
-
-class Images(Protocol):
-    """Where images come from, and what becomes of them on the way: memory or files."""
-
-    def for_training(self, requests: Iterable[Request]) -> Iterator[Tensor]:
-        """Augmented images (m, channels, height, width), float32, on the device, for each request."""
-        ...
-
-    def for_evaluation(self, requests: Iterable[Request]) -> Iterator[Tensor]:
-        """The same without augmentation."""
-        ...
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that share every batch.
-
-    Args:
-        rank: of this process, 0 to ``count`` - 1.
-        count: of processes, ≥ 1.
-    """
-
-    rank: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        checks.whole("processes", self.count, minimum=1)
-        if checks.whole("rank", self.rank, minimum=0) >= self.count:
-            raise ValueError(f"rank must be < processes, {self.count}; got {self.rank}. Ranks count from 0.")
-
-    def rows(self, size: int) -> Tensor:
-        """This process's places in a batch of ``size``: one contiguous piece. Sizes differ by at most one; some may be empty."""
-        return torch.arange(self.rank * size // self.count, (self.rank + 1) * size // self.count)
-
-
 class TrainingSet:
     """Images to train on, in a new order every epoch.
 
     Args:
-        images: where they come from.
-        positions: (n,) int64, which of ``images`` belong to the set.
+        images: where they come from, augmented one by one.
         labels: (n,) int64, their classes.
+        finish: what makes floats of a batch, and all that mixes its images.
         seed: of the order.
         device: where batches are wanted.
         processes: which part of each batch is this process's.
     """
 
-    def __init__(self, images: Images, positions: Tensor, labels: Tensor, *, seed: int, device: torch.device, processes: Processes) -> None:
-        self._images, self._positions, self._labels = images, positions, labels
-        self._order = EpochOrder(len(positions), seed=seed)
+    def __init__(self, images: Images, labels: Tensor, finish: Finish, *, seed: int, device: torch.device, processes: Processes) -> None:
+        self._images, self._labels, self._finish = images, labels, finish
+        self._order = EpochOrder(len(labels), seed=seed)
         self._device, self._processes = device, processes
 
     def __len__(self) -> int:
         """Images in an epoch, over all processes."""
-        return len(self._positions)
+        return len(self._labels)
 
     def batches(self, epoch: int, size: int, *, start: int = 0) -> Iterator[Batch]:
         """This process's part of the batches of ``epoch``, once through the set in random order; the last batch may be smaller.
@@ -113,17 +64,13 @@ class TrainingSet:
         """
         checks.whole("epoch", epoch, minimum=1)
         parts = self._order(epoch).split(checks.whole("size", size, minimum=1))[checks.whole("start", start, minimum=0) :]
-        requests: list[Request] = []
-        shares: list[float] = []
-        for number, part in enumerate(parts, start):
-            rows = self._processes.rows(len(part))
-            shares.append(len(rows) / len(part))
-            rows = rows if len(rows) else torch.tensor([self._processes.rank % len(part)])
-            requests.append(Request(epoch, number, self._positions[part], rows))
-        images = self._images.for_training(requests)
-        for part, request, share, pixels in zip(parts, requests, shares, images, strict=True):
-            labels = self._labels[part[request.rows]].to(self._device, non_blocking=True)
-            yield Batch(pixels, labels, labels, share)
+        mixing = self._finish.mixes
+        requests = [self._processes.part(epoch, number, part, mixing=mixing) for number, part in enumerate(parts, start)]
+        for request, pixels in zip(requests, self._images.batches(requests), strict=True):
+            labels = self._labels[request.positions[request.rows]].to(self._device, non_blocking=True)
+            images, targets = self._finish(pixels, labels, request)
+            mine = slice(request.before, None)
+            yield Batch(images[mine], targets[mine], labels[mine], request.share)
 
 
 class EvaluationSet:
@@ -131,19 +78,19 @@ class EvaluationSet:
 
     Args:
         images: where they come from.
-        positions: (n,) int64, which of ``images`` belong to the set.
         labels: (n,) int64, their classes.
+        scale: what makes floats of them.
         device: where batches are wanted.
         processes: which part of each batch is this process's.
     """
 
-    def __init__(self, images: Images, positions: Tensor, labels: Tensor, *, device: torch.device, processes: Processes) -> None:
-        self._images, self._positions, self._labels = images, positions, labels
+    def __init__(self, images: Images, labels: Tensor, scale: ColourScale, *, device: torch.device, processes: Processes) -> None:
+        self._images, self._labels, self._scale = images, labels, scale
         self._device, self._processes = device, processes
 
     def __len__(self) -> int:
         """Images over all processes."""
-        return len(self._positions)
+        return len(self._labels)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """This process's part of the batches: over all processes every image exactly once.
@@ -152,9 +99,8 @@ class EvaluationSet:
             size: images of a whole batch over all processes, ≥ 1; the last may be smaller, and leave this process without a part.
         """
         parts = torch.arange(len(self)).split(checks.whole("size", size, minimum=1))
-        rows = [self._processes.rows(len(part)) for part in parts]
-        mine = [(number, part, here) for number, (part, here) in enumerate(zip(parts, rows, strict=True)) if len(here)]
-        requests = [Request(1, number, self._positions[part], here) for number, part, here in mine]
-        for (_, part, here), pixels in zip(mine, self._images.for_evaluation(requests), strict=True):
-            labels = self._labels[part[here]].to(self._device, non_blocking=True)
-            yield Batch(pixels, labels, labels, len(here) / len(part))
+        requests = [self._processes.part(0, number, part, mixing=False) for number, part in enumerate(parts)]
+        requests = [request for request in requests if request.share]
+        for request, pixels in zip(requests, self._images.batches(requests), strict=True):
+            labels = self._labels[request.positions[request.rows]].to(self._device, non_blocking=True)
+            yield Batch(self._scale(pixels), labels, labels, request.share)

@@ -1,4 +1,4 @@
-"""Flips and crops of a whole batch at once, in the images' own type: bytes move, and nothing is computed."""
+"""Flips and crops of a whole batch at once, as bytes: what moves is copied, and only resizing computes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import grid_sample, pad
+
+from gradreg.train.data.rectangles import Rectangles
 
 Padding = Literal["zero", "reflect"]
 
@@ -37,3 +39,26 @@ def crop(images: Tensor, tops: Tensor, lefts: Tensor, *, size: int, padding: Pad
     row = torch.arange(height, device=images.device) * columns
     starts = corners[:, None, None] + channel + row
     return padded.view(-1).unfold(0, width, 1).index_select(0, starts.view(-1)).view(images.shape)
+
+
+def resized_crop(images: Tensor, windows: Rectangles) -> Tensor:
+    """A window of each image, resized to the image's own height and width, bilinearly.
+
+    Args:
+        images: (n, channels, height, width), uint8.
+        windows: of each image.
+    """
+    height, width = images.shape[2:]
+    y = _sampled(windows.tops, windows.heights, height)
+    x = _sampled(windows.lefts, windows.widths, width)
+    grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3)
+    resized = grid_sample(images.to(torch.float32), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return resized.round_().to(torch.uint8)
+
+
+def _sampled(first: Tensor, length: Tensor, size: int) -> Tensor:
+    """Where the ``size`` pixels of a side of ``length`` pixels lie, (n, size), as ``grid_sample`` counts: -1 to 1 over the image."""
+    within = (torch.arange(size, device=first.device) + 0.5) * (length[:, None] / size) - 0.5
+    # Half a pixel beyond the window's edge its last pixel counts, not the image around it.
+    pixel = first[:, None] + torch.minimum(within.clamp(min=0), length[:, None] - 1.0)
+    return (2 * pixel + 1) / size - 1
