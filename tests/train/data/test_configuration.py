@@ -50,7 +50,7 @@ def test_bad_splits_are_refused(keys, error, message):
     ("keys", "message"),
     [
         ({"crop_padding": 0}, r"augmentation.crop_padding must be >= 1; got 0. Use null for none"),
-        ({"padding": "reflect"}, r"augmentation.crop_padding must be given with padding 'reflect'; got null"),
+        ({"padding": "reflect"}, r"augmentation.crop_padding must be given with padding 'reflect'; got None. Write 4, say"),
     ],
 )
 def test_bad_augmentations_are_refused(keys, message):
