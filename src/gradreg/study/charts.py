@@ -64,7 +64,7 @@ def dots(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Run]]) -> go.Figure
     return figure
 
 
-def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], *, x: Callable[[Epoch], int]) -> None:
+def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], *, x: Callable[[Epoch], float]) -> None:
     runs = [epochs for (label, _), epochs in history.items() if label == row.label]
     if not runs:
         return

@@ -49,7 +49,6 @@ def main(words: Sequence[str]) -> int:
     if devices.processes > 1 and options["out"] is None and options["resume"] is None:
         raise ValueError("--out must be given with several processes, which write one folder; got none. Write --out runs/NAME.")
     console = Console(soft_wrap=True, quiet=not devices.main, highlight=False)
-    warnings.showwarning = lambda message, *_, **__: console.print(f"warning: {message}", markup=False)
     penalty = recipe_penalty(config.penalty, steps_per_epoch=1)
     console.print(f"{name}: {config.model['name']} on {config.data.name}, {config.optimizer.name}, {penalty}", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -64,7 +63,9 @@ def main(words: Sequence[str]) -> int:
             progress.console.print(message, markup=False)
 
         try:
-            result = RunFolder(folder).run(config, show, report=report, devices=devices)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: report(f"warning: {message}")
+                result = RunFolder(folder).run(config, show, report=report, devices=devices)
         except Stopped as stopped:
             report(f"{stopped}. Go on with: gradreg train --resume {folder}")
             return 128 + stopped.signal_number

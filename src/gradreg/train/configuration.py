@@ -170,7 +170,7 @@ class CheckpointConfig:
         checks.whole("checkpoint.keep", self.keep, minimum=1)
 
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "fp64", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -197,7 +197,7 @@ class Config:
         clip_norm: largest L2 norm of the final gradient, > 0; null does not clip.
         label_smoothing: share of the target spread over all classes, 0 to 1; in the training loss alone.
         ema: decay of a running mean of the weights, which is evaluated beside them, > 0 and < 1; null keeps none.
-        precision: "fp32", or autocast to "bf16" or "fp16" (with loss scaling); the weights stay fp32.
+        precision: "fp32", or autocast to "bf16" or "fp16" (with loss scaling), the weights staying fp32; "fp64" for weights and all.
         compile: whether torch.compile compiles the model.
         channels_last: whether images and weights are laid out channels last, as convolutions on recent GPUs prefer.
         parallel: under several processes, "ddp" holds the whole model on each, "fsdp" (FSDP2) a part of it.

@@ -36,7 +36,8 @@ class Devices:
         if self.processes == 1:
             self.device = _device(config.device)
         elif config.device in ("auto", "cpu"):
-            self.device = torch.device(self._state.device)
+            assert self._state.device is not None
+            self.device = self._state.device
         else:
             raise ValueError(
                 f"device must be auto or cpu with {self.processes} processes, of which each takes its own; got {config.device!r}. "
@@ -55,7 +56,7 @@ class Devices:
 
     def place(self, model: nn.Module, config: Config) -> nn.Module:
         """``model`` on the device, divided or copied among the processes as ``config.parallel`` says; where alone, the model itself."""
-        model.to(self.device)
+        model.to(self.device, torch.float64 if config.precision == "fp64" else None)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
@@ -65,7 +66,8 @@ class Devices:
         if config.parallel == "fsdp":
             for block in _blocks(model):
                 fully_shard(block)
-            return fully_shard(model)
+            fully_shard(model)
+            return model
         ids = None if self.device.type == "cpu" else [self.device.index]
         return DistributedDataParallel(model, device_ids=ids)
 

@@ -64,6 +64,8 @@ def main(words: Sequence[str]) -> int:
 
 def _evaluated(config: Config, weights: Path, split: str, devices: Devices) -> tuple[Evaluation, int]:
     """What the weights of a file do on a split, and how many images that has."""
+    import torch
+
     from gradreg.train import models
     from gradreg.train.data import loading
     from gradreg.train.evaluation import evaluate
@@ -78,5 +80,6 @@ def _evaluated(config: Config, weights: Path, split: str, devices: Devices) -> t
     model = models.create(config.model, classes=data.classes, image_shape=data.image_shape)
     load_weights(model, weights)
     size = config.evaluation_batch_size or (1000 if data.in_memory else config.batch_size)
-    found = evaluate(model.to(devices.device), samples, batch_size=size, devices=devices, precision=config.precision)
+    model.to(devices.device, torch.float64 if config.precision == "fp64" else None)
+    found = evaluate(model, samples, batch_size=size, devices=devices, precision=config.precision)
     return found, len(samples)

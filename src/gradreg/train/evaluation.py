@@ -53,10 +53,14 @@ def evaluate(
     sums: torch.Tensor | None = None
     for batch in samples.batches(batch_size):
         with autocast(precision, batch.images.device):
-            logits = model(batch.images)
-        logits = logits.float()
+            logits = model(inputs(batch.images, precision))
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
-        counts = (cross_entropy(logits, batch.labels, reduction="sum"), best[:, 0].sum(), best.sum(), torch.tensor(len(best)))
+        counts = (
+            cross_entropy(logits.double() if precision == "fp64" else logits.float(), batch.labels, reduction="sum"),
+            best[:, 0].sum(),
+            best.sum(),
+            torch.tensor(len(best)),
+        )
         part = torch.stack([c.to(device=logits.device, dtype=_wide(logits.device)) for c in counts])
         sums = part if sums is None else sums + part
     if devices is not None:
@@ -69,9 +73,14 @@ def evaluate(
 
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """The context in which a model runs in ``precision``."""
-    if precision == "fp32":
+    if precision in ("fp32", "fp64"):
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def inputs(images: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """``images`` as a model in ``precision`` takes them; autocast narrows them itself."""
+    return images.double() if precision == "fp64" else images
 
 
 def _wide(device: torch.device) -> torch.dtype:

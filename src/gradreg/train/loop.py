@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from gradreg.train.data import loading
 from gradreg.train.data.loading import Data
 from gradreg.train.data.sets import Batch, EvaluationSet
 from gradreg.train.devices import Devices
-from gradreg.train.evaluation import Evaluation, autocast, evaluate
+from gradreg.train.evaluation import Evaluation, autocast, evaluate, inputs
 from gradreg.train.optimization import create_schedule, squared_norm
 from gradreg.train.outcome import Epoch, Outcome
 from gradreg.train.penalty import RecipePenalty, recipe_penalty
@@ -89,6 +90,7 @@ class _Run:
         self.config = config
         self.devices = devices
         torch.manual_seed(config.seed)
+        random.seed(config.seed)
         self.data = loading.load(
             config.data, config.augmentation, seed=config.seed, device=devices.device, rank=devices.rank, processes=devices.processes
         )
@@ -147,7 +149,7 @@ class _Run:
         """One optimizer step on this process's part of a batch; the loss before it, to be averaged over the processes."""
         config, state = self.config, self.state
         step = state.regularizer.step
-        set_weight_decay(state.weight_decay, step, state.model, batch, self.devices)
+        set_weight_decay(state.weight_decay, step, state.model, batch, self.devices, config.precision)
         state.optimizer.zero_grad()
         fraction = self.penalty.ascent_fraction
         ascent = None if fraction is None else self._closures(batch, max(1, math.ceil(fraction * len(batch.labels))))
@@ -162,6 +164,7 @@ class _Run:
             nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
+        state.progress.metrics = state.regularizer.metrics
         if self.schedule is not None:
             self.schedule.step_update(state.regularizer.step)
         if state.ema is not None:
@@ -180,14 +183,14 @@ class _Run:
 
     def _closure(self, batch: Batch, rows: slice, weight: float, *, first: bool) -> Callable[[], Tensor]:
         config, model = self.config, self.state.model
-        images, targets = batch.images[rows], batch.targets[rows]
+        images, targets = inputs(batch.images[rows], config.precision), batch.targets[rows]
         if config.channels_last:
             images = images.to(memory_format=torch.channels_last)
 
         def closure() -> Tensor:
             with autocast(config.precision, self.devices.device):
                 logits = model(images)
-            loss = cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+            loss = cross_entropy(logits if config.precision == "fp64" else logits.float(), targets, label_smoothing=config.label_smoothing)
             loss = loss if weight == 1.0 else weight * loss
             if first and config.optimizer.l2_in_loss:
                 loss = loss + config.optimizer.l2_in_loss / 2 * squared_norm(model)
@@ -206,19 +209,19 @@ class _Run:
         averaged_validation = None
         if state.ema is not None and self.data.validation is not None:
             averaged_validation = self._evaluate(state.ema.module, self.data.validation)
-        metrics = state.regularizer.metrics
+        metrics = state.progress.metrics
         record = Epoch(
             epoch=epoch,
             step=state.regularizer.step,
-            gradient_evaluations=metrics.evaluations,
+            gradient_evaluations=metrics["evaluations"],
             train_loss=train_loss,
             test_loss=test.loss,
             test_accuracy=test.accuracy,
             test_top5=test.top5,
             lr=optimizer.param_groups[0]["lr"],
-            gradient_norm=metrics.gradient_norm,
-            strength=metrics.strength,
-            radius=None if math.isnan(metrics.radius) else metrics.radius,
+            gradient_norm=metrics["gradient_norm"],
+            strength=metrics["strength"],
+            radius=None if math.isnan(metrics["radius"]) else metrics["radius"],
             weight_decay=optimizer.param_groups[0]["weight_decay"] if state.weight_decay is None else state.weight_decay.value,
             validation_loss=None if validation is None else validation.loss,
             validation_accuracy=None if validation is None else validation.accuracy,

@@ -45,6 +45,7 @@ class Progress:
         epoch: epochs done.
         batch: batches done of the epoch after them.
         losses: the loss of each of these.
+        metrics: the regularizer's, of the last step.
         history: one record for each epoch done.
         first_loss: loss of the run's first step.
         seconds: seconds spent training.
@@ -53,6 +54,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     losses: list[Tensor] = field(default_factory=list)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
     first_loss: float = float("nan")
     seconds: float = 0.0
@@ -154,6 +156,7 @@ class TrainingState:
             "progress": {
                 **{key: getattr(progress, key) for key in ("epoch", "batch", "first_loss", "seconds")},
                 "losses": [loss.cpu() for loss in progress.losses],
+                "metrics": dict(progress.metrics),
                 "history": [asdict(epoch) for epoch in progress.history],
             },
             "scaler": self.scaler.state_dict(),
