@@ -38,6 +38,16 @@ class Data:
     image_shape: tuple[int, int, int]
     unreadable: int = 0
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images lie in memory; otherwise they are read from files as they are needed."""
+        return True
+
+    @property
+    def skipped_images(self) -> int:
+        """Corrupt images left out so far."""
+        return 0
+
 
 def load(
     config: DataConfig, augmentation: AugmentationConfig, *, seed: int, device: torch.device, rank: int = 0, processes: int = 1
