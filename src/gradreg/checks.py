@@ -24,7 +24,10 @@ def real(name: str, value: object, *, rule: str = "be a number", remedy: str = "
         if isinstance(value, str):
             hint = f"Remove the quotes; in YAML write exponents with a dot and a sign, as in 1.0e-3. {remedy}"
         raise TypeError(f"{name} must {rule}; got {describe(value)}. {hint}".rstrip())
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # of a whole number: floats end at 1.8e308
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} must {rule} and finite; got {number}. {remedy}".rstrip())
     return number

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from argparse import SUPPRESS, ArgumentError
+from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from functools import cache
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from gradreg import checks
 from gradreg.train.configuration import Config
@@ -32,17 +34,20 @@ class CommandParser:
         optional: dict[str, Any] = {} if default_recipe is None else {"nargs": "?", "default": default_recipe}
         name, explanation = positional or ("recipe", "name of a shipped recipe, or path of a YAML file with the keys below")
         self.options.add_argument(name, metavar=name.upper(), type=str, help=explanation, **optional)
-        _add_configuration(self.options)
+        self.options.add_class_arguments(Config)
 
     def parse(self, words: Sequence[str]) -> dict[str, Any]:
         """The command's own options (and nothing of the configuration) as a dictionary."""
-        values = _parse(self.options, words)
-        return {k: v for k, v in values.items() if k not in _KEYS}
+        return {k: v for k, v in _parse(self.options, words).as_dict().items() if k not in _KEYS}
 
     def settings(self, words: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
         """All keys of the configuration: the defaults, under the recipe's ``base``, under what ``words`` override."""
-        values = _parse(self.options, [f"--config={yaml.safe_dump(dict(base))}", *words])
-        return {k: v for k, v in values.items() if k in _KEYS}
+        below = _typed(base)
+        values = _parse(self.options, words, base=below)
+        for key in _FREE:
+            if not any(re.match(rf"--{re.escape(key)}([.=]|$)", word) for word in words):
+                values[key] = below[key]
+        return {k: v for k, v in values.as_dict().items() if k in _KEYS}
 
 
 def configuration(settings: Mapping[str, Any]) -> Config:
@@ -51,38 +56,81 @@ def configuration(settings: Mapping[str, Any]) -> Config:
     Raises:
         ValueError, TypeError: naming the key, the rule, the value received and the remedy.
     """
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    _add_configuration(parser)
-    try:
-        built = parser.instantiate(parser.parse_args([f"--config={yaml.safe_dump(dict(settings))}"]))
-    except ArgumentError as error:
-        raise ValueError(_message(error)) from error
+    values = _typed(settings)
+    free = {key: values[key] for key in _FREE}
+    for key in _FREE:
+        values[key] = {}
+    built = _plain_parser().instantiate(values)
+    for key, value in free.items():
+        block, _, option = key.rpartition(".")
+        setattr(built[block] if block else built, option, value)
     return Config(**{key: built[key] for key in _KEYS})
 
 
 _KEYS = [f.name for f in fields(Config)]
 _BLOCKS = [name for name, kind in get_type_hints(Config).items() if is_dataclass(kind)]
+_FREE = ("model", "penalty", "optimizer.options", "schedule.options")
+"""Mappings whose keys models, penalties and timm define. jsonargparse would read their strings as YAML once more: "1e3" is no number."""
 
 
-def _add_configuration(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help=SUPPRESS)
+@cache
+def _plain_parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Config)
+    return parser
 
 
-def _parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
+def _typed(settings: Mapping[str, Any]) -> Namespace:
+    """All keys of the configuration, those of ``settings`` checked against their types, and the defaults of the others."""
+    typed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    _check_shape(Config, typed)
+    free: dict[str, Any] = {}
+    for key in _FREE:
+        block, _, option = key.rpartition(".")
+        inside = typed.get(block, {}) if block else typed
+        if option in inside:
+            free[key] = inside.pop(option)
+    try:
+        values = _plain_parser().parse_object(typed)
+    except ArgumentError as error:
+        raise ValueError(_message(error)) from error
+    for key, value in free.items():
+        values[key] = copy.deepcopy(value)
+    return values
+
+
+def _check_shape(schema: type, content: Mapping[str, Any], prefix: str = "") -> None:
+    """Fail where a mapping or a null is not what it should be: jsonargparse looks into neither."""
+    types = get_type_hints(schema)
+    for key, value in content.items():
+        kind, where = types.get(key), f"{prefix}{key}"
+        if kind is None:
+            continue
+        accepted = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        if value is None and type(None) not in accepted:
+            raise TypeError(f"{where} must not be null. Leave it out for its default.")
+        mapping = is_dataclass(kind) or any(get_origin(option) is dict for option in accepted)
+        if value is None or not mapping:
+            continue
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise TypeError(f"{where} must be a mapping of keys to values; got {checks.describe(value)}.")
+        if is_dataclass(kind):
+            _check_shape(kind, value, f"{where}.")  # type: ignore[arg-type]
+
+
+def _parse(parser: ArgumentParser, words: Sequence[str], *, base: Namespace | None = None) -> Namespace:
     spelled = {option[2:].replace("-", "_"): option[2:] for option in parser._option_string_actions if "-" in option[2:]}
-    known = [spelled.get(key, key) for key in parser.get_defaults().keys(branches=True) if key != "config"]
+    known = [spelled.get(key, key) for key in parser.get_defaults().keys(branches=True)]
     for word in words:
         key = word[2:].partition("=")[0]
-        free = key.startswith(("model.", "penalty.", "optimizer.options.", "schedule.options."))
-        if word.startswith("--") and key not in ("", "help", "config", "print_config") and key not in known and not free:
+        free = key.startswith(tuple(f"{mapping}." for mapping in _FREE))
+        if word.startswith("--") and key not in ("", "help") and key not in known and not free:
             options = [f"--{k}" for k in known if k not in ("recipe", *_BLOCKS)]
             raise ValueError(checks.unknown("option", word.partition("=")[0], options))
     try:
-        values = parser.parse_args(list(words)).as_dict()
+        return parser.parse_args(list(words), namespace=copy.deepcopy(base))
     except ArgumentError as error:
         raise ValueError(_message(error)) from error
-    return {k: v for k, v in values.items() if k != "config"}
 
 
 def _message(error: ArgumentError) -> str:
