@@ -170,4 +170,13 @@ def test_the_grid_of_forward_and_backward_differences_is_whole():
     assert found == differences + [("exact", gamma, None) for gamma in strengths]
     for name, keys in variants.items():
         if penalty := keys.get("penalty"):
-            assert name == "-".join([penalty["name"], *(f"{v:g}" if v > 5e-3 and k == "epsilon" else f"{v:.0e}".replace("e-0", "e-") for k, v in penalty.items() if k != "name")])
+            assert name == "-".join(
+                [
+                    penalty["name"],
+                    *(
+                        f"{v:g}" if v > 5e-3 and k == "epsilon" else f"{v:.0e}".replace("e-0", "e-")
+                        for k, v in penalty.items()
+                        if k != "name"
+                    ),
+                ]
+            )
