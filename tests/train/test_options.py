@@ -1,4 +1,4 @@
-"""What a configuration can turn on around the bare step: averages, precision, micro-batches, compilation, L2 in the loss, ascent on a part."""
+"""What a configuration can turn on around the bare step: averages, precision, micro-batches, compilation, L2 in the loss, flooding."""
 
 from __future__ import annotations
 

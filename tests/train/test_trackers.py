@@ -43,6 +43,37 @@ def test_a_resumed_run_goes_on_in_the_same_curves(tmp_path):
     assert [step for step, _ in scalars(run)["train_loss"]] == [2, 4, 6]
 
 
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Weights & Biases without its server, MLflow into files."""
+    pytest.importorskip("wandb")
+    mlflow = pytest.importorskip("mlflow")
+    for key, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_ALLOW_FILE_STORE": "true"}.items():
+        monkeypatch.setenv(key, value)
+    mlflow.set_tracking_uri(f"file:{tmp_path}/mlflow")
+    yield mlflow.MlflowClient()
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_weights_and_biases_and_mlflow_are_told_the_same_through_a_resume(tmp_path, elsewhere):
+    run = tmp_path / "run"
+    words = [*WORDS, "--trackers", "[wandb, mlflow]", "--out", str(run)]
+    assert cli.main(["train", *words]) == 0
+    (run / "result.json").unlink()
+    newest, _ = sorted((run / "checkpoints").iterdir(), reverse=True)
+    (newest / "manifest.json").unlink()
+    before = (run / "trackers.json").read_bytes()
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert (run / "trackers.json").read_bytes() == before
+    identities = json.loads(before)
+    assert list((run / "wandb").glob(f"offline-run-*-{identities['wandb']}"))
+    tracked = elsewhere.get_run(identities["mlflow"])
+    assert (tracked.data.params["optimizer.lr"], tracked.data.params["model.name"]) == ("0.05", "mlp")
+    history = elsewhere.get_metric_history(identities["mlflow"], "test_accuracy")
+    assert {(m.step, m.value) for m in history} == {(line["step"], line["test_accuracy"]) for line in lines(run)}
+
+
 def test_no_trackers(tmp_path):
     run = tmp_path / "run"
     assert cli.main(["train", *WORDS, "--trackers", "[]", "--out", str(run)]) == 0
@@ -53,7 +84,4 @@ def test_no_trackers(tmp_path):
 def test_one_that_is_not_installed_is_an_error_in_words(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["train", *WORDS, "--trackers", "[mlflow]", "--out", str(tmp_path / "run")]) == 2
-    assert (
-        "trackers must name installed ones; got 'mlflow', whose package 'mlflow' is missing. Run: pip install mlflow"
-        in capsys.readouterr().err
-    )
+    assert "trackers must name installed ones; got 'mlflow', whose package is missing. Run: pip install mlflow" in capsys.readouterr().err

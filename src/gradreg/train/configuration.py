@@ -189,7 +189,7 @@ class Config:
         penalty: the gradient penalty by "name" (docs/pytorch.md lists them) and its symbols. Optional beside them: "every", "probability",
             a "warmup" of "kind" (zero, radius, strength) and "epochs" or "steps", and "ascent_fraction", the share of each batch from which
             the ascent direction comes. null trains without one.
-        flooding: keeps the training loss from falling below a level: "name" (batch, or individual for iFlood) and "level"; null lets it fall.
+        flooding: keeps the training loss from falling below a level: "name" (batch, or individual for iFlood) and "level"; null does not.
             Each micro-batch of each process is flooded for itself.
         scope: under data parallelism, whether each process perturbs by its own gradient (local) or all by their mean (global).
         epochs: passes over the training data, >= 1.
