@@ -59,6 +59,14 @@ def whole(name: str, value: object, *, minimum: int, remedy: str = "") -> int:
     return number
 
 
+def seed(name: str, value: object) -> int:
+    """``value`` as an int from 0 to 2⁶³ − 1, as random number generators take them."""
+    number = whole(name, value, minimum=0)
+    if number >= 2**63:
+        raise ValueError(f"{name} must be < 2**63; got {describe(number)}. Choose a smaller one.")
+    return number
+
+
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
     """The text that says ``value`` is not among ``known``, naming the nearest one."""
     import difflib  # only the error path pays for it
