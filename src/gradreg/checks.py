@@ -59,11 +59,34 @@ def whole(name: str, value: object, *, minimum: int, remedy: str = "") -> int:
     return number
 
 
-def seed(name: str, value: object) -> int:
-    """``value`` as an int from 0 to 2⁶³ − 1, as random number generators take them."""
+def fraction(name: str, value: object, *, remedy: str = "") -> float:
+    """``value`` as a float in [0, 1)."""
+    number = real(name, value, rule="be a number in [0, 1)", remedy=remedy)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"{name} must be in [0, 1); got {describe(value)}. {remedy}".rstrip())
+    return number
+
+
+def probability(name: str, value: object, *, remedy: str = "") -> float:
+    """``value`` as a float in (0, 1]."""
+    number = real(name, value, rule="be a number in (0, 1]", remedy=remedy)
+    if not 0.0 < number <= 1.0:
+        raise ValueError(f"{name} must be in (0, 1]; got {describe(value)}. {remedy}".rstrip())
+    return number
+
+
+def flag(name: str, value: object) -> bool:
+    """``value`` if it is True or False, else ``TypeError``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {describe(value)}.")
+    return value
+
+
+def seed(value: object, *, name: str = "seed") -> int:
+    """``value`` as an int of 32 bits, ≥ 0."""
     number = whole(name, value, minimum=0)
-    if number >= 2**63:
-        raise ValueError(f"{name} must be < 2**63; got {describe(number)}. Choose a smaller one.")
+    if number >= 2**32:
+        raise ValueError(f"{name} must be < 2**32; got {number}.")
     return number
 
 

@@ -75,7 +75,7 @@ def regularizer_at(step: int, model: nn.Module, penalty: GradientPenalty | None,
     from gradreg.torch import GradientRegularizer
 
     regularizer = GradientRegularizer(model, penalty, **options)  # type: ignore[arg-type]
-    regularizer.load_state_dict({"step": step, "evaluations": 0})
+    regularizer.load_state_dict({**regularizer.state_dict(), "step": step})
     return regularizer
 
 

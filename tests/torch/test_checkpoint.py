@@ -54,7 +54,7 @@ def test_state_is_plain_numbers() -> None:
         ({"step": 1}, ValueError, r"got \['step'\]. Pass what state_dict\(\) returned"),
         ({"step": -1, "evaluations": 0}, ValueError, "step must be >= 0; got -1"),
         ({"step": 1.5, "evaluations": 0}, TypeError, r"step must be a whole number >= 0; got 1.5"),
-        ({"step": 1, "evaluations": "2"}, TypeError, r"evaluations must be a whole number >= 0; got '2' \(str\)"),
+        ({"step": 1, "evaluations": "2"}, TypeError, r"evaluations must be a number >= 0; got '2' \(str\)"),
     ],
 )
 def test_bad_state_changes_nothing(state: dict[str, object], error: type[Exception], message: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
-from gradreg.torch.perturbation import gradient_norm
+from gradreg.torch.norms import gradient_norm
 
 from .cases import (
     DURING_WARMUP,

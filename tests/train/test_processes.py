@@ -112,7 +112,9 @@ def test_one_process_goes_on_with_what_two_began(folder, tmp_path):
 def test_a_launcher_told_otherwise_than_the_recipe_is_an_error(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert cli.main(["train", "digits-noisy-labels", "--out", str(tmp_path / "run")]) == 2
-    expected = "precision must be what accelerate launch was told, 'bf16'; got 'fp32' in the configuration. Add --precision bf16 after 'train'"
+    expected = (
+        "precision must be what accelerate launch was told, 'bf16'; got 'fp32' in the configuration. Add --precision bf16 after 'train'"
+    )
     assert expected in capsys.readouterr().err
 
 

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from gradreg import checks
+from gradreg.directions import Gradient
 from gradreg.jax.data_parallel import AxisName, axis_names, check_bound, mean, per_shard
 from gradreg.jax.perturbation import Tree
 from gradreg.jax.step import Evaluate, Evaluated, Step, amounts
+from gradreg.mixing import GradientMixing
 from gradreg.penalties import GradientPenalty
 
 Scope = Literal["local", "global"]
@@ -87,6 +89,8 @@ def value_and_grad(
         raise TypeError(f"fun must be callable; got {checks.describe(fun)}. Pass the loss function, not its value.")
     if penalty is not None and not isinstance(penalty, GradientPenalty):
         raise TypeError(f"penalty must be a GradientPenalty or None; got {checks.describe(penalty)}. Use gradreg.sam(rho=0.05), say.")
+    if penalty is not None:
+        _check_supported(penalty)
     for name, option in (("parameters", parameters), ("ascent", ascent)):
         if option is not None and not callable(option):
             raise TypeError(f"{name} must be a function or None; got {checks.describe(option)}.")
@@ -162,6 +166,15 @@ def grad(
         return (gradients, value[1]) if has_aux else gradients
 
     return regularized_grad
+
+
+def _check_supported(penalty: GradientPenalty) -> None:
+    default = (Gradient(), None, 1)
+    if (penalty.direction, penalty.mask, penalty.ascent_steps) != default or isinstance(penalty.mixing, GradientMixing):
+        raise ValueError(
+            f"penalty must have the gradient as direction, no mask, one ascent step and plain or unit mixing in JAX; got {penalty}. "
+            "Use gradreg.torch for the others."
+        )
 
 
 def _selected(params: Tree, parameters: Callable[[str, Any], bool] | None) -> list[bool]:

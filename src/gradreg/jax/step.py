@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from gradreg import checks
 from gradreg.jax.data_parallel import per_shard
 from gradreg.jax.perturbation import Tree, combined, gradient_norm, moved, safe_ratio, vanishes
 from gradreg.penalties import GradientPenalty
-from gradreg.schedules import Delay, Value, as_schedule
+from gradreg.schedules import Value, as_schedule
 from gradreg.stencils import stencil
 
 
@@ -62,7 +62,7 @@ def amounts(penalty: GradientPenalty, step: Any) -> Amounts:
     acts = strength != 0.0 if isinstance(strength, float) or as_schedule(penalty.strength).bounds()[0] <= 0.0 else True
     if radius is None:
         coefficient = None
-    elif _coefficient_is_one(penalty):
+    elif penalty.coefficient_is_one:
         coefficient = 1.0
     elif isinstance(strength, float) and isinstance(radius, float):
         coefficient = strength / radius
@@ -73,14 +73,6 @@ def amounts(penalty: GradientPenalty, step: Any) -> Amounts:
 
 def _at(value: Value, step: Any) -> Any:
     return as_schedule(value).evaluate(step, jnp)
-
-
-def _coefficient_is_one(penalty: GradientPenalty) -> bool:
-    """Whether strength = radius at every step at which the strength is not 0, whatever their schedules."""
-    strength = as_schedule(penalty.strength)
-    while isinstance(strength, Delay):
-        strength = as_schedule(strength.value)
-    return strength == as_schedule(cast(Value, penalty.radius))
 
 
 @dataclass(frozen=True)

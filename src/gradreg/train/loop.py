@@ -62,7 +62,7 @@ def train(
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    run = _Run(config, devices or Devices(config))
+    run = Run(config, devices or Devices(config))
     if resume_from is not None:
         run.state.load(resume_from, run.devices)
     progress = run.state.progress
@@ -83,7 +83,7 @@ def train(
     )
 
 
-class _Run:
+class Run:
     """A run in its course: what does not change of it, and its ``TrainingState``."""
 
     def __init__(self, config: Config, devices: Devices) -> None:
@@ -122,28 +122,34 @@ class _Run:
 
     def train_epoch(self, saver: Saver | None, on_step: OnStep | None) -> None:
         """Train what is left of the epoch, evaluate, and add its record to the history."""
+        progress, spent = self.state.progress, self.state.progress.seconds
+        left = len(self.data.train) - progress.batch * self.config.batch_size
+        started = time.perf_counter()
+        self.train_batches(saver, on_step)
+        train_loss = self.devices.mean(torch.stack([loss.to(self.devices.device) for loss in progress.losses]).mean()).item()
+        here = time.perf_counter() - started
+        progress.seconds = spent + here
+        self._record(progress.epoch + 1, train_loss, left / here)
+        progress.epoch, progress.batch, progress.losses = progress.epoch + 1, 0, []
+
+    def train_batches(self, saver: Saver | None, on_step: OnStep | None) -> None:
+        """Train on what is left of the epoch."""
         progress, model = self.state.progress, self.state.model
-        epoch, images, spent = progress.epoch + 1, 0, progress.seconds
+        spent = progress.seconds
         model.train()
         started = time.perf_counter()
-        for batch in self.data.train.batches(epoch, self.config.batch_size, start=progress.batch):
+        for batch in self.data.train.batches(progress.epoch + 1, self.config.batch_size, start=progress.batch):
             loss = self._step(batch)
             if math.isnan(progress.first_loss):
                 progress.first_loss = self.devices.mean(loss).item()
             progress.losses.append(loss)
             progress.batch += 1
-            images += self.config.batch_size
             if on_step is not None:
                 on_step(self.state.regularizer.step, model, self.data)
                 model.train()
             if saver is not None:
                 progress.seconds = spent + time.perf_counter() - started
                 saver.after_step(self.state)
-        train_loss = self.devices.mean(torch.stack([loss.to(self.devices.device) for loss in progress.losses]).mean()).item()
-        here = time.perf_counter() - started
-        progress.seconds = spent + here
-        self._record(epoch, train_loss, min(images, len(self.data.train)) / here)
-        progress.epoch, progress.batch, progress.losses = epoch, 0, []
 
     def _step(self, batch: Batch) -> Tensor:
         """One optimizer step on this process's part of a batch; the loss before it, to be averaged over the processes."""
@@ -156,7 +162,7 @@ class _Run:
         loss = state.regularizer.backward(
             self._closures(batch, len(batch.labels)),
             ascent=ascent,
-            **({} if fraction is None else {"ascent_share": fraction}),
+            ascent_share=1.0 if fraction is None else fraction,
             scaler=state.scaler if state.scaler.is_enabled() else None,
         )
         if config.clip_norm is not None:
@@ -228,7 +234,7 @@ class _Run:
             ema_test_loss=None if averaged is None else averaged.loss,
             ema_test_accuracy=None if averaged is None else averaged.accuracy,
             ema_validation_accuracy=None if averaged_validation is None else averaged_validation.accuracy,
-            skipped_images=self.data.skipped_images,
+            unreadable_images=self.data.unreadable,
             seconds=state.progress.seconds,
             images_per_second=images_per_second,
         )

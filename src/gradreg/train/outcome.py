@@ -31,7 +31,7 @@ class Epoch:
         ema_test_loss: as test_loss, of the running mean of the weights; None without one.
         ema_test_accuracy: as test_accuracy, of the running mean of the weights.
         ema_validation_accuracy: as validation_accuracy, of the running mean of the weights.
-        skipped_images: corrupt images left out so far, where ``data.corrupt`` is "skip".
+        unreadable_images: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
         seconds: seconds spent training so far, without evaluation.
         images_per_second: training images over seconds, in this epoch; of what is left of it where a run went on in its middle.
     """
@@ -53,7 +53,7 @@ class Epoch:
     ema_test_loss: float | None = None
     ema_test_accuracy: float | None = None
     ema_validation_accuracy: float | None = None
-    skipped_images: int = 0
+    unreadable_images: int = 0
     seconds: float = 0.0
     images_per_second: float = 0.0
 

@@ -26,8 +26,9 @@ class RecipePenalty:
         """Gradient evaluations that optimizer step ``step`` costs, in passes over a whole batch."""
         if self.penalty is None:
             return 1
-        share = {} if self.ascent_fraction is None else {"ascent_share": self.ascent_fraction}
-        return self.penalty.evaluations_at(step, **share)
+        if self.ascent_fraction is None:
+            return self.penalty.evaluations_at(step)
+        return self.penalty.evaluations_at(step, ascent_share=self.ascent_fraction)
 
     def __str__(self) -> str:
         part = "" if self.ascent_fraction is None else f", ascent on {100 * self.ascent_fraction:g} % of each batch"
@@ -62,8 +63,8 @@ def recipe_penalty(block: Mapping[str, Any] | None, *, steps_per_epoch: int) -> 
         return RecipePenalty(penalty)
     if checks.positive("penalty.ascent_fraction", fraction, remedy="Leave it out to ascend on the whole batch.") >= 1:
         raise ValueError(f"penalty.ascent_fraction must be < 1; got {fraction}. Leave it out to ascend on the whole batch.")
-    if penalty.difference == "exact" or penalty.mixing != "plain":
-        raise ValueError(
-            f"penalty.ascent_fraction needs a finite difference and plain mixing; got {penalty}. Leave it out, or use sam, gnp or fgr."
-        )
+    try:
+        penalty.check_ascent(f"penalty.ascent_fraction {fraction}")
+    except ValueError as error:
+        raise ValueError(f"penalty.ascent_fraction must be left out here: {error}") from error
     return RecipePenalty(penalty, float(fraction))

@@ -7,7 +7,7 @@ import torch
 
 from gradreg.train.data.splitting import with_label_noise
 
-from .cases import joined, loaded
+from .cases import joined, loaded, same
 
 
 def test_the_split_covers_every_image_once_and_follows_its_seed():
@@ -65,6 +65,15 @@ def test_too_many_training_images_are_refused():
         loaded(train_size=1797)
 
 
-def test_an_unknown_data_set_names_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown data set 'cifar-10'\. Did you mean 'cifar10'\?"):
-        loaded(name="cifar-10")
+def test_a_test_set_can_be_made_smaller_and_nothing_else_changes():
+    whole, smaller = loaded(label_noise=0.3), loaded(label_noise=0.3, test_size=100)
+    assert len(smaller.test) == 100
+    everything = {tuple(row) for row in joined(whole.test.batches(797)).images.flatten(1).tolist()}
+    assert all(tuple(row) in everything for row in joined(smaller.test.batches(797)).images.flatten(1).tolist())
+    assert same(whole.train.batches(1, 100), smaller.train.batches(1, 100))
+
+
+def test_images_in_memory_are_brought_to_a_size():
+    sets = loaded(image_size=12)
+    assert sets.image_shape == (1, 12, 12)
+    assert joined(sets.test.batches(797)).images.shape == (797, 1, 12, 12)

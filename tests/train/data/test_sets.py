@@ -7,9 +7,10 @@ import torch
 
 from gradreg.train.data.requests import Processes
 
-from .cases import joined, loaded
+from .cases import image_tree, joined, loaded, same
 
-AUGMENTATION = {"flip": True, "crop_padding": 2}
+MOVED = {"flip": True, "crop_padding": 2}
+EVERYTHING = {"random_resized_crop": True, "flip": True, "cutout": 2, "random_erasing": 0.5, "mixup": 0.3, "cutmix": 1.0}
 
 
 def test_the_order_is_one_permutation_after_another_from_one_generator():
@@ -25,28 +26,26 @@ def test_the_order_is_one_permutation_after_another_from_one_generator():
         assert torch.equal(torch.cat([batch.images for batch in dealt]), unshuffled[orders[epoch - 1]])
 
 
-@pytest.mark.parametrize("augmentation", [{}, AUGMENTATION])
+@pytest.mark.parametrize("augmentation", [{}, MOVED, EVERYTHING])
 def test_starting_within_an_epoch_gives_the_rest_of_it(augmentation):
     whole = list(loaded(train_size=50, augmentation=augmentation).train.batches(2, 8))
     rest = list(loaded(train_size=50, augmentation=augmentation).train.batches(2, 8, start=3))
     assert len(rest) == len(whole) - 3 == 4
-    for batch, same in zip(rest, whole[3:], strict=True):
-        assert torch.equal(batch.images, same.images)
-        assert torch.equal(batch.labels, same.labels)
+    assert same(rest, whole[3:])
     assert not list(loaded(train_size=50).train.batches(2, 8, start=7))
 
 
 def test_batches_that_are_skipped_are_not_loaded(monkeypatch):
     train = loaded(train_size=50).train
     asked = []
-    original = train._images.for_training
-    monkeypatch.setattr(train._images, "for_training", lambda requests: original(asked.append(r) or r for r in requests))
+    original = train._images.batches
+    monkeypatch.setattr(train._images, "batches", lambda requests: original([asked.append(r) or r for r in requests]))
     assert len(list(train.batches(1, 10, start=3))) == 2
     assert [request.number for request in asked] == [3, 4]
 
 
-@pytest.mark.parametrize("processes", [2, 3, 5])
-@pytest.mark.parametrize("augmentation", [{}, AUGMENTATION])
+@pytest.mark.parametrize("processes", [2, 3, 5, 13])
+@pytest.mark.parametrize("augmentation", [{}, MOVED, EVERYTHING])
 def test_processes_together_see_what_one_sees(processes, augmentation):
     alone = loaded(train_size=52, augmentation=augmentation).train
     parts = [loaded(train_size=52, augmentation=augmentation, rank=rank, processes=processes).train for rank in range(processes)]
@@ -58,7 +57,22 @@ def test_processes_together_see_what_one_sees(processes, augmentation):
             shared = [piece for piece in pieces if piece.share]
             assert max(len(p.labels) for p in shared) - min(len(p.labels) for p in shared) <= 1
             assert torch.equal(torch.cat([p.images for p in shared]), whole.images)
+            assert torch.equal(torch.cat([p.targets for p in shared]), whole.targets)
             assert torch.equal(torch.cat([p.labels for p in shared]), whole.labels)
+
+
+@pytest.mark.parametrize("policy", [{"auto_augment": "imagenet"}, {"rand_augment": 2}])
+def test_policies_do_not_depend_on_the_processes_either(tmp_path, policy):
+    keys = {"name": "folder", "root": str(image_tree(tmp_path, {"train": 10, "val": 1})), "workers": 0, "augmentation": policy}
+    whole = joined(loaded(**keys).train.batches(1, 30))
+    parts = [joined(loaded(**keys, rank=rank, processes=3).train.batches(1, 30)) for rank in range(3)]
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+    plain = joined(loaded(**{**keys, "augmentation": {}}).train.batches(1, 30))
+    changed = (plain.images != whole.images).flatten(1).any(dim=1)
+    assert changed.sum() >= 8  # on noise, some operations change nothing
+    assert not torch.equal(
+        joined(loaded(**keys).train.batches(1, 30, start=0)).images, joined(loaded(**keys, seed=1).train.batches(1, 30)).images
+    )
 
 
 def test_a_process_without_a_part_takes_an_image_that_does_not_count():
@@ -79,7 +93,7 @@ def test_evaluation_deals_every_image_to_one_process(processes):
 
 def test_loading_and_dealing_leave_the_default_generator_alone():
     before = torch.get_rng_state()
-    sets = loaded(train_size=50, augmentation=AUGMENTATION)
+    sets = loaded(train_size=50, augmentation=EVERYTHING)
     assert list(sets.train.batches(1, 10))
     assert list(sets.test.batches(100))
     assert torch.equal(torch.get_rng_state(), before)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from gradreg.train.data import windows
+from gradreg.train.data import rectangles, windows
 
 from .cases import loaded
 
@@ -50,3 +50,13 @@ def test_training_draws_windows_and_flips_evenly():
     expected = counts.sum() / 18
     assert expected > 200
     assert ((counts - expected).abs() < 5 * expected.sqrt()).all()
+
+
+def test_a_resized_crop_is_torchvisions():
+    images = torch.randint(256, (60, 3, 20, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    drawn, _ = rectangles.draw(60, 20, 28, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), generator=torch.Generator().manual_seed(1))
+    found = windows.resized_crop(images, drawn)
+    sides = torch.stack([drawn.tops, drawn.lefts, drawn.heights, drawn.widths], dim=1).tolist()
+    for image, (top, left, height, width), window in zip(images, sides, found, strict=True):
+        expected = functional.resized_crop(image.float(), top, left, height, width, [20, 28], antialias=True)
+        assert (window - expected).abs().max() < 0.501  # rounded

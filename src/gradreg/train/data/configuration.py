@@ -66,7 +66,7 @@ class DataConfig:
         if checks.non_negative("data.label_noise", self.label_noise) > 1:
             raise ValueError(f"data.label_noise must be between 0 and 1; got {self.label_noise}. It is a share, not a percentage.")
         if self.split_seed is not None:
-            checks.seed("data.split_seed", self.split_seed)
+            checks.seed(self.split_seed, name="data.split_seed")
         if self.workers is not None:
             checks.whole("data.workers", self.workers, minimum=0)
         if self.evaluation_crop is not None:

@@ -28,6 +28,7 @@ class Data:
         validation: images held out of those to train on; None without any.
         classes: how many.
         image_shape: (channels, height, width).
+        in_memory: whether the images are held in memory; otherwise they are read from their files as they are needed.
         unreadable: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
     """
 
@@ -36,17 +37,8 @@ class Data:
     validation: EvaluationSet | None
     classes: int
     image_shape: tuple[int, int, int]
+    in_memory: bool
     unreadable: int = 0
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the images lie in memory; otherwise they are read from files as they are needed."""
-        return True
-
-    @property
-    def skipped_images(self) -> int:
-        """Corrupt images left out so far."""
-        return 0
 
 
 def load(
@@ -92,6 +84,7 @@ def load(
         validation=None if parts.validation is None else evaluated(parts.validation, pool),
         classes=source.classes,
         image_shape=supply.shape,
+        in_memory=supply.in_memory,
         unreadable=read - left,
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -45,8 +46,8 @@ class Encoded(Protocol):
         """Those at ``positions`` (m,)."""
         ...
 
-    def open(self, index: int) -> Image.Image:
-        """The image at ``index``, which may be decoded only when it is used."""
+    def open(self, index: int) -> AbstractContextManager[Image.Image]:
+        """The image at ``index``, which may be decoded only when it is used, and whose file is closed at the end."""
         ...
 
     def describe(self, index: int) -> str:
@@ -73,7 +74,7 @@ class Files:
     def take(self, positions: Tensor) -> Files:
         return Files(self._paths[positions.numpy()], self.labels[positions])
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int) -> AbstractContextManager[Image.Image]:
         return Image.open(self.describe(index))
 
     def describe(self, index: int) -> str:
@@ -99,9 +100,10 @@ class Records:
     def take(self, positions: Tensor) -> Records:
         return Records(self._records, self.labels[positions], self._chosen[positions], name=self._name)
 
-    def open(self, index: int) -> Image.Image:
-        image = self._records[int(self._chosen[index])][0]
-        return image if isinstance(image, Image.Image) else Image.open(image)
+    @contextmanager
+    def open(self, index: int) -> Iterator[Image.Image]:
+        with closing(self._records[int(self._chosen[index])][0]) as found:
+            yield found if isinstance(found, Image.Image) else Image.open(found)
 
     def describe(self, index: int) -> str:
         return f"number {int(self._chosen[index])} of {self._name}"

@@ -56,9 +56,13 @@ class StreamedImages:
             RuntimeError: another epoch was begun before this one ended.
         """
         wanted = self._wanted.now = [_Piece(request.epoch, request.positions[request.rows].tolist()) for request in requests]
-        for batch in self._loader:
+        loaded = iter(self._loader)
+        while True:
             if self._wanted.now is not wanted:
                 raise RuntimeError("an epoch of streamed images must be over before another begins, since one set of workers serves both.")
+            batch = next(loaded, None)
+            if batch is None:
+                return
             yield _sound(batch).to(self._device, non_blocking=True)
 
 
@@ -170,5 +174,6 @@ def _as_it_is(batch: Any) -> Any:
 
 def _sound(batch: Tensor | Exception) -> Tensor:
     if isinstance(batch, Exception):
-        raise batch
+        # A copy: its own traceback would hold the frames that hold it, and with them the workers, until garbage is collected.
+        raise type(batch)(*batch.args)
     return batch

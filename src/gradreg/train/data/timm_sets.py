@@ -1,4 +1,4 @@
-"""Data sets that timm reaches: the Hugging Face hub, WebDataset archives, torchvision's sets, folders and tar files."""
+"""Data sets that timm reaches: those of the Hugging Face hub, WebDataset archives, and torchvision's."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import torch
 from timm.data import create_dataset
 from torch import Tensor
 
+from gradreg import checks
 from gradreg.train.data import samples
 from gradreg.train.data.catalogue import TIMM
 from gradreg.train.data.configuration import DataConfig
 from gradreg.train.data.pools import Encoded, Pixels, Records, Source
+
+_LIBRARIES = ("hfds", "hfids", "wds", "tfds", "torch")
+"""What timm reads through: the beginnings of its names."""
 
 
 def read(config: DataConfig) -> Source:
@@ -22,6 +26,9 @@ def read(config: DataConfig) -> Source:
 
 def _part(config: DataConfig, split: str) -> Pixels | Encoded:
     name = config.name.removeprefix(TIMM)
+    if name.partition("/")[0].lower() not in _LIBRARIES:
+        # timm reads the images under root for any name that it does not know.
+        raise ValueError(checks.unknown("data set", config.name, ["folder", *(f"{TIMM}{library}/..." for library in _LIBRARIES)]))
     try:
         dataset = create_dataset(name, root=config.root, split=split, download=config.download)
     except Exception as error:  # of timm, of the library that it asks, or of the network
@@ -43,7 +50,11 @@ def _labels(records: Any) -> Tensor:
     elif hasattr(records, "targets"):
         found = list(records.targets)
     else:
-        found = [records[index][1] for index in range(len(records))]
+        found = []
+        for index in range(len(records)):
+            image, label = records[index]
+            image.close()
+            found.append(label)
     return torch.tensor(found, dtype=torch.int64)
 
 
