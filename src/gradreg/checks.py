@@ -82,11 +82,11 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
-def seed(value: object) -> int:
+def seed(value: object, *, name: str = "seed") -> int:
     """``value`` as an int of 32 bits, ≥ 0."""
-    number = whole("seed", value, minimum=0)
+    number = whole(name, value, minimum=0)
     if number >= 2**32:
-        raise ValueError(f"seed must be < 2**32; got {number}.")
+        raise ValueError(f"{name} must be < 2**32; got {number}.")
     return number
 
 

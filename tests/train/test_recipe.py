@@ -73,6 +73,15 @@ def test_a_block_with_another_name_is_replaced_whole():
         ("epochs: 3\nschedule: {warmup_epochs: 3}", ValueError, "schedule.warmup_epochs must be < epochs; got 3 of 3"),
         ("model: {hidden: [3]}", ValueError, "model must have a name"),
         ("schedule: {name: cos}", ValueError, "Got value: cos"),
+        ("trackers: null", TypeError, "trackers must not be null. Leave it out for its default"),
+        ("model: mlp", TypeError, r"model must be a mapping of keys to values; got 'mlp' \(str\)"),
+        ("model: {name: mlp, 3: 4}", TypeError, r"model must be a mapping of keys to values; got \{'name': 'mlp', 3: 4\}"),
+        ("model: &a {name: mlp, x: [*a]}", ValueError, r"model\.x\.0 must not be a part of itself"),
+        ("model: {name: mlp, x: 2020-01-01}", TypeError, r"model\.x must be made of numbers, texts, lists and mappings; got datetime\.date"),
+        ("model: {name: mlp, x: .nan}", ValueError, r"model\.x must be finite; got nan"),
+        ('data: {root: "\\uDCFF"}', ValueError, "data.root must be text that UTF-8 can hold"),
+        (f"optimizer: {{lr: 1{400 * '0'}}}", ValueError, "a number must be < 1.8e308"),
+        ("seed: 4294967296", ValueError, r"seed must be < 2\*\*32; got 4294967296"),
     ],
 )
 def test_bad_recipes_are_refused_in_words(text, error, message):

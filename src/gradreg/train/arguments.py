@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import re
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import UnionType
@@ -38,7 +39,7 @@ class CommandParser:
 
     def parse(self, words: Sequence[str]) -> dict[str, Any]:
         """The command's own options (and nothing of the configuration) as a dictionary."""
-        return {k: v for k, v in _parse(self.options, words).as_dict().items() if k not in _KEYS}
+        return {k: v for k, v in vars(_parse(self.options, words)).items() if k not in _KEYS}
 
     def settings(self, words: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
         """All keys of the configuration: the defaults, under the recipe's ``base``, under what ``words`` override."""
@@ -82,18 +83,18 @@ def _plain_parser() -> ArgumentParser:
 
 def _typed(settings: Mapping[str, Any]) -> Namespace:
     """All keys of the configuration, those of ``settings`` checked against their types, and the defaults of the others."""
+    for key, value in settings.items():
+        _check_plain(str(key), value)
+    _check_shape(Config, settings)
     typed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
-    _check_shape(Config, typed)
     free: dict[str, Any] = {}
     for key in _FREE:
         block, _, option = key.rpartition(".")
         inside = typed.get(block, {}) if block else typed
         if option in inside:
             free[key] = inside.pop(option)
-    try:
+    with _errors_in_words():
         values = _plain_parser().parse_object(typed)
-    except ArgumentError as error:
-        raise ValueError(_message(error)) from error
     for key, value in free.items():
         values[key] = copy.deepcopy(value)
     return values
@@ -112,10 +113,33 @@ def _check_shape(schema: type, content: Mapping[str, Any], prefix: str = "") -> 
         mapping = is_dataclass(kind) or any(get_origin(option) is dict for option in accepted)
         if value is None or not mapping:
             continue
-        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        if not isinstance(value, Mapping):
             raise TypeError(f"{where} must be a mapping of keys to values; got {checks.describe(value)}.")
         if is_dataclass(kind):
             _check_shape(kind, value, f"{where}.")  # type: ignore[arg-type]
+
+
+def _check_plain(where: str, value: object, around: tuple[int, ...] = ()) -> None:
+    """Fail on what cannot be written down and read again: YAML also has dates, sets, keys that are no names, and cycles."""
+    if isinstance(value, (Mapping, list)):
+        if id(value) in around:
+            raise ValueError(f"{where} must not be a part of itself. Write out what the alias stands for.")
+        if isinstance(value, Mapping) and not all(isinstance(name, str) for name in value):
+            raise TypeError(f"{where} must be a mapping of keys to values; got {checks.describe(value)}.")
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, part in parts:
+            _check_plain(f"{where}.{name}", part, (*around, id(value)))
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where} must be text that UTF-8 can hold; got {value!r}. Rename it.") from error
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        raise TypeError(
+            f"{where} must be made of numbers, texts, lists and mappings; got {checks.describe(value)}. Quote it to make it text."
+        )
+    elif value != value and not where.startswith("penalty."):  # a penalty speaks for itself
+        raise ValueError(f"{where} must be finite; got nan.")
 
 
 def _parse(parser: ArgumentParser, words: Sequence[str], *, base: Namespace | None = None) -> Namespace:
@@ -127,13 +151,20 @@ def _parse(parser: ArgumentParser, words: Sequence[str], *, base: Namespace | No
         if word.startswith("--") and key not in ("", "help") and key not in known and not free:
             options = [f"--{k}" for k in known if k not in ("recipe", *_BLOCKS)]
             raise ValueError(checks.unknown("option", word.partition("=")[0], options))
-    try:
+    with _errors_in_words():
         return parser.parse_args(list(words), namespace=copy.deepcopy(base))
+
+
+@contextmanager
+def _errors_in_words() -> Iterator[None]:
+    """What jsonargparse raises, as a ``ValueError`` that a user can read."""
+    try:
+        yield
     except ArgumentError as error:
-        raise ValueError(_message(error)) from error
-
-
-def _message(error: ArgumentError) -> str:
-    text = " ".join(str(error.message).split()).replace("Parser key", "key")
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
-    return f"{text} (gradreg train --help explains every key)"
+        text = " ".join(str(error.message).split()).replace("Parser key", "key")
+        text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
+        raise ValueError(f"{text} (gradreg train --help explains every key)") from error
+    except RecursionError as error:
+        raise ValueError("a key must not be a part of itself; got an alias within what it stands for. Write it out.") from error
+    except OverflowError as error:
+        raise ValueError("a number must be < 1.8e308; got one that is larger. Write a smaller one, or null.") from error

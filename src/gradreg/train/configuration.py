@@ -246,7 +246,7 @@ class Config:
             )
         if self.evaluation_batch_size is not None:
             checks.whole("evaluation_batch_size", self.evaluation_batch_size, minimum=1)
-        checks.whole("seed", self.seed, minimum=0)
+        checks.seed(self.seed)
         if self.threads is not None:
             checks.whole("threads", self.threads, minimum=1)
         if self.clip_norm is not None:
