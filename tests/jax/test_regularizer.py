@@ -13,6 +13,7 @@ from gradreg.jax import grad, value_and_grad
 from tests.penalties import PENALTIES, every_penalty
 
 from .cases import assert_close, assert_same_bits, problem, squared_error
+from .conftest import supported
 
 
 def with_prediction(params: Any, x: Any, y: Any) -> Any:
@@ -128,7 +129,7 @@ def test_parameters_selects_leaves_by_path() -> None:
 def test_regrouping_the_tree_changes_nothing() -> None:
     params, x, y = problem()
     leaves, structure = jax.tree.flatten(params)
-    for penalty in PENALTIES.values():
+    for penalty in filter(supported, PENALTIES.values()):
         nested = grad(squared_error, penalty)(params, x, y, step=50)
         flat = grad(lambda leaves: squared_error(structure.unflatten(leaves), x, y), penalty)(leaves, step=50)
         assert_close(jax.tree.leaves(nested), flat, tolerance=1e-6)
