@@ -3,7 +3,7 @@
 import pytest
 
 import gradreg
-from gradreg import GradientPenalty
+from gradreg import Adaptive, Friendly, GradientPenalty, Remembered, SurrogateGap
 
 # Radii are large enough that a missing, reversed or rescaled perturbation changes every digit of the answer.
 PENALTIES: dict[str, GradientPenalty] = {
@@ -25,6 +25,27 @@ PENALTIES: dict[str, GradientPenalty] = {
     "fgr-strength-warm-up": gradreg.fgr(gamma=0.3, epsilon=0.4).warmup("strength", steps=3),
     "fgr-log-time": gradreg.fgr(gamma=gradreg.LogTime(value=0.4, t0=2), epsilon=0.5),
     "exact-zero-warm-up": gradreg.exact(gamma=0.3).warmup("zero", steps=3),
+    "asam": gradreg.asam(rho=0.6, eta=0.1),
+    "asam-everywhere": GradientPenalty(power=1, strength=0.3, radius=0.6, direction=Adaptive(eta=0.2, one_dimensional=True)),
+    "adaptive-central": GradientPenalty(power=2, strength=0.3, radius=0.4, difference="central", direction=Adaptive(eta=0.5)),
+    "layerwise": gradreg.layerwise_sam(rho=0.4, eta=0.1),
+    "friendly": gradreg.friendly_sam(rho=0.3, sigma=0.7, beta=0.6),
+    "friendly-mixing": GradientPenalty(power=2, strength=0.2, radius=0.5, difference="backward", direction=Friendly(sigma=0.7, beta=0.6)),
+    "remembered": gradreg.remembered(epsilon=0.3, decay=0.4),
+    "remembered-mixing": GradientPenalty(power=2, strength=0.2, radius=0.3, direction=Remembered(decay=0.4)),
+    "random": gradreg.random_sam(rho=0.5, seed=1),
+    "sparse-fisher": gradreg.sam(rho=0.5).sparse(0.4, every=5),
+    "sparse-random": gradreg.gnp(r=0.5, alpha=0.8).sparse(0.4, choice="random", every=5),
+    "sam-3-steps": gradreg.sam(rho=0.5, steps=3),
+    "fgr-2-steps": gradreg.fgr(gamma=0.2, epsilon=0.5, steps=2),
+    "gsam": gradreg.gsam(rho=0.3, a=0.4),
+    "gap-central": GradientPenalty(power=2, strength=0.3, radius=0.4, difference="central", mixing=SurrogateGap(a=0.3)),
+    "gap-remembered": GradientPenalty(power=2, strength=0.3, radius=0.3, mixing=SurrogateGap(a=0.3), direction=Remembered(decay=0.4)),
+    "wsam-decoupled": gradreg.wsam(rho=0.3, gamma=0.6, decoupled=True),
+    "looksam": gradreg.looksam(rho=0.4, k=2, a=0.7),
+    "sam-every-2": gradreg.sam(rho=0.3).every(2),
+    "gnp-every-2-compensated": gradreg.gnp(r=0.3, alpha=0.4).every(2, compensate=True),
+    "sam-by-chance": gradreg.sam(rho=0.3).with_probability(0.7, seed=30),
 }
 
 every_penalty = pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 import gradreg
-from gradreg import Constant, Cosine, Delay, GradientPenalty, LogTime, Product, Ramp, Schedule
+from gradreg import Chance, Constant, Cosine, Delay, Every, GradientPenalty, LogTime, Product, Ramp, Schedule
 
 steps = st.integers(1, 1000)
 numbers = st.floats(-10, 10)
@@ -17,6 +17,8 @@ def schedules(values: st.SearchStrategy[float] = numbers) -> st.SearchStrategy[S
         st.builds(Ramp, start=values, end=values, steps=steps),
         st.builds(Cosine, start=values, end=values, steps=steps),
         st.builds(LogTime, value=values, t0=steps),
+        st.builds(Every, k=steps, value=positive),
+        st.builds(Chance, p=st.floats(0.01, 1), seed=st.integers(0, 2**32 - 1), value=positive),
     )
     return st.recursive(
         flat,

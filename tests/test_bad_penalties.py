@@ -23,7 +23,7 @@ REMEDY = "Use penalty=None to train without one"
         (lambda: sam(rho=lambda step: 0.1), TypeError, "^rho must be a number or a gradreg Schedule"),
         (lambda: sam(rho=Ramp(start=-0.1, end=0.1, steps=3)), ValueError, r"^rho must be >= 0 at every step.*spans \[-0.1, 0.1\]"),
         (lambda: sam(rho=Constant(value=0.0)), ValueError, "^rho must be >= 0 at every step, and not 0 at all of them"),
-        (lambda: sam(0.05), TypeError, r"^sam takes its symbols by name; got 1 without. Write sam\(rho=...\)"),
+        (lambda: sam(0.05), TypeError, r"^sam takes its symbols by name; got 1 without. Write sam\(rho=..., steps=...\)"),
         (lambda: sam(ro=0.05), ValueError, "^unknown key of sam: 'ro'. Did you mean 'rho'"),
         (lambda: gnp(alpha=0.8), TypeError, r"^gnp needs r; got only alpha=0.8. Write r=..., alpha=..."),
         (gnp, TypeError, "^gnp needs r and alpha; got only nothing"),
@@ -55,7 +55,7 @@ REMEDY = "Use penalty=None to train without one"
         (
             lambda: GradientPenalty(power=2, strength=0.1, radius=0.1, mixing="unit"),
             ValueError,
-            r"^mixing='unit' must go with power 1 and the forward difference; got power 2.*Use gnp\(",
+            r"^mixing='unit' must go with power 1, the forward difference and the gradient itself.*got power 2.*Use gnp\(",
         ),
         (lambda: GradientPenalty(power=True, strength=0.1, radius=0.1), ValueError, r"^power must be 1 .* got True \(bool\)"),
     ],

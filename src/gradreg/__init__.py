@@ -3,32 +3,78 @@
 This module is free of frameworks; the engines are ``gradreg.torch`` and ``gradreg.jax``.
 """
 
-from gradreg.penalties import GradientPenalty, bgr, cgr, exact, fgr, gnp, sam
-from gradreg.schedules import Constant, Cosine, Delay, LogTime, Product, Ramp, Schedule
+from gradreg.constructors import (
+    asam,
+    bgr,
+    cgr,
+    exact,
+    fgr,
+    friendly_sam,
+    gnp,
+    gsam,
+    layerwise_sam,
+    looksam,
+    random_sam,
+    remembered,
+    sam,
+    wsam,
+)
+from gradreg.directions import Adaptive, Direction, Friendly, Gradient, Random, Remembered
+from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
+from gradreg.masks import Mask, OnlyNorms, Sparse
+from gradreg.mixing import Decoupled, GradientMixing, Reuse, SurrogateGap
+from gradreg.penalties import GradientPenalty
+from gradreg.schedules import Chance, Constant, Cosine, Delay, Every, LogTime, Product, Ramp, Schedule
 from gradreg.weight_decay import AutoL2, predict_l2
 from gradreg.weight_decay_clock import DecayClock, effective_learning_rate, l2_from_authors, l2_to_authors
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Adaptive",
     "AutoL2",
+    "Chance",
     "Constant",
     "Cosine",
     "DecayClock",
+    "Decoupled",
     "Delay",
+    "Direction",
+    "Every",
+    "Flooding",
+    "Friendly",
+    "Gradient",
+    "GradientMixing",
     "GradientPenalty",
+    "IndividualFlooding",
     "LogTime",
+    "Mask",
+    "OnlyNorms",
     "Product",
     "Ramp",
+    "Random",
+    "Remembered",
+    "Reuse",
     "Schedule",
+    "Sparse",
+    "SurrogateGap",
+    "asam",
     "bgr",
     "cgr",
     "effective_learning_rate",
     "exact",
     "fgr",
+    "flooding_from_dict",
+    "friendly_sam",
     "gnp",
+    "gsam",
     "l2_from_authors",
     "l2_to_authors",
+    "layerwise_sam",
+    "looksam",
     "predict_l2",
+    "random_sam",
+    "remembered",
     "sam",
+    "wsam",
 ]

@@ -24,7 +24,10 @@ def real(name: str, value: object, *, rule: str = "be a number", remedy: str = "
         if isinstance(value, str):
             hint = f"Remove the quotes; in YAML write exponents with a dot and a sign, as in 1.0e-3. {remedy}"
         raise TypeError(f"{name} must {rule}; got {describe(value)}. {hint}".rstrip())
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # of a whole number: floats end at 1.8e308
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} must {rule} and finite; got {number}. {remedy}".rstrip())
     return number
@@ -53,6 +56,37 @@ def whole(name: str, value: object, *, minimum: int, remedy: str = "") -> int:
     number = int(value)
     if number < minimum:
         raise ValueError(f"{name} must be >= {minimum}; got {number}. {remedy}".rstrip())
+    return number
+
+
+def fraction(name: str, value: object, *, remedy: str = "") -> float:
+    """``value`` as a float in [0, 1)."""
+    number = real(name, value, rule="be a number in [0, 1)", remedy=remedy)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"{name} must be in [0, 1); got {describe(value)}. {remedy}".rstrip())
+    return number
+
+
+def probability(name: str, value: object, *, remedy: str = "") -> float:
+    """``value`` as a float in (0, 1]."""
+    number = real(name, value, rule="be a number in (0, 1]", remedy=remedy)
+    if not 0.0 < number <= 1.0:
+        raise ValueError(f"{name} must be in (0, 1]; got {describe(value)}. {remedy}".rstrip())
+    return number
+
+
+def flag(name: str, value: object) -> bool:
+    """``value`` if it is True or False, else ``TypeError``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {describe(value)}.")
+    return value
+
+
+def seed(value: object, *, name: str = "seed") -> int:
+    """``value`` as an int of 32 bits, ≥ 0."""
+    number = whole(name, value, minimum=0)
+    if number >= 2**32:
+        raise ValueError(f"{name} must be < 2**32; got {number}.")
     return number
 
 

@@ -23,6 +23,15 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
+def flush(path: Path) -> None:
+    """Have the file or folder at ``path`` written to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: Path, text: str) -> None:
     """``write_bytes`` of UTF-8 text."""
     write_bytes(path, text.encode())

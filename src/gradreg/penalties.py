@@ -20,8 +20,9 @@ and the four ways to have H·d, with ``radius`` the step and c = strength / radi
     exact       g + strength·H·d by autograd ("double backprop")               1 call, ≈ 3  0
     ==========  =============================================================  ===========  ============
 
-One norm is taken over all regularized parameters together. The constructors (``sam``, ``gnp``, ``fgr``, ``bgr``, ``cgr``, ``exact``) speak
-each paper's symbols.
+One norm is taken over all regularized parameters together. Relatives change one piece: the direction (``gradreg.directions``), which
+coordinates are moved (``gradreg.masks``), how the gradients are mixed (``gradreg.mixing``), the number of ascent steps, or at which steps
+the penalty acts (``every``, ``with_probability``, ``warmup``). The constructors (``gradreg.constructors``) speak each paper's symbols.
 """
 
 from __future__ import annotations
@@ -30,17 +31,20 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import wraps
-from typing import Any, Literal, ParamSpec, cast, get_args
+from typing import Any, Literal, ParamSpec, cast, get_args, overload
 
 from gradreg import checks, schedules
-from gradreg.schedules import Schedule, Value
+from gradreg.composition import check_composition
+from gradreg.directions import Direction, Gradient, direction_from_dict
+from gradreg.masks import Choice, Mask, OnlyNorms, Sparse, mask_from_dict
+from gradreg.mixing import GradientMixing, Mixing, Reuse, mixing_from_dict
+from gradreg.schedules import Chance, Every, Schedule, Value
 
 Difference = Literal["forward", "backward", "central", "exact"]
-Mixing = Literal["plain", "unit"]
 WarmupKind = Literal["zero", "radius", "strength"]
 
-_NO_PENALTY = "Use penalty=None to train without one."
-_EVALUATIONS = {"forward": 2, "backward": 2, "central": 3, "exact": 3}
+_GRADIENT = Gradient()
+NO_PENALTY = "Use penalty=None to train without one."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +62,21 @@ class GradientPenalty:
             perturbation over all perturbed parameters, for power 2 the factor on g. ``None`` for ``difference="exact"``, and only there.
         difference: "forward", "backward", "central" or "exact".
         mixing: "plain" mixes (1 − c)·g with c·∇L(θ + radius·d). "unit" mixes (1 − c)·ĝ instead of (1 − c)·g, as the published GNP code
-            does by default; power 1 with the forward difference only.
+            does by default; power 1, the forward difference and ``Gradient()`` only. Or a ``SurrogateGap``, ``Decoupled`` or ``Reuse``
+            (``gradreg.mixing``).
+        direction: what the place of the second gradient is moved along, a ``Direction`` (``gradreg.directions``); the gradient by default.
+        mask: which coordinates are moved, a ``Mask`` (``gradreg.masks``); None for all.
+        ascent_steps: S ≥ 1: the place is reached in S steps of ``radius / S``, each along the direction found where the last one ended, for
+            S − 1 more evaluations. Forward difference and ``Gradient()`` only.
 
     Raises:
-        ValueError, TypeError: at construction, naming the argument, the rule, the value received and the remedy.
+        ValueError, TypeError: at construction, naming the argument, the rule, the value received and the remedy; also for parts that
+            have no meaning together.
 
-    Cost in gradient evaluations per step: 2 (forward, backward), 3 (central; exact costs about as much), 1 where the strength is 0.
+    Cost in gradient evaluations per step: 2 (forward, backward), 3 (central; exact costs about as much), 1 where the strength is 0; see
+    ``evaluations_at``.
 
+    >>> from gradreg import fgr
     >>> GradientPenalty(power=2, strength=0.5, radius=0.5, difference="forward") == fgr(gamma=0.5, epsilon=0.5)
     True
     """
@@ -74,6 +86,9 @@ class GradientPenalty:
     radius: Value | None
     difference: Difference = "forward"
     mixing: Mixing = "plain"
+    direction: Direction = _GRADIENT
+    mask: Mask | None = None
+    ascent_steps: int = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.power, bool) or self.power not in (1, 2):
@@ -82,8 +97,13 @@ class GradientPenalty:
                 "Use sam() or gnp() for 1, fgr() for 2."
             )
         checks.choice("difference", self.difference, get_args(Difference))
-        checks.choice("mixing", self.mixing, get_args(Mixing))
-        object.__setattr__(self, "strength", _value("strength", self.strength, allow_zero=True))
+        if not isinstance(self.mixing, GradientMixing):
+            checks.choice("mixing", self.mixing, ("plain", "unit"))
+        _part("direction", self.direction, Direction, "Use gradreg.Adaptive(), say, or leave it out.")
+        if self.mask is not None:
+            _part("mask", self.mask, Mask, "Use gradreg.Sparse(sparsity=0.5), say, or None.")
+        object.__setattr__(self, "ascent_steps", checks.whole("ascent_steps", self.ascent_steps, minimum=1))
+        object.__setattr__(self, "strength", value_of("strength", self.strength, allow_zero=True))
         if self.difference == "exact":
             if self.radius is not None:
                 raise ValueError(
@@ -95,12 +115,8 @@ class GradientPenalty:
                 f"radius must be a number > 0 for difference={self.difference!r}; got None. Give a radius, or choose difference='exact'."
             )
         else:
-            object.__setattr__(self, "radius", _value("radius", self.radius, allow_zero=isinstance(self.radius, Schedule)))
-        if self.mixing == "unit" and (self.power, self.difference) != (1, "forward"):
-            raise ValueError(
-                f"mixing='unit' must go with power 1 and the forward difference; got power {self.power}, difference {self.difference!r}. "
-                "Use gnp(..., mixing='unit'), or mixing='plain'."
-            )
+            object.__setattr__(self, "radius", value_of("radius", self.radius, allow_zero=isinstance(self.radius, Schedule)))
+        check_composition(self)
 
     def strength_at(self, step: int) -> float:
         """The strength at optimizer step ``step`` (≥ 0)."""
@@ -128,13 +144,86 @@ class GradientPenalty:
             )
         return strength / radius
 
-    def evaluations_at(self, step: int) -> int:
-        """Gradient evaluations that ``step`` costs: 1 where the strength is 0, else 2 (forward, backward) or 3 (central, exact).
+    @property
+    def coefficient_is_one(self) -> bool:
+        """Whether c = strength / radius is 1 at every step at which the strength is not 0, whatever the schedules."""
+        return self.radius is not None and schedules.where_it_acts(self.strength) == schedules.as_schedule(self.radius)
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a step depends on earlier ones, through the direction, the mask or the mixing."""
+        return self.direction.has_memory or (self.mask is not None and self.mask.has_memory) or isinstance(self.mixing, Reuse)
+
+    def reuses_at(self, step: int) -> bool:
+        """Whether ``step`` reuses what an earlier one found (``Reuse``) and takes nothing but the plain gradient."""
+        return isinstance(self.mixing, Reuse) and step % self.mixing.k != 0
+
+    def needs_plain(self, coefficient: float) -> bool:
+        """Whether the plain gradient is part of the result of a finite difference with c = ``coefficient``."""
+        return self.mixing != "plain" or self.difference != "forward" or coefficient != 1.0
+
+    def starts_unmoved_at(self, step: int) -> bool:
+        """Whether the first pass of ``step`` is at the unmoved parameters: its loss, norm and batch statistics are plain training's."""
+        if self.direction.needs_gradient or self.strength_at(step) == 0.0:
+            return True
+        return self.needs_plain(cast(float, self.coefficient_at(step)))
+
+    @overload
+    def evaluations_at(self, step: int, *, ascent_share: None = None) -> int: ...
+    @overload
+    def evaluations_at(self, step: int, *, ascent_share: float) -> float: ...
+    def evaluations_at(self, step: int, *, ascent_share: float | None = None) -> float:
+        """Gradient evaluations that ``step`` costs.
+
+        1 where the strength is 0 and where ``Reuse`` reuses. Else one for each moved place (central: two), one for the plain gradient if
+        it is part of the result (``needs_plain``), and one for each ascent step, the first of which shares the plain gradient.
+        A direction that needs no gradient has no ascent step. Forward and backward so cost 2, central 3.
 
         "exact" calls the closure once; its double backward costs 9L − 5 matrix products on an MLP of L layers where a gradient costs
         3L − 1, and is therefore counted as 3 evaluations.
+
+        Args:
+            step: the optimizer step, ≥ 0.
+            ascent_share: if the direction comes from a part of the batch, that part, > 0: an ascent step then costs this much, and shares
+                nothing with the plain gradient.
+
+        Returns:
+            A whole number unless ``ascent_share`` is a fraction.
+
+        >>> from gradreg import gnp, sam
+        >>> sam().evaluations_at(0, ascent_share=0.25), gnp(r=0.1, alpha=0.8).evaluations_at(0, ascent_share=0.25)
+        (1.25, 2.25)
         """
-        return 1 if self.strength_at(step) == 0.0 else _EVALUATIONS[self.difference]
+        if self.strength_at(step) == 0.0 or self.reuses_at(step):
+            return 1
+        if self.difference == "exact":
+            return 3
+        places = 2 if self.difference == "central" else 1
+        plain = 1 if self.needs_plain(cast(float, self.coefficient_at(step))) else 0
+        if not self.direction.needs_gradient:
+            return places + plain
+        if ascent_share is None:
+            return places + self.ascent_steps
+        return places + plain + ascent_share * self.ascent_steps
+
+    def check_ascent(self, received: str) -> None:
+        """Fail in words if the direction cannot come from closures of its own.
+
+        Raises:
+            ValueError: for an exact penalty, a mixing that needs the plain gradient first, and a direction that needs no gradient.
+        """
+        if self.difference == "exact":
+            raise ValueError(f"ascent must be None for an exact penalty, which takes no finite step; got {received}. Use fgr() or gnp().")
+        if self.mixing != "plain":
+            raise ValueError(
+                f"ascent must be None with mixing={str(self.mixing)!r}, which needs the plain gradient first; got {received}. "
+                "Use mixing='plain'."
+            )
+        if not self.direction.needs_gradient:
+            raise ValueError(
+                f"ascent must be None for a direction that needs no gradient, {self.direction}; got {received}. "
+                "Leave it out, or use direction=Gradient()."
+            )
 
     def warmup(self, kind: WarmupKind, *, steps: int) -> GradientPenalty:
         """The same penalty under a GR warm-up of ``steps`` optimizer steps (≥ 1); a new object.
@@ -144,6 +233,7 @@ class GradientPenalty:
 
         Source: Zhao et al. 2024, arXiv 2406.09723.
 
+        >>> from gradreg import sam
         >>> late = sam(rho=0.1).warmup("zero", steps=10)
         >>> late.strength_at(9), late.strength_at(10), late.evaluations_at(9), late.evaluations_at(10)
         (0.0, 0.1, 1, 2)
@@ -151,17 +241,68 @@ class GradientPenalty:
         strength, radius = schedules.warmup(kind, self.strength, self.radius, steps=steps)
         return replace(self, strength=strength, radius=radius)
 
+    def every(self, k: int, *, compensate: bool = False) -> GradientPenalty:
+        """The same penalty at steps that are multiples of ``k``, and none (one pass) between them; a new object.
+
+        Args:
+            k: optimizer steps, ≥ 1; 1 changes nothing.
+            compensate: multiply the strength by k, so that it is the same on average.
+
+        Cost: a k-th of the further evaluations. Memories take in the plain gradients between.
+
+        >>> from gradreg import sam
+        >>> seldom = sam(rho=0.1).every(5)
+        >>> [seldom.evaluations_at(step) for step in range(6)]
+        [2, 1, 1, 1, 1, 2]
+        """
+        k = checks.whole("k", k, minimum=1, remedy="Leave .every() out to have the penalty at every step.")
+        checks.flag("compensate", compensate)
+        return self._acting(Every(k=k, value=k if compensate else 1.0)) if k > 1 else self
+
+    def with_probability(self, p: float, *, seed: int = 0, compensate: bool = False) -> GradientPenalty:
+        """The same penalty at each step with probability ``p``, else none (one pass); a new object.
+
+        Whether it acts at a step depends on the seed and the step alone.
+
+        Args:
+            p: probability, in (0, 1]; 1 changes nothing.
+            seed: a whole number from 0 to 2³² − 1.
+            compensate: multiply the strength by 1 / p, so that it is the same on average.
+
+        Cost: on average a p-th of the further evaluations. Memories take in the plain gradients between.
+        """
+        p = checks.probability("p", p, remedy=NO_PENALTY)
+        checks.flag("compensate", compensate)
+        chance = Chance(p=p, seed=seed, value=1.0 / p if compensate else 1.0)
+        return self._acting(chance) if p < 1.0 else self
+
+    def _acting(self, gate: Schedule) -> GradientPenalty:
+        return self if self.strength == 0.0 else replace(self, strength=schedules.as_schedule(self.strength) * gate)
+
+    def only_norms(self) -> GradientPenalty:
+        """The same penalty moving only normalization layers' parameters (SAM-ON); all are updated. See ``gradreg.masks.OnlyNorms``."""
+        return replace(self, mask=OnlyNorms())
+
+    def sparse(self, sparsity: float, *, choice: Choice = "fisher", every: int = 100, seed: int = 0) -> GradientPenalty:
+        """The same penalty moving a share ``1 − sparsity`` of the coordinates (SSAM); all are updated. See ``gradreg.masks.Sparse``."""
+        return replace(self, mask=Sparse(sparsity=sparsity, choice=choice, every=every, seed=seed))
+
     def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary of numbers and strings (for YAML and JSON), from which ``from_dict`` builds an equal penalty."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v.to_dict() if isinstance(v, Schedule) else v for k, v in plain.items()}
+        """A plain dictionary of numbers, strings and dictionaries (for YAML and JSON), from which ``from_dict`` builds an equal penalty.
+
+        The parts in which relatives differ are there where they are not the default.
+        """
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OMITTED or getattr(self, f.name) != f.default}
+        return {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in plain.items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GradientPenalty:
         """The penalty that a dictionary describes, either by its fields or in a paper's own symbols.
 
         ``{"name": "gnp", "r": 0.1, "alpha": 0.8, "warmup": {"kind": "zero", "steps": 1000}}`` calls the constructor of that name; a
-        dictionary without ``name`` holds the fields of ``GradientPenalty``, as ``to_dict`` returns them. Both may carry ``warmup``.
+        dictionary without ``name`` holds the fields of ``GradientPenalty``, as ``to_dict`` returns them. Both may carry ``mask``, and,
+        applied in this order, ``warmup`` (``{kind, steps}``), ``every`` (a whole number) and ``probability`` (a number, or ``{p, seed}``),
+        the last two with ``compensate``.
 
         Raises:
             ValueError: an unknown name or key (the nearest known one is named), or a bad value.
@@ -171,25 +312,32 @@ class GradientPenalty:
             raise TypeError(f"a penalty must be a mapping such as {{name: sam, rho: 0.05}}; got {checks.describe(data)}.")
         arguments = dict(data)
         name = arguments.pop("name", None)
-        warmup = arguments.pop("warmup", None)
+        dials = {key: arguments.pop(key) for key in _DIALS if key in arguments}
         for key, value in arguments.items():
             if isinstance(value, Mapping):
-                arguments[key] = schedules.schedule_from_dict(cast("Mapping[str, Any]", value))
+                arguments[key] = _PARTS.get(key, schedules.schedule_from_dict)(cast("Mapping[str, Any]", value))
         if name is not None and not (isinstance(name, str) and name in CONSTRUCTORS):
             raise ValueError(checks.unknown("penalty", name, CONSTRUCTORS))
+        mask = arguments.pop("mask", None)
         build: Callable[..., GradientPenalty] = cls if name is None else CONSTRUCTORS[name]
         described = "a penalty without a name" if name is None else f"penalty {name!r}"
-        _check_arguments(described, build, arguments, extra=("warmup", "name"))
+        _check_arguments(described, build, arguments, extra=("mask", *_DIALS, "name"))
         penalty = build(**arguments)
-        if warmup is None:
-            return penalty
-        if not isinstance(warmup, Mapping):
-            raise TypeError(f"warmup must be a mapping with the keys kind and steps; got {checks.describe(warmup)}.")
-        keys = dict(cast("Mapping[str, Any]", warmup))
-        _check_arguments("warmup", penalty.warmup, keys)
-        return penalty.warmup(**keys)
+        return _with_dials(penalty if mask is None else replace(penalty, mask=mask), dials)
 
     def __str__(self) -> str:
+        parts = [self._base_text()]
+        if isinstance(self.mixing, GradientMixing):
+            parts.append(str(self.mixing))
+        if self.direction != _GRADIENT:
+            parts.append(f"direction {self.direction}")
+        if self.mask is not None:
+            parts.append(str(self.mask))
+        if self.ascent_steps > 1:
+            parts.append(f"{self.ascent_steps} ascent steps")
+        return ", ".join(parts)
+
+    def _base_text(self) -> str:
         if self.difference == "exact":
             symbol = "lambda" if self.power == 1 else "gamma"
             return f"exact(power {self.power}, {symbol} {_text(self.strength)})"
@@ -206,7 +354,52 @@ class GradientPenalty:
         return f"GNP(r {_text(self.radius)}, lambda {_text(self.strength)}{unit})"
 
 
-def _value(name: str, value: object, *, allow_zero: bool) -> Value:
+_PARTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "direction": direction_from_dict,
+    "mask": mask_from_dict,
+    "mixing": mixing_from_dict,
+}
+"""How the fields that are no schedules are built from a dictionary."""
+
+_OMITTED = ("direction", "mask", "ascent_steps")
+"""The fields that a dictionary leaves out where they are the default."""
+
+_DIALS = ("warmup", "every", "probability", "compensate")
+
+
+def _part(name: str, value: object, kind: type, remedy: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}; got {checks.describe(value)}. {remedy}")
+
+
+def _with_dials(penalty: GradientPenalty, dials: Mapping[str, Any]) -> GradientPenalty:
+    """``penalty`` with the ``_DIALS`` of a dictionary applied."""
+    if "compensate" in dials and not {"every", "probability"} & set(dials):
+        raise ValueError(
+            "compensate must go with every or probability, whose pauses it makes up for; got neither. Add one, or leave it out."
+        )
+    if dials.get("warmup") is not None:
+        penalty = _call("warmup", penalty.warmup, dials["warmup"])
+    compensate = dials.get("compensate", False)
+    if "every" in dials:
+        penalty = penalty.every(dials["every"], compensate=compensate)
+    if "probability" in dials:
+        chance = dials["probability"]
+        keys = cast("Mapping[str, Any]", chance if isinstance(chance, Mapping) else {"p": chance})
+        penalty = _call("probability", penalty.with_probability, {"compensate": compensate, **keys})
+    return penalty
+
+
+def _call(key: str, method: Callable[..., GradientPenalty], value: object) -> GradientPenalty:
+    needed = " and ".join(inspect.signature(method).parameters)
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{key} must be a mapping with the keys {needed}; got {checks.describe(value)}.")
+    keys = dict(cast("Mapping[str, Any]", value))
+    _check_arguments(key, method, keys)
+    return method(**keys)
+
+
+def value_of(name: str, value: object, *, allow_zero: bool) -> Value:
     """``value`` as a checked float or schedule; the error speaks of ``name``, the symbol under which the caller knows it."""
     rule = ">= 0" if allow_zero else "> 0"
     if isinstance(value, Schedule):
@@ -214,7 +407,7 @@ def _value(name: str, value: object, *, allow_zero: bool) -> Value:
         if low < 0 or high == 0 or (low == 0 and not allow_zero):
             raise ValueError(
                 f"{name} must be {rule} at every step, and not 0 at all of them; got the schedule {value}, "
-                f"which spans [{low:g}, {high:g}]. {_NO_PENALTY}"
+                f"which spans [{low:g}, {high:g}]. {NO_PENALTY}"
             )
         return value
     if callable(value):
@@ -223,7 +416,7 @@ def _value(name: str, value: object, *, allow_zero: bool) -> Value:
             "Compose it from gradreg.schedules, or derive a frozen dataclass from Schedule."
         )
     check = checks.non_negative if allow_zero else checks.positive
-    return check(name, value, remedy=_NO_PENALTY)
+    return check(name, value, remedy=NO_PENALTY)
 
 
 def _text(value: Value | None) -> str:
@@ -263,111 +456,3 @@ def constructor(build: Callable[P, GradientPenalty]) -> Callable[P, GradientPena
 
     CONSTRUCTORS[name] = checked
     return checked
-
-
-@constructor
-def sam(*, rho: Value = 0.05) -> GradientPenalty:
-    """Sharpness-aware minimization: ``G = ∇L(θ + ρ·g/‖g‖)``.
-
-    The forward difference of the penalty ρ‖g‖ with strength = radius = ρ, so that c = 1.
-
-    Args:
-        rho: perturbation radius ρ, the L2 norm over all perturbed parameters together, > 0; a float or a schedule. 0.05 is the authors'
-            value for CIFAR-10 and ImageNet.
-
-    Cost: 2 gradient evaluations.
-    Source: Foret et al. 2021, arXiv 2010.01412, algorithm 1 (p = 2).
-    Differs from the paper: a zero gradient is not perturbed, where theirs divides by zero.
-    """
-    radius = _value("rho", rho, allow_zero=isinstance(rho, Schedule))
-    return GradientPenalty(power=1, strength=radius, radius=radius, difference="forward")
-
-
-@constructor
-def gnp(*, r: Value, alpha: float, mixing: Mixing = "plain") -> GradientPenalty:
-    """Penalizing the gradient norm: ``G = (1 − α)·g + α·∇L(θ + r·g/‖g‖)``, the gradient of ``L + λ‖g‖`` with λ = α·r.
-
-    Args:
-        r: perturbation radius r, the L2 norm over all perturbed parameters together, > 0; a float or a schedule. 0.1 on CIFAR and 0.05 on
-            ImageNet in the paper's recipes.
-        alpha: balance coefficient α = λ / r, ≥ 0; 1 is SAM, 0 the plain gradient, more than 1 extrapolates. 0.8 in the paper's recipes.
-        mixing: "plain" as the paper says; "unit" mixes (1 − α)·ĝ in place of (1 − α)·g, as the authors' code does by default.
-
-    Cost: 2 gradient evaluations.
-    Source: Zhao et al. 2022, arXiv 2202.03599, algorithm 1.
-    Differs from the paper: a zero gradient is not perturbed.
-    """
-    radius = _value("r", r, allow_zero=isinstance(r, Schedule))
-    balance = checks.non_negative("alpha", alpha, remedy=_NO_PENALTY)
-    if isinstance(radius, Schedule) and balance == 0.0:
-        return GradientPenalty(power=1, strength=0.0, radius=radius, difference="forward", mixing=mixing)
-    strength = radius if balance == 1.0 else balance * radius
-    return GradientPenalty(power=1, strength=strength, radius=radius, difference="forward", mixing=mixing)
-
-
-@constructor
-def fgr(*, gamma: Value, epsilon: Value) -> GradientPenalty:
-    """Forward finite-difference gradient regularization: ``G = (1 − γ/ε)·g + (γ/ε)·∇L(θ + ε·g)``, of the penalty (γ/2)‖g‖².
-
-    Args:
-        gamma: strength γ, ≥ 0; a float or a schedule.
-        epsilon: ascent step ε on the gradient as it is (not normalised), > 0; a float or a schedule. The paper finds large ε best, and
-            γ = ε = 0.05 for an MLP and a ResNet on CIFAR-10.
-
-    Cost: 2 gradient evaluations.
-    Source: Karakida et al. 2023, arXiv 2210.02720, equation 3.
-    """
-    return _squared("forward", gamma, epsilon)
-
-
-@constructor
-def bgr(*, gamma: Value, epsilon: Value) -> GradientPenalty:
-    """Backward finite-difference gradient regularization: ``G = (1 + γ/ε)·g − (γ/ε)·∇L(θ − ε·g)``, of the penalty (γ/2)‖g‖².
-
-    Args:
-        gamma: strength γ, ≥ 0; a float or a schedule.
-        epsilon: descent step ε on the gradient as it is, > 0; a float or a schedule.
-
-    Cost: 2 gradient evaluations.
-    Source: Karakida et al. 2023, arXiv 2210.02720, section 3.
-    """
-    return _squared("backward", gamma, epsilon)
-
-
-@constructor
-def cgr(*, gamma: Value, epsilon: Value) -> GradientPenalty:
-    """Central finite-difference gradient regularization: ``G = g + (γ/2ε)·[∇L(θ + ε·g) − ∇L(θ − ε·g)]``, of the penalty (γ/2)‖g‖².
-
-    Args:
-        gamma: strength γ, ≥ 0; a float or a schedule.
-        epsilon: step ε on the gradient as it is, both ways, > 0; a float or a schedule.
-
-    Cost: 3 gradient evaluations, for an error of O(ε²) where ``fgr`` has O(ε).
-    Source: Karakida et al. 2023, arXiv 2210.02720, section 3.
-    """
-    return _squared("central", gamma, epsilon)
-
-
-@constructor
-def exact(*, gamma: Value, power: int = 2) -> GradientPenalty:
-    """The penalty's gradient by double backpropagation: ``G = g + γ·H·g`` (power 2) or ``g + γ·H·g/‖g‖`` (power 1), no finite difference.
-
-    Args:
-        gamma: strength, γ of (γ/2)‖g‖² or λ of λ‖g‖, ≥ 0; a float or a schedule.
-        power: 2 (the default) or 1.
-
-    Cost: one closure call, about 3 gradient evaluations (9L − 5 matrix products against 3L − 1 on an MLP of L layers), and the memory of
-    the backward graph. Needs every operation to be twice differentiable: fused attention kernels, some compiled models and
-    ``DistributedDataParallel`` are not. There use ``fgr``, which needs neither.
-    Source: Drucker and LeCun 1992 ("double backpropagation"); DB in Karakida et al. 2023, arXiv 2210.02720.
-    """
-    return GradientPenalty(power=power, strength=_value("gamma", gamma, allow_zero=True), radius=None, difference="exact")
-
-
-def _squared(difference: Difference, gamma: Value, epsilon: Value) -> GradientPenalty:
-    return GradientPenalty(
-        power=2,
-        strength=_value("gamma", gamma, allow_zero=True),
-        radius=_value("epsilon", epsilon, allow_zero=isinstance(epsilon, Schedule)),
-        difference=difference,
-    )

@@ -1,7 +1,7 @@
 """Values over optimizer steps: the schedules that a penalty's strength and radius may follow, and the three GR warm-ups.
 
 A schedule is immutable, compares by value, pickles, prints as a person would say it, and turns into a plain dictionary and back.
-It is written once for both engines: ``evaluate(step, ops)`` uses only arithmetic and the five functions of ``Operations``, which Python's
+It is written once for both engines: ``evaluate(step, ops)`` uses only arithmetic and the functions of ``Operations``, which Python's
 ``math`` provides for plain numbers and ``jax.numpy`` for traced ones.
 """
 
@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeAlias, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 from gradreg import checks
+from gradreg.hashing import hashed, masked
+from gradreg.plain import from_plain, to_plain
 
 
 class Operations(Protocol):
-    """The functions a schedule may use beside + − × ÷; ``jax.numpy`` has all of them under these names."""
+    """The functions a schedule may use beside + − × ÷ and the remainder; ``jax.numpy`` has all of them under these names."""
 
     @property
     def minimum(self) -> Any: ...
@@ -27,12 +29,15 @@ class Operations(Protocol):
     def where(self) -> Any: ...
     @property
     def cos(self) -> Any: ...
+    @property
+    def uint32(self) -> Any: ...
 
 
 class _PythonOperations:
     minimum = staticmethod(min)
     maximum = staticmethod(max)
     cos = staticmethod(math.cos)
+    uint32 = staticmethod(masked)
 
     @staticmethod
     def where(condition: bool, if_true: float, if_false: float) -> float:
@@ -64,14 +69,7 @@ class Schedule(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary (for YAML and JSON) from which ``schedule_from_dict`` builds an equal schedule."""
-        name = _NAMES.get(type(self))
-        if name is None:
-            raise TypeError(
-                f"{type(self).__name__} has no name in a dictionary; got {checks.describe(self)}. "
-                "Compose it from gradreg.schedules, or keep it in code and out of recipes."
-            )
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # every named schedule is a dataclass
-        return {"schedule": name, **{k: v.to_dict() if isinstance(v, Schedule) else v for k, v in plain.items()}}
+        return to_plain(self, "schedule", _NAMED)
 
 
 Value: TypeAlias = "float | Schedule"
@@ -240,6 +238,70 @@ class Product(Schedule):
         return f"{self.left} x {self.right}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Every(Schedule):
+    """``value`` at steps that are multiples of ``k``, and exactly 0 between them.
+
+    Args:
+        k: optimizer steps, ≥ 1.
+        value: what it is there, > 0.
+
+    >>> [Every(k=3)(step) for step in range(5)]
+    [1.0, 0.0, 0.0, 1.0, 0.0]
+    """
+
+    k: int
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", checks.whole("k", self.k, minimum=1))
+        object.__setattr__(self, "value", checks.positive("value", self.value))
+
+    def evaluate(self, step: Any, ops: Operations) -> Any:
+        return ops.where(step % self.k == 0, self.value, 0.0)
+
+    def bounds(self) -> tuple[float, float]:
+        return 0.0 if self.k > 1 else self.value, self.value
+
+    def __str__(self) -> str:
+        return f"{self.value:g} every {self.k} steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chance(Schedule):
+    """``value`` with probability ``p``, else exactly 0: drawn for each step from the seed and the step alone (``gradreg.hashing``).
+
+    Args:
+        p: probability, in (0, 1].
+        seed: a whole number from 0 to 2³² − 1.
+        value: what it is then, > 0.
+
+    >>> [Chance(p=0.5)(step) for step in range(6)]
+    [1.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+    """
+
+    p: float
+    seed: int = 0
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "p", checks.probability("p", self.p))
+        object.__setattr__(self, "seed", checks.seed(self.seed))
+        object.__setattr__(self, "value", checks.positive("value", self.value))
+
+    def evaluate(self, step: Any, ops: Operations) -> Any:
+        if self.p == 1.0:  # 2³² itself would not fit into 32 bits
+            return self.value
+        threshold = ops.uint32(min(round(self.p * 2**32), 2**32 - 1))
+        return ops.where(hashed(self.seed, step, ops.uint32) < threshold, self.value, 0.0)
+
+    def bounds(self) -> tuple[float, float]:
+        return 0.0 if self.p < 1.0 else self.value, self.value
+
+    def __str__(self) -> str:
+        return f"{self.value:g} with probability {self.p:g} (seed {self.seed})"
+
+
 _NAMED: dict[str, type[Schedule]] = {
     "constant": Constant,
     "ramp": Ramp,
@@ -247,8 +309,9 @@ _NAMED: dict[str, type[Schedule]] = {
     "log-time": LogTime,
     "delay": Delay,
     "product": Product,
+    "every": Every,
+    "chance": Chance,
 }
-_NAMES = {cls: name for name, cls in _NAMED.items()}
 
 
 def _set_from_to(schedule: Ramp | Cosine) -> None:
@@ -265,30 +328,26 @@ def schedule_from_dict(data: Mapping[str, Any]) -> Schedule:
         ValueError: an unknown schedule or key (the nearest known one is named), or a bad value.
         TypeError: no mapping, a missing key, or a value of the wrong type.
     """
-    if not isinstance(cast(object, data), Mapping):
-        raise TypeError(f"a schedule must be a mapping with the key 'schedule'; got {checks.describe(data)}.")
-    kind = data.get("schedule")
-    cls = _NAMED.get(kind) if isinstance(kind, str) else None
-    if cls is None:
-        raise ValueError(checks.unknown("schedule", kind, _NAMED))
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    arguments = {k: v for k, v in data.items() if k != "schedule"}
-    for key, value in arguments.items():
-        if key not in known:
-            raise ValueError(checks.unknown(f"key of schedule {kind!r}:", key, known))
-        if isinstance(value, Mapping):
-            arguments[key] = schedule_from_dict(cast("Mapping[str, Any]", value))
-    try:
-        return cls(**arguments)
-    except TypeError as error:
-        if "missing" not in str(error):
-            raise
-        raise TypeError(f"schedule {kind!r} needs {', '.join(known)}; got only {', '.join(arguments) or 'nothing'}.") from None
+    return from_plain(data, "schedule", _NAMED, nested=schedule_from_dict)
 
 
 def as_schedule(value: Value) -> Schedule:
     """``value`` itself if it is a schedule, else the constant of that value."""
     return value if isinstance(value, Schedule) else Constant(value=value)
+
+
+def where_it_acts(value: Value) -> Schedule:
+    """``value`` without what only switches it off at some steps: equal results are equal wherever both act.
+
+    >>> where_it_acts(Delay(value=Constant(value=0.1) * Every(k=3), steps=5))
+    Constant(value=0.1)
+    """
+    schedule = as_schedule(value)
+    if isinstance(schedule, Delay):
+        return where_it_acts(schedule.value)
+    if isinstance(schedule, Product) and isinstance(schedule.right, (Every, Chance)) and schedule.right.value == 1.0:
+        return where_it_acts(schedule.left)
+    return schedule
 
 
 def warmup(kind: str, strength: Value, radius: Value | None, *, steps: int) -> tuple[Value, Value | None]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from gradreg import GradientPenalty
+import gradreg
+from gradreg import Adaptive, Decoupled, Friendly, GradientPenalty, Random, Reuse, Sparse, SurrogateGap
+from gradreg.hashing import hashed
 
 Parameters = dict[str, Tensor]
 Loss = Callable[[Parameters], Tensor]
@@ -16,6 +19,11 @@ Loss = Callable[[Parameters], Tensor]
 
 def parameters_of(model: nn.Module) -> Parameters:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def places_of(model: nn.Module) -> dict[str, int]:
+    """The place of every parameter in the model, frozen ones counted."""
+    return {name: place for place, (name, _) in enumerate(model.named_parameters())}
 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Loss:
@@ -86,33 +94,167 @@ def double_backprop(loss: Loss, theta: Parameters, strength: float, power: int, 
     return grad(penalised)(theta)
 
 
+def asam(loss: Loss, theta: Parameters, rho: float, eta: float, rescaled: Collection[str]) -> Parameters:
+    """Kwon et al. 2021, algorithm 1: ∇L(θ + ρ·T²g/‖T·g‖), T = |θ| + η for ``rescaled`` tensors and 1 for the others."""
+    g = grad(loss)(theta)
+    t = {name: value.abs() + eta if name in rescaled else torch.ones_like(value) for name, value in theta.items()}
+    size = norm({name: t[name] * v for name, v in g.items()})
+    return grad(loss)(plus(theta, rho / size, {name: t[name] ** 2 * v for name, v in g.items()}))
+
+
+def layerwise(loss: Loss, theta: Parameters, rho: float, eta: float, rescaled: Collection[str]) -> Parameters:
+    """The same with one number for each tensor, T = ‖θ_ℓ‖ + η (Müller et al. 2023)."""
+    g = grad(loss)(theta)
+    t = {name: value.norm() + eta if name in rescaled else torch.ones(()) for name, value in theta.items()}
+    size = norm({name: t[name] * v for name, v in g.items()})
+    return grad(loss)(plus(theta, rho / size, {name: t[name] ** 2 * v for name, v in g.items()}))
+
+
+def friendly(loss: Loss, theta: Parameters, m: Parameters, rho: float, sigma: float, decay: float) -> tuple[Parameters, Parameters]:
+    """Li et al. 2024, algorithm 1: m ← λm + (1 − λ)g, d = g − σm, ∇L(θ + ρd/‖d‖); returns it and m."""
+    g = grad(loss)(theta)
+    m = total(scaled(decay, m), scaled(1 - decay, g))
+    d = total(g, scaled(-sigma, m))
+    return grad(loss)(plus(theta, rho / norm(d), d)), m
+
+
+def gsam(loss: Loss, theta: Parameters, rho: float, a: float) -> Parameters:
+    """Zhuang et al. 2022, algorithm 1: ∇f_p − α·∇f_⊥, the second part that of ∇f orthogonal to ∇f_p."""
+    g, there = grad(loss)(theta), sam(loss, theta, rho)
+    cosine = inner(g, there) / (norm(g) * norm(there))
+    vertical = total(g, scaled(-norm(g) * cosine / norm(there), there))
+    return total(there, scaled(-a, vertical))
+
+
+def looksam(loss: Loss, theta: Parameters, t: int, g_v: Parameters, rho: float, k: int, a: float) -> tuple[Parameters, Parameters]:
+    """Liu et al. 2022, algorithm 1: the gradient of step ``t`` and g_v."""
+    g = grad(loss)(theta)
+    if t % k == 0:
+        g_s = grad(loss)(plus(theta, rho / norm(g), g))
+        cosine = inner(g, g_s) / (norm(g) * norm(g_s))
+        return g_s, total(g_s, scaled(-norm(g_s) * cosine / norm(g), g))
+    return total(g, scaled(a * norm(g) / norm(g_v), g_v)), g_v
+
+
+def inner(a: Parameters, b: Parameters) -> Tensor:
+    return sum((a[name] * b[name]).sum() for name in a)  # type: ignore[return-value]
+
+
+def draw(seed: int, counter: int, place: int, size: int) -> Tensor:
+    """The 32 bits of every coordinate of a tensor."""
+    return torch.tensor([hashed(hashed(hashed(seed, counter), place), i) for i in range(size)])
+
+
+def largest_of(g: Parameters, share: float) -> Parameters:
+    """1 for the ``share`` of coordinates with the largest squares, else 0."""
+    squares = torch.cat([v.flatten() for v in g.values()]).square()
+    smallest = squares.topk(max(1, round(share * len(squares)))).values[-1]
+    return {name: (v.square() >= smallest).to(v.dtype) for name, v in g.items()}
+
+
+@dataclass
+class Remembered:
+    """What earlier steps left: an average, a reused part, and a mask with the number of its choice."""
+
+    average: Parameters = field(default_factory=dict)
+    reused: Parameters = field(default_factory=dict)
+    mask: Parameters = field(default_factory=dict)
+    period: int | None = None
+
+    def take_in(self, decay: float, g: Parameters) -> Parameters:
+        self.average = {n: decay * self.average.get(n, torch.zeros_like(v)) + (1 - decay) * v for n, v in g.items()}
+        return self.average
+
+
 def family(
     penalty: GradientPenalty,
-    loss: Loss,
+    loss: Loss | Sequence[Loss],
     theta: Parameters,
     *,
     step: int = 0,
     ascent: Loss | None = None,
     perturbed: Collection[str] | None = None,
+    memory: Remembered | None = None,
+    places: Mapping[str, int] | None = None,
 ) -> Parameters:
-    """Any penalty as g + strength·H·d, the difference quotient standing for H·d, each gradient evaluated where the table says.
+    """Any penalty: the difference quotient of the table stands for H·d, each gradient is evaluated where the tables say.
 
     Args:
+        loss: the loss, or one for each rank: each has a direction of its own, what they find is averaged.
         ascent: the loss whose gradient gives d; ``loss`` by default.
         perturbed: the names that are moved and counted in the norm; all by default.
+        memory: what earlier steps left, changed to what this one leaves; nothing by default.
+        places: of the parameters in the model, for what is drawn; their order in ``theta`` by default.
     """
-    strength, radius = penalty.strength_at(step), penalty.radius_at(step)
+    losses, memory = [loss] if callable(loss) else list(loss), memory or Remembered()
+    moves = [name for name in theta if perturbed is None or name in perturbed]
+    places = places or {name: place for place, name in enumerate(theta)}
+    direction, mixing, strength, radius = penalty.direction, penalty.mixing, penalty.strength_at(step), penalty.radius_at(step)
+    plain = [grad(own)(theta) for own in losses]
+    g = mean(plain)
+    seen = mean([{name: grad(ascent or own)(theta)[name] for name in moves} for own in losses])
+    if isinstance(direction, Friendly):
+        memory.take_in(direction.beta, seen if strength > 0 else {name: g[name] for name in moves})
+    if strength == 0 or penalty.reuses_at(step):
+        if isinstance(direction, gradreg.Remembered):
+            memory.take_in(direction.decay, {name: g[name] for name in moves})
+        reuse = strength > 0 and memory.reused and isinstance(mixing, Reuse)
+        return total(g, scaled(mixing.a * norm(g) / norm(memory.reused), memory.reused)) if reuse else g  # type: ignore[union-attr]
+    if isinstance(penalty.mask, Sparse) and memory.period != step // penalty.mask.every:
+        memory.period, share = step // penalty.mask.every, 1 - penalty.mask.sparsity
+        memory.mask = (
+            largest_of(seen, share)
+            if penalty.mask.choice == "fisher"
+            else {
+                name: (draw(penalty.mask.seed, memory.period, places[name], theta[name].numel()) < share * 2**32)
+                .view_as(theta[name])
+                .double()
+                for name in moves
+            }
+        )
+    found = [moved_by(penalty, own, theta, ascent or own, moves, memory, places, step, strength, radius) for own in losses]
+    result = mean(found)
+    if isinstance(mixing, SurrogateGap):
+        result = total(result, scaled(-mixing.a, g), scaled(mixing.a * inner(g, result) / inner(result, result), result))
+    elif isinstance(mixing, Reuse):
+        memory.reused = total(result, scaled(-inner(g, result) / inner(g, g), g))
+    elif isinstance(mixing, Decoupled):
+        result = g
+    if isinstance(direction, gradreg.Remembered):
+        memory.take_in(direction.decay, {name: result[name] for name in moves})
+    return result
+
+
+def moved_by(
+    penalty: GradientPenalty,
+    loss: Loss,
+    theta: Parameters,
+    ascent: Loss,
+    moves: Sequence[str],
+    memory: Remembered,
+    places: Mapping[str, int],
+    step: int,
+    strength: float,
+    radius: float | None,
+) -> Parameters:
+    """g + strength·(difference quotient along d), with mixing "plain" or "unit"."""
     g = grad(loss)(theta)
-    if strength == 0:
-        return g
-    d = {name: v for name, v in grad(ascent or loss)(theta).items() if perturbed is None or name in perturbed}
-    size = norm(d)
-    d = scaled(1 / size, d) if penalty.power == 1 else d
+
+    def along(at: Parameters) -> tuple[Parameters, float | Tensor]:
+        v, size = formed(penalty, {name: grad(ascent)(at)[name] for name in moves}, theta, memory, places, step)
+        v = {name: value * memory.mask.get(name, 1.0) for name, value in v.items()}
+        return (scaled(1 / size, v) if penalty.power == 1 and size > 0 else v), size
+
+    d, size = along(theta)
     if radius is None:
-        along = {name: v.detach() for name, v in d.items()}
-        hessian_product = grad(lambda at: sum((grad(loss)(at)[name] * v).sum() for name, v in along.items()))(theta)
+        fixed = {name: v.detach() for name, v in d.items()}
+        hessian_product = grad(lambda at: sum((grad(loss)(at)[name] * v).sum() for name, v in fixed.items()))(theta)
         return total(g, scaled(strength, hessian_product))
-    there, back = (grad(loss)(plus(theta, sign * radius, d)) for sign in (1, -1))
+    steps = penalty.ascent_steps
+    forward = plus(theta, radius / steps, d)
+    for _ in range(1, steps):
+        forward = plus(forward, radius / steps, along(forward)[0])
+    there, back = grad(loss)(forward), grad(loss)(plus(theta, -radius, d))
     start, end, width = {
         "forward": (g, there, radius),
         "backward": (back, g, radius),
@@ -123,3 +265,26 @@ def family(
         c = strength / radius
         mixed = total(mixed, scaled((1 - c) * (1 / size - 1), g))
     return mixed
+
+
+def formed(
+    penalty: GradientPenalty, g: Parameters, theta: Parameters, memory: Remembered, places: Mapping[str, int], step: int
+) -> tuple[Parameters, Tensor | float]:
+    """v and ‖w‖ of the table of directions."""
+    direction = penalty.direction
+    if isinstance(direction, Adaptive):
+        sizes = {n: (theta[n].abs() if direction.scale == "element" else theta[n].norm()) + direction.eta for n in g}
+        t = {n: sizes[n] if theta[n].dim() > 1 or direction.one_dimensional else torch.ones_like(theta[n]) for n in g}
+        return {n: t[n] ** 2 * v for n, v in g.items()}, norm({n: t[n] * v for n, v in g.items()})
+    if isinstance(direction, Friendly):
+        g = total(g, scaled(-direction.sigma, memory.average))
+    elif isinstance(direction, gradreg.Remembered):
+        g = {n: memory.average.get(n, torch.zeros_like(v)) for n, v in g.items()}
+    elif isinstance(direction, Random):
+        odd = {n: draw(direction.seed, step, places[n], v.numel()).view_as(v) % 2 for n, v in g.items()}
+        g = {n: (2 * o - 1).to(theta[n].dtype) for n, o in odd.items()}
+    return g, norm(g)
+
+
+def mean(terms: Sequence[Parameters]) -> Parameters:
+    return scaled(1 / len(terms), total(*terms))

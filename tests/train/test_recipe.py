@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradreg import penalties
+from gradreg import constructors
 from gradreg.train import recipe as recipes
 from gradreg.train.arguments import CommandParser, configuration
+from gradreg.train.penalty import recipe_penalty
 
 
 @pytest.mark.parametrize("name", recipes.shipped())
@@ -27,7 +28,7 @@ def test_the_default_recipe_is_the_documented_experiment():
     assert (config.data.train_size, config.data.label_noise, config.epochs, config.batch_size) == (1000, 0.3, 60, 100)
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.momentum, config.optimizer.nesterov) == ("sgd", 0.05, 0.9, False)
     assert config.model == {"name": "mlp", "hidden": [256, 256]}
-    assert configuration(recipe.settings("gnp")).gradient_penalty() == penalties.gnp(r=0.5, alpha=0.8)
+    assert recipe_penalty(configuration(recipe.settings("gnp")).penalty, steps_per_epoch=1).penalty == constructors.gnp(r=0.5, alpha=0.8)
     assert list(recipe.variants) == ["none", "sam", "gnp", "fgr", "bgr"]
 
 
@@ -72,6 +73,15 @@ def test_a_block_with_another_name_is_replaced_whole():
         ("epochs: 3\nschedule: {warmup_epochs: 3}", ValueError, "schedule.warmup_epochs must be < epochs; got 3 of 3"),
         ("model: {hidden: [3]}", ValueError, "model must have a name"),
         ("schedule: {name: cos}", ValueError, "Got value: cos"),
+        ("trackers: null", TypeError, "trackers must not be null. Leave it out for its default"),
+        ("model: mlp", TypeError, r"model must be a mapping of keys to values; got 'mlp' \(str\)"),
+        ("model: {name: mlp, 3: 4}", TypeError, r"model must be a mapping of keys to values; got \{'name': 'mlp', 3: 4\}"),
+        ("model: &a {name: mlp, x: [*a]}", ValueError, r"model\.x\.0 must not be a part of itself"),
+        ("model: {name: mlp, x: 2020-01-01}", TypeError, r"model\.x must be made of numbers, texts, lists and mappings; got datetime\.date"),
+        ("model: {name: mlp, x: .nan}", ValueError, r"model\.x must be finite; got nan"),
+        ('data: {root: "\\uDCFF"}', ValueError, "data.root must be text that UTF-8 can hold"),
+        (f"optimizer: {{lr: 1{400 * '0'}}}", ValueError, "a number must be < 1.8e308"),
+        ("seed: 4294967296", ValueError, r"seed must be < 2\*\*32; got 4294967296"),
     ],
 )
 def test_bad_recipes_are_refused_in_words(text, error, message):
@@ -98,4 +108,8 @@ def test_the_resolved_configuration_round_trips(epochs, lr, noise, name, hidden,
     }
     config = configuration(settings)
     assert configuration(asdict(config)) == config
-    assert (config.optimizer.lr, config.data.label_noise, config.gradient_penalty()) == (lr, noise, penalties.sam(rho=rho))
+    assert (config.optimizer.lr, config.data.label_noise, recipe_penalty(config.penalty, steps_per_epoch=1).penalty) == (
+        lr,
+        noise,
+        constructors.sam(rho=rho),
+    )

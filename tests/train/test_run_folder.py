@@ -19,7 +19,8 @@ WORDS = ["digits-noisy-labels", "--epochs", "2", "--data.train_size", "200", "--
 def test_gradreg_train_leaves_a_folder_from_which_the_run_can_be_read(tmp_path, capsys):
     out = tmp_path / "run"
     assert cli.main(["train", *WORDS, "--variant", "fgr", "--out", str(out)]) == 0
-    assert {p.name for p in out.iterdir()} == {"config.yaml", "environment.json", "metrics.jsonl", "weights.safetensors", "result.json"}
+    files = {"config.yaml", "environment.json", "metrics.jsonl", "timings.jsonl", "weights.safetensors", "best.safetensors", "result.json"}
+    assert {p.name for p in out.iterdir()} == files | {"checkpoints", "tensorboard"}
     config = configuration(yaml.safe_load((out / "config.yaml").read_text()))
     assert (config.epochs, config.penalty) == (2, {"name": "fgr", "gamma": 0.5, "epsilon": 0.5})
     epochs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

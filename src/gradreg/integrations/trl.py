@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 from trl import GRPOTrainer, SFTTrainer
 
+from gradreg.constructors import fgr
 from gradreg.integrations.transformers import RegularizedTrainerMixin, without_embeddings
-from gradreg.penalties import GradientPenalty, fgr
+from gradreg.penalties import GradientPenalty
 
 __all__ = ["RegularizedGRPOTrainer", "RegularizedSFTTrainer", "against_reward_hacking", "without_embeddings"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from gradreg.study.results import Row, Run
-from gradreg.train.loop import Epoch
+from gradreg.train.outcome import Epoch
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; the baseline is grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -64,7 +64,7 @@ def dots(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Run]]) -> go.Figure
     return figure
 
 
-def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], *, x: Callable[[Epoch], int]) -> None:
+def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], *, x: Callable[[Epoch], float]) -> None:
     runs = [epochs for (label, _), epochs in history.items() if label == row.label]
     if not runs:
         return

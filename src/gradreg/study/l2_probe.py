@@ -180,7 +180,8 @@ def make_plan(
 
 def run_probe(plan: ProbePlan) -> Probe:
     """Train the probe and measure it."""
-    from gradreg.train.loop import evaluate, train
+    from gradreg.train.evaluation import evaluate
+    from gradreg.train.loop import train
     from gradreg.train.optimization import create_optimizer
 
     steps: list[int] = []
@@ -190,7 +191,7 @@ def run_probe(plan: ProbePlan) -> Probe:
     def measure(step: int, model: torch.nn.Module, sets: Any) -> None:
         if step % plan.measure_every == 0:
             steps.append(step)
-            accuracies.append(evaluate(model, sets.validation)[1])
+            accuracies.append(evaluate(model, sets.validation).accuracy)
 
     outcome = train(plan.config, on_step=measure)
     if outcome.diverged:

@@ -11,6 +11,7 @@ from gradreg import checks
 from gradreg.train import recipe as recipes
 from gradreg.train.arguments import configuration
 from gradreg.train.configuration import Config
+from gradreg.train.penalty import recipe_penalty
 
 Budget = Literal["epochs", "gradients"]
 
@@ -129,8 +130,8 @@ def steps_per_epoch(config: Config) -> int:
 def gradient_evaluations(config: Config) -> int:
     """Gradient evaluations of a whole run, from its schedule of penalties."""
     steps = config.epochs * steps_per_epoch(config)
-    penalty = config.gradient_penalty()
-    return steps if penalty is None else sum(penalty.evaluations_at(step) for step in range(steps))
+    penalty = recipe_penalty(config.penalty, steps_per_epoch=steps_per_epoch(config))
+    return steps if penalty.penalty is None else round(sum(penalty.evaluations_at(step) for step in range(steps)))
 
 
 def with_gradient_evaluations(settings: Mapping[str, Any], plain: Config, evaluations: int) -> Config | None:

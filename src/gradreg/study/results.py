@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gradreg.study.plan import Budget, Job, Plan
+from gradreg.study.plan import Budget, Job, Plan, steps_per_epoch
 from gradreg.study.statistics import Difference, deviation, mean, paired_difference
+from gradreg.train.penalty import recipe_penalty
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def rows(plan: Plan, runs: Sequence[Run]) -> list[Row]:
     by_gradients = {n: [r for r in runs if r.budget == "gradients" and r.planned_evaluations == n] for n in longer}
     baseline = _accuracies(by_epochs[plan.baseline])
     unit = next(job.evaluations for job in plan.jobs if job.variant == plan.baseline and job.budget == "epochs")
-    methods = {job.variant: str(job.config.gradient_penalty() or "no penalty") for job in plan.jobs}
+    methods = {job.variant: str(recipe_penalty(job.config.penalty, steps_per_epoch=steps_per_epoch(job.config))) for job in plan.jobs}
     table: list[Row] = []
     for name in plan.variants:
         rival = by_gradients.get(plan.rivals[name]) if name in plan.rivals else by_epochs[plan.baseline]

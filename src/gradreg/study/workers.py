@@ -80,8 +80,12 @@ def _start_worker(epochs: Any, threads: int) -> None:
 
 def _run(job: Job, folder: Path) -> dict[str, Any]:
     from gradreg.train.run_folder import RunFolder
+    from gradreg.train.saving import Stopped
 
-    return RunFolder(folder / job.folder).run(job.config, on_epoch=lambda epoch: _epochs.put(1))
+    try:
+        return RunFolder(folder / job.folder).run(job.config, on_epoch=lambda epoch: _epochs.put(1), track=False)
+    except Stopped as stopped:  # told by the parent, which wants no other job begun
+        os._exit(128 + stopped.signal_number)
 
 
 def _drain(epochs: Any, on_epoch: Callable[[], None]) -> None:

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 from scipy.integrate import BDF
 
 from gradreg import checks
-from gradreg.penalties import GradientPenalty, bgr, exact, fgr
+from gradreg.constructors import bgr, exact, fgr
+from gradreg.penalties import GradientPenalty
 from gradreg.theory.diagonal_flow import DiagonalFlow
 from gradreg.theory.sparse_regression import Array, checked_data, checked_scale, require_interpolation
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradreg import checks
-from gradreg.penalties import GradientPenalty, bgr, fgr
+from gradreg.constructors import bgr, fgr
+from gradreg.penalties import GradientPenalty
 from gradreg.theory.sparse_regression import Array
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradreg.torch.norms import gradient_norm, ratio_or_zero
 from gradreg.torch.parallel import local_shards
-from gradreg.torch.perturbation import gradient_norm, ratio_or_zero
 
 
 class Alignment:

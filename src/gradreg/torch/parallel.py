@@ -45,12 +45,17 @@ class Parallelism:
         no_sync = getattr(self._model, "no_sync", None)
         return nullcontext() if synchronise or no_sync is None else no_sync()
 
-    def check_averaging(self) -> None:
-        """Fail where ``scope="global"`` asks for an average that the caller has switched off."""
+    @property
+    def averages(self) -> bool:
+        """Whether this is a DDP model, whose gradients are each rank's own until they are averaged."""
+        return getattr(self._model, "process_group", None) is not None
+
+    def check_averaging(self, rule: str, received: str, remedy: str) -> None:
+        """Fail with ``rule`` where an average is needed that the caller has switched off."""
         if getattr(self._model, "require_backward_grad_sync", True) is False:
             raise ValueError(
-                "scope must be 'local' inside no_sync(), where no gradient is averaged; got 'global'. "
-                "Pass all micro-batches to one backward([...]) call outside of no_sync(), or build the regularizer with scope='local'."
+                f"{rule} inside no_sync(), where no gradient is averaged; got {received}. "
+                f"Pass all micro-batches to one backward([...]) call outside of no_sync(), or {remedy}."
             )
 
     @property
@@ -100,19 +105,33 @@ def placed_like(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> li
     return placed
 
 
-def squared_norm_groups(tensors: Sequence[Tensor]) -> list[tuple[tuple[Any, ...], list[Tensor]]]:
-    """Local shards gathered by the process groups over which their sums of squares must be added up; ``()`` for whole tensors."""
+def reducing_groups(tensors: Sequence[Tensor]) -> list[tuple[tuple[Any, ...], list[int]]]:
+    """Places in ``tensors`` by the process groups over which sums over local shards must be added up; ``()`` for whole tensors."""
     dtensor = _dtensor()
     if dtensor is None or not any(isinstance(t, dtensor) for t in tensors):
-        return [((), list(tensors))]
-    groups: dict[tuple[Any, ...], list[Tensor]] = {}
-    for tensor, shard in zip(cast("Sequence[Any]", tensors), local_shards(tensors), strict=True):
+        return [((), list(range(len(tensors))))]
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, tensor in enumerate(cast("Sequence[Any]", tensors)):
         over: tuple[Any, ...] = ()
         if isinstance(tensor, dtensor):
             mesh = tensor.device_mesh
             over = tuple(mesh.get_group(i) for i, placement in enumerate(tensor.placements) if not placement.is_replicate())
-        groups.setdefault(over, []).append(shard)
+        groups.setdefault(over, []).append(i)
     return list(groups.items())
+
+
+def element_indices(tensor: Tensor) -> Tensor:
+    """For each element of this rank's shard of ``tensor``, its place in the whole flattened tensor; int64, in the shard's shape."""
+    shape, offsets = tuple(tensor.shape), (0,) * tensor.dim()
+    if is_sharded(tensor):
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        sharded = cast(Any, tensor)
+        shape, offsets = compute_local_shape_and_global_offset(tensor.shape, sharded.device_mesh, sharded.placements)
+    index = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for size, offset, whole in zip(shape, offsets, tensor.shape, strict=True):
+        index = index.unsqueeze(-1) * whole + torch.arange(offset, offset + size, device=tensor.device)
+    return index
 
 
 def _dtensor() -> Any:

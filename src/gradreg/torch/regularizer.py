@@ -9,12 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from gradreg import checks
+from gradreg.masks import OnlyNorms, Sparse
+from gradreg.mixing import Decoupled, GradientMixing, Reuse
 from gradreg.penalties import GradientPenalty
+from gradreg.torch import directions, masks, mixing
+from gradreg.torch.decoupled import Correction
+from gradreg.torch.evaluation import Closure, Evaluation, Scaler
+from gradreg.torch.exact import DoubleBackward
+from gradreg.torch.gradients import Grads
+from gradreg.torch.masks import SparseMask, in_norm_layers
+from gradreg.torch.memory import Memory
 from gradreg.torch.metrics import Metrics
 from gradreg.torch.parallel import Parallelism
 from gradreg.torch.perturbation import Perturbation
 from gradreg.torch.replay import ForwardBuffers, RandomNumbers
-from gradreg.torch.step import Closure, Scaler, Step
+from gradreg.torch.step import Step
 
 Scope = Literal["local", "global"]
 
@@ -49,7 +58,8 @@ class GradientRegularizer:
         measure_cosine: put the cosine between the two gradients into ``metrics``; costs two more copies of the gradients during a step. Not
             under ``DistributedDataParallel``, where the second gradient is seen only after it was averaged with the first.
 
-    Memory: one copy of the perturbed parameters from the first regularized step on, and nothing else. Where c = strength / radius is not 1,
+    Memory: one copy of the perturbed parameters from the first regularized step on, what the penalty remembers (see its constructor), and
+    nothing else. Where c = strength / radius is not 1,
     the first gradient is part of the result and stays in ``.grad`` through the second pass, as it does in gradient accumulation.
 
     Raises:
@@ -84,12 +94,20 @@ class GradientRegularizer:
                 f"model must have at least one parameter with requires_grad=True; got {len(named)} parameters, none trainable. "
                 "Unfreeze what is to be trained before building the regularizer."
             )
-        selected = [p for name, p in named if parameters is None or parameters(name, p)]
+        selected = {p: name for name, p in named if parameters is None or parameters(name, p)}
         if not selected:
             raise ValueError(
                 f"parameters must select at least one of the model's {len(named)} parameters; got none. "
                 f"Their names look like {named[0][0]!r}."
             )
+        if penalty is not None and isinstance(penalty.mask, OnlyNorms):
+            norms = in_norm_layers(model)
+            selected = {p: name for p, name in selected.items() if p in norms}
+            if not selected:
+                raise ValueError(
+                    "mask OnlyNorms must find parameters of normalization layers (modules whose class name contains 'Norm') among those "
+                    "selected; got none. Leave the mask out, or select parameters by name: parameters=lambda name, p: 'norm' in name."
+                )
         self.model = model
         self.penalty = penalty
         self.scope: Scope = scope
@@ -97,13 +115,18 @@ class GradientRegularizer:
         self.replay_rng = replay_rng
         self.measure_cosine = measure_cosine
         self._parameters = [p for _, p in named]
-        self._perturbed = selected
+        self._places = {p: place for place, p in enumerate(self._parameters)}
+        self._perturbed = list(selected)
+        self._memory = Memory({p: name for name, p in named}, _remembered_kinds(penalty))
+        mask = None if penalty is None else penalty.mask
+        self._mask = SparseMask(mask, self._memory, self._places) if isinstance(mask, Sparse) else None
+        self._correction = Correction()
         self._parallelism = parallelism
         self._perturbation = Perturbation()
         self._checked_backward = False
         self._buffers = ForwardBuffers(model)
         self._step = 0
-        self._evaluations = 0
+        self._evaluations: int | float = 0
         nan = float("nan")
         self._metrics = Metrics({"gradient_norm": nan, "strength": nan, "radius": nan, "coefficient": nan, "cosine": nan, "evaluations": 0})
 
@@ -123,26 +146,55 @@ class GradientRegularizer:
         return self._metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold for the schedules and counts to go on: plain numbers."""
-        return {"step": self._step, "evaluations": self._evaluations}
+        """What a checkpoint must hold to go on: plain numbers and, of a penalty that remembers, ``memory``: tensors by parameter name.
+
+        Raises:
+            RuntimeError: between ``backward`` and ``decoupled_step``, where half a step is pending.
+        """
+        self._correction.check_applied("state_dict()")
+        state: dict[str, Any] = {"step": self._step, "evaluations": self._evaluations}
+        if self.penalty is not None and self.penalty.has_memory:
+            state["memory"] = self._memory.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict()``'s result.
 
         Raises:
-            ValueError: a missing or unknown key, or a negative count.
+            ValueError: a missing or unknown key, a negative count, or a memory that does not fit the model.
         """
-        if set(state) != {"step", "evaluations"}:
-            raise ValueError(f"state must have the keys step and evaluations; got {sorted(state)}. Pass what state_dict() returned.")
+        remembers = self.penalty is not None and self.penalty.has_memory
+        keys = ["step", "evaluations", *(["memory"] if remembers else [])]
+        if set(state) != set(keys):
+            named = " and ".join(keys)
+            raise ValueError(f"state must have the keys {named}; got {sorted(state)}. Pass what state_dict() returned.")
         step = checks.whole("step", state["step"], minimum=0)
-        evaluations = checks.whole("evaluations", state["evaluations"], minimum=0)
-        self._step, self._evaluations = step, evaluations
+        evaluations = checks.non_negative("evaluations", state["evaluations"])
+        if remembers:
+            self._memory.load_state_dict(state["memory"])
+        self._step, self._evaluations = step, _whole(evaluations)
+        self._correction = Correction()
+
+    def decoupled_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """After ``optimizer.step()``: subtract ``lr·(P − g)`` from the parameters, the part that ``Decoupled`` keeps out of the optimizer.
+
+        ``lr`` is the present learning rate of each parameter's group. Nothing happens for other penalties, and after a step that a gradient
+        scaler skips, so a training loop may always call it.
+
+        Args:
+            optimizer: the optimizer of the model's parameters.
+
+        Raises:
+            ValueError: the optimizer does not hold a parameter that is to be changed.
+        """
+        self._correction.apply(optimizer)
 
     def backward(
         self,
         closure: Closure | Sequence[Closure],
         *,
         ascent: Closure | Sequence[Closure] | None = None,
+        ascent_share: float = 1.0,
         backward: Callable[[Tensor], object] | None = None,
         scaler: Scaler | None = None,
     ) -> Tensor:
@@ -153,8 +205,9 @@ class GradientRegularizer:
                 (micro-batches): their gradients add up, as those of successive ``loss.backward()`` calls do, and one perturbation is made
                 from the whole sum. Divide each loss by their number for the gradient of the mean.
             ascent: closure(s) from which the direction comes instead, usually a part of the batch: then ``closure`` is evaluated only at
-                the perturbed parameters if c = strength / radius = 1, and last of all at the unperturbed ones if not. Not for "exact" and
-                unit mixing.
+                the perturbed parameters if c = strength / radius = 1, and last of all at the unperturbed ones if not. Not for "exact",
+                for a mixing other than "plain", and for a direction that needs no gradient.
+            ascent_share: which part of the batch ``ascent`` evaluates, in (0, 1]: what it adds to ``metrics.evaluations``.
             backward: replaces ``loss.backward()``, for instance ``accelerator.backward``. It is called with a multiple of the loss and
                 must be linear in it. What it multiplies the loss with belongs to the objective, except for the scale of ``scaler``: the
                 division by ``gradient_accumulation_steps`` makes a sequence of closures the mean of its micro-batches.
@@ -168,55 +221,83 @@ class GradientRegularizer:
 
         Returns:
             The detached loss of the first pass at the unperturbed parameters, summed over the closures: what plain training would log.
-            (With ``ascent`` and c = 1 that is the ascent closures' loss, there being no other.)
+            (With ``ascent`` and c = 1 that is the ascent closures' loss, there being no other; for a direction that needs no gradient and
+            c = 1 it is the loss at the perturbed parameters.)
 
-        Cost: see ``GradientPenalty``; one evaluation at steps where the strength is 0.
+        Cost: see ``GradientPenalty.evaluations_at``; one evaluation at steps where the strength is 0.
 
         Raises:
             TypeError, ValueError: a closure that is not callable, returns no scalar or a loss without a gradient, or calls ``backward``.
+            RuntimeError: the last step's ``decoupled_step`` is missing.
         """
         closures = _closures("closure", closure)
         ascents = None if ascent is None else _closures("ascent", ascent)
+        share = checks.probability("ascent_share", ascent_share)
+        if ascents is None and share != 1.0:
+            raise ValueError(f"ascent_share must be left out without ascent; got {share:g}. Pass ascent=... too.")
         run = _checked(backward, scaler)
-        squared = self.penalty is not None and self.penalty.power == 2
-        if run is not None and scaler is None and squared and not self._checked_backward:
+        penalty, number = self.penalty, self._step
+        if run is not None and scaler is None and penalty is not None and not self._checked_backward and not _is_scale_free(penalty):
             run = _refuse_scaling(run)
         trainable = self.parameters
         if not trainable:
             raise ValueError("model must have at least one parameter with requires_grad=True; got none. Unfreeze some before this step.")
+        self._correction.check_applied("the next backward()")
+        strength = 0.0 if penalty is None else penalty.strength_at(number)
+        if penalty is not None and strength != 0.0 and ascents is not None:
+            penalty.check_ascent("closures")
+        self._check_averaging(strength)
 
-        strength = 0.0 if self.penalty is None else self.penalty.strength_at(self._step)
+        parallelism, perturbed = self._parallelism, [p for p in self._perturbed if p.requires_grad]
+        buffers = self._buffers if self.freeze_batch_statistics else None
+        random_numbers = RandomNumbers(p.device for p in trainable) if self.replay_rng else None
+        evaluation = Evaluation(parallelism, trainable, run, scaler, random_numbers)
         step = Step(
-            parallelism=self._parallelism,
+            number=number,
+            evaluation=evaluation,
+            grads=Grads(trainable, parallelism),
             closures=closures,
             ascents=ascents,
-            backward=run,
-            scaler=scaler,
-            trainable=trainable,
-            perturbed=[p for p in self._perturbed if p.requires_grad],
+            perturbed=perturbed,
+            places=self._places,
             perturbation=self._perturbation,
-            buffers=self._buffers if self.freeze_batch_statistics else None,
-            random_numbers=RandomNumbers(p.device for p in trainable) if self.replay_rng else None,
+            buffers=buffers,
+            memory=self._memory,
+            mask=self._mask,
             average_direction=self.scope == "global",
             measure_cosine=self.measure_cosine,
         )
+        self._memory.forget_proposals()
         with torch.enable_grad():
-            if self.penalty is None or strength == 0.0:
-                loss, norm = step.plain()
-            elif self.penalty.difference == "exact":
-                loss, norm = step.exact(self.penalty, strength)
+            if penalty is None or strength == 0.0 or (penalty.difference == "exact" and not perturbed):
+                loss, norm = step.plain(penalty)  # without perturbed parameters an exact penalty does not depend on anything
+            elif isinstance(penalty.mixing, Reuse) and penalty.reuses_at(number):
+                loss, norm = step.reusing(penalty, penalty.mixing)
+            elif penalty.difference == "exact":
+                loss, norm = DoubleBackward(evaluation, closures, perturbed, buffers, self.scope == "global").run(penalty, strength)
             else:
-                coefficient = cast(float, self.penalty.coefficient_at(self._step))
-                radius = cast(float, self.penalty.radius_at(self._step))
-                loss, norm = step.finite_difference(self.penalty, coefficient, radius)
+                coefficient, radius = cast(float, penalty.coefficient_at(number)), cast(float, penalty.radius_at(number))
+                loss, norm = step.finite_difference(penalty, coefficient, radius)
         self._checked_backward = True
-        self._record(strength, norm, step.cosine)
+        self._memory.commit(finite_only=scaler is not None)
+        self._correction.keep(step.correction, finite_only=scaler is not None)
+        self._record(strength, norm, step.cosine, None if ascents is None else share)
         return loss
 
-    def _record(self, strength: float, norm: Tensor | float, cosine: Tensor | float) -> None:
+    def _check_averaging(self, strength: float) -> None:
+        """Fail where the step needs gradients averaged over the ranks and the caller has switched that off."""
+        penalty, remedy = self.penalty, "build the regularizer with scope='local'"
+        if strength != 0.0 and self.scope == "global":
+            self._parallelism.check_averaging("scope must be 'local'", "'global'", remedy)
+        if penalty is not None and (penalty.has_memory or isinstance(penalty.mixing, GradientMixing)):
+            rule = "penalty must neither remember gradients nor mix them otherwise than by a sum"
+            self._parallelism.check_averaging(rule, str(penalty), "use another penalty")
+
+    def _record(self, strength: float, norm: Tensor | float, cosine: Tensor | float, ascent_share: float | None) -> None:
         radius = coefficient = None
         if self.penalty is not None:
-            self._evaluations += self.penalty.evaluations_at(self._step)
+            share = {} if ascent_share is None else {"ascent_share": ascent_share}
+            self._evaluations = _whole(self._evaluations + self.penalty.evaluations_at(self._step, **share))
             radius, coefficient = self.penalty.radius_at(self._step), self.penalty.coefficient_at(self._step)
         else:
             self._evaluations += 1
@@ -232,6 +313,28 @@ class GradientRegularizer:
                 "evaluations": self._evaluations,
             }
         )
+
+
+def _remembered_kinds(penalty: GradientPenalty | None) -> dict[str, torch.dtype | None]:
+    """What ``penalty`` remembers of each parameter, and in which dtype if not the parameter's own."""
+    kinds: dict[str, torch.dtype | None] = {}
+    if penalty is not None and penalty.direction.has_memory:
+        kinds[directions.KIND] = None
+    if penalty is not None and isinstance(penalty.mixing, Reuse):
+        kinds[mixing.KIND] = None
+    if penalty is not None and penalty.mask is not None and penalty.mask.has_memory:
+        kinds[masks.KIND] = torch.bool
+    return kinds
+
+
+def _is_scale_free(penalty: GradientPenalty) -> bool:
+    """Whether an unannounced factor on all gradients of a step only multiplies its result."""
+    return penalty.power == 1 and not penalty.has_memory and not isinstance(penalty.mixing, Decoupled)
+
+
+def _whole(count: float) -> int | float:
+    """``count`` as an int if it is whole."""
+    return int(count) if float(count).is_integer() else count
 
 
 def _checked(backward: Callable[[Tensor], object] | None, scaler: Scaler | None) -> Callable[[Tensor], object] | None:

@@ -1,30 +1,28 @@
-"""One step: running the closures at the places of a plan and gathering the weighted gradients in ``.grad``."""
+"""One step: running the passes of a plan and gathering the weighted gradients in ``.grad``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from gradreg import checks
+from gradreg.directions import Friendly, Random, Remembered
+from gradreg.mixing import Decoupled, Reuse, SurrogateGap
 from gradreg.penalties import GradientPenalty
+from gradreg.torch import directions, mixing
 from gradreg.torch.alignment import Alignment
-from gradreg.torch.parallel import Parallelism, is_sharded, local_shards, placed_like
-from gradreg.torch.passes import plan
-from gradreg.torch.perturbation import Perturbation, gradient_norm, ratio_or_zero, safe_ratio
-from gradreg.torch.replay import ForwardBuffers, RandomNumbers
-
-Closure: TypeAlias = Callable[[], Tensor]
-"""Runs a forward pass and returns the scalar loss, without calling ``backward``."""
-
-
-class Scaler(Protocol):
-    """What multiplies the loss so that its gradients do not underflow: a ``torch.amp.GradScaler``, or any object with this method."""
-
-    def scale(self, outputs: Tensor) -> Tensor: ...
+from gradreg.torch.directions import Ascent
+from gradreg.torch.evaluation import Closure, Evaluation
+from gradreg.torch.gradients import Gradients, Grads
+from gradreg.torch.masks import SparseMask
+from gradreg.torch.memory import Memory
+from gradreg.torch.norms import gradient_norm, ratio_or_zero
+from gradreg.torch.parallel import local_shards
+from gradreg.torch.passes import Plan, plan
+from gradreg.torch.perturbation import Perturbation
+from gradreg.torch.replay import ForwardBuffers
 
 
 @dataclass
@@ -32,260 +30,260 @@ class Step:
     """What one call of ``GradientRegularizer.backward`` works on.
 
     Args:
-        parallelism: averages gradients over ranks, and drops copies of moved parameters.
+        number: the optimizer step.
+        evaluation: evaluates the closures.
+        grads: what they leave in ``.grad``.
         closures: the micro-batches.
         ascents: the closures of the direction, or None for ``closures``.
-        backward: called with a multiple of the loss in place of ``loss.backward()``, or None for that; it may multiply the loss further.
-        scaler: what ``backward`` multiplies the loss with beyond the objective's own factors, or None for nothing.
-        trainable: the parameters that require a gradient.
-        perturbed: those among them that are moved and counted in the norm.
+        perturbed: the parameters that are moved and counted in the norm.
+        places: the place of each parameter in the model.
         perturbation: moves and restores them.
         buffers: the buffers that only the first pass may change, or None to let every pass change them.
-        random_numbers: the generators to replay, or None to let every pass draw afresh.
+        memory: what earlier steps left.
+        mask: which coordinates are moved, or None for all.
         average_direction: under data parallelism, average the first gradient over the ranks before it becomes the direction.
         measure_cosine: measure the cosine between the first gradient and the next.
         cosine: what was measured; NaN if nothing was.
+        correction: what ``Decoupled`` leaves to be applied beside the optimizer, without the loss scale.
     """
 
-    parallelism: Parallelism
+    number: int
+    evaluation: Evaluation
+    grads: Grads
     closures: Sequence[Closure]
     ascents: Sequence[Closure] | None
-    backward: Callable[[Tensor], object] | None
-    scaler: Scaler | None
-    trainable: list[nn.Parameter]
     perturbed: list[nn.Parameter]
+    places: Mapping[nn.Parameter, int]
     perturbation: Perturbation
     buffers: ForwardBuffers | None
-    random_numbers: RandomNumbers | None
+    memory: Memory
+    mask: SparseMask | None
     average_direction: bool
     measure_cosine: bool
     cosine: float | Tensor = float("nan")
-    _drawn: dict[int, list[list[Tensor]]] = field(default_factory=dict)
+    correction: Gradients = field(default_factory=dict)
 
-    def plain(self) -> tuple[Tensor, Tensor | float]:
-        """One pass, as without a penalty: returns the loss and the gradient's norm (NaN if ``.grad`` held something before)."""
-        fresh = all(p.grad is None for p in self.trainable)
-        loss = self._run(self.closures, 1.0, synchronise=True)
-        return loss, self._unscaled(gradient_norm(self._gradients()[1])) if fresh else float("nan")
+    def plain(self, penalty: GradientPenalty | None) -> tuple[Tensor, Tensor | float]:
+        """One pass, as without a penalty: returns the loss and the gradient's norm (NaN if ``.grad`` held something before).
 
-    def finite_difference(self, penalty: GradientPenalty, coefficient: float, radius: float) -> tuple[Tensor, Tensor]:
+        What ``penalty`` remembers takes in the gradient.
+        """
+        if penalty is None or not penalty.direction.has_memory:
+            fresh = all(p.grad is None for p in self.evaluation.trainable)
+            loss = self.evaluation.run(self.closures, 1.0, synchronise=True)
+            return loss, self._plain_norm() if fresh else float("nan")
+        return self._alone(penalty, reused=None)
+
+    def reusing(self, penalty: GradientPenalty, reuse: Reuse) -> tuple[Tensor, Tensor | float]:
+        """One pass, to whose gradient the reused part of an earlier one is added; returns the loss and the plain gradient's norm."""
+        return self._alone(penalty, reused=reuse)
+
+    def _alone(self, penalty: GradientPenalty, reused: Reuse | None) -> tuple[Tensor, Tensor | float]:
+        """One pass whose gradient is looked at apart from what was in ``.grad`` before."""
+        earlier = self.grads.set_aside(overwritten=True)
+        try:
+            loss = self.evaluation.run(self.closures, 1.0, synchronise=True)
+        except BaseException:
+            self.grads.put_back(earlier)
+            raise
+        norm = self._plain_norm()
+        self._remember(penalty)
+        if reused is not None:
+            self.grads.settle()
+            gradients = self.grads.shards()
+            parameters = list(gradients)
+            mixing.add_reused(list(gradients.values()), self.memory.shards(mixing.KIND, parameters), reused.a, parameters)
+        self.grads.add_after_averaging(earlier)
+        return loss, norm
+
+    def _plain_norm(self) -> Tensor:
+        return self.evaluation.unscaled(gradient_norm(list(self.grads.of(self.perturbed).values())))
+
+    def finite_difference(self, penalty: GradientPenalty, coefficient: float, radius: float) -> tuple[Tensor, Tensor | float]:
         """The passes of ``plan``: returns the loss at the unperturbed parameters and the norm of the gradient there.
 
-        The first gradient arrives already weighted (its loss is), and the others accumulate onto it, so one gradient is all that is held.
+        The first gradient arrives already weighted (its loss is), and the others accumulate onto it, so one gradient is all that is held,
+        unless the mixing needs it aside. Without a pass at the unperturbed parameters, the loss is the moved one and the norm NaN.
         """
-        if self.ascents is not None and penalty.mixing == "unit":
-            raise ValueError(
-                "ascent must be None with mixing='unit', which needs the plain gradient first; got closures. Use mixing='plain'."
-            )
-        steps = plan(penalty, coefficient, separate_ascent=self.ascents is not None)
-        if self.average_direction:
-            self.parallelism.check_averaging()
-        earlier = [p.grad for p in self.trainable]
-        if self.average_direction and self.parallelism.reuses_gradients:
-            earlier = [None if g is None else g.clone() for g in earlier]
-        for p in self.trainable:
-            p.grad = None
+        passes = plan(penalty, coefficient, separate_ascent=self.ascents is not None)
+        alone = passes.keeps_first == "aside" or isinstance(penalty.direction, Remembered)
+        earlier = self.grads.set_aside(overwritten=alone or self.average_direction)
         try:
-            first, *others = steps.passes
             if self.buffers is not None:
                 self.buffers.watch()
-            direction = self.closures if self.ascents is None else self.ascents
-            loss = self._run(direction, first.weight, synchronise=self.average_direction)
-            if self.buffers is not None:
-                self.buffers.keep()
-            moved, gradients = self._gradients()
-            norm = gradient_norm(gradients)
-            overflow = self.scaler is not None and not torch.isfinite(norm)
-            place = others[0].place
-            if penalty.power == 1:
-                # The weighted gradient is w·g and its norm |w|·‖g‖: the sign of w is all that is left of it, and nothing of a loss scale.
-                distance: float | Tensor = safe_ratio(place * (radius if first.weight > 0 else -radius), norm)
-            else:
-                distance = place * radius / first.weight / self._scale(norm)
-            if not overflow:
-                self.perturbation.move(moved, gradients, distance)
-                self.parallelism.drop_copies()
-            alignment = Alignment(moved, gradients, first.weight) if self.measure_cosine else None
-            del gradients  # or the first gradient would live on beside the second
-            if not steps.keeps_first:
-                for p in self.trainable:
-                    p.grad = None
-            elif penalty.mixing == "unit":
-                kept = [p.grad for p in self.trainable if p.grad is not None]
-                torch._foreach_mul_(local_shards(kept), self._scaled(ratio_or_zero(1.0 - coefficient, norm)))
-            for i, this in enumerate(others):
+            loss, norm, overflow, aside, alignment = self._to_the_first_place(penalty, passes, coefficient, radius)
+            for _ in range(1, passes.ascent_steps):
+                overflow = self._ascend_further(penalty, radius, overflow)
+            place = passes.moved[0].place
+            for i, this in enumerate(passes.moved):
                 if this.place == 0:
                     self.perturbation.restore()
                 elif this.place != place:
                     self.perturbation.mirror()
                 if this.place != place:
-                    self.parallelism.drop_copies()
+                    self.evaluation.parallelism.drop_copies()
                 place = this.place
-                last = i == len(others) - 1
-                if last:
-                    self._add_to_gradients(earlier)
+                last = i == len(passes.moved) - 1
+                if last and not alone:
+                    self.grads.add(earlier)  # before the pass, so that both are synchronised
                 # After an overflow the parameters stay where they are (other ranks may be waiting in this pass), and NaN tells the scaler.
                 if alignment is not None and i == 0:
                     alignment.before_pass()
-                evaluated = self._run(self.closures, float("nan") if overflow else this.weight, synchronise=last)
+                evaluated = self.evaluation.run(self.closures, float("nan") if overflow else this.weight, synchronise=last)
                 if alignment is not None and i == 0:
                     self.cosine = alignment.after_pass(this.weight)
-                if this.place == 0:
+                if loss is None and self.buffers is not None:
+                    self.buffers.keep()
+                if loss is None or this.place == 0:
                     loss = evaluated
+            if alone:
+                self._mix(penalty, aside, passes.at_theta)
+                if isinstance(penalty.direction, Remembered):
+                    self._remember(penalty)
+                self.grads.add_after_averaging(earlier)
         except BaseException:
-            for p, gradient in zip(self.trainable, earlier, strict=True):
-                p.grad = gradient
+            self.grads.put_back(earlier)
             raise
         finally:
             self.perturbation.restore()
-            self.parallelism.drop_copies()
+            self.evaluation.parallelism.drop_copies()
             if self.buffers is not None:
                 self.buffers.restore()
-        return loss, self._unscaled(norm if first.weight == 1.0 else norm / abs(first.weight))
+        assert loss is not None  # a plan has a moved pass
+        return loss, norm
 
-    def exact(self, penalty: GradientPenalty, strength: float) -> tuple[Tensor, Tensor | float]:
-        """Double backward of ⟨g(θ), d⟩ with d held fixed, added to the loss: its gradient is g + strength·H·d."""
-        if self.ascents is not None:
-            raise ValueError("ascent must be None for an exact penalty, which takes no finite step; got closures. Use fgr() or gnp().")
-        if not self.perturbed:  # all that were selected are frozen: the penalty does not depend on anything
-            return self.plain()
-        if any(is_sharded(p) for p in self.perturbed):
-            raise ValueError(
-                "difference='exact' needs whole parameters, for the graph of a backward pass does not reach their shards; got DTensors. "
-                "Use gradreg.cgr(gamma=..., epsilon=...), or fgr, which need only first derivatives."
-            )
-        if self.average_direction:
-            self.parallelism.check_averaging()
-        direction: list[Tensor | None] | None = None
-        single = len(self.closures) == 1
-        if self.buffers is not None and not single:
-            self.buffers.watch()
-        try:
-            if not single:
-                direction = self._summed_gradient()
-                if self.buffers is not None:
-                    self.buffers.keep()
-            return self._double_backward(penalty, strength, direction)
-        except RuntimeError as error:
-            if any(words in str(error) for words in ("derivative for", "double backward", "differentiate twice")):
-                raise RuntimeError(
-                    f"difference='exact' needs every operation to be twice differentiable; PyTorch says: {error}. "
-                    "Use gradreg.fgr(gamma=..., epsilon=...), which needs only first derivatives."
-                ) from error
-            raise
-        finally:
-            if self.buffers is not None and not single:
-                self.buffers.restore()
-
-    def _double_backward(self, penalty: GradientPenalty, strength: float, direction: list[Tensor | None] | None) -> tuple[Tensor, Tensor]:
-        losses: list[Tensor] = []
-        held: list[Tensor | None] = []
-        norm = torch.zeros(())
-        factor: float | Tensor = 0.0
-        for i in range(len(self.closures)):
-            with self.parallelism.synchronised(i == len(self.closures) - 1):
-                loss = self._evaluate(self.closures, i)
-                gradients = torch.autograd.grad(self._scaled(loss), self.perturbed, create_graph=True, allow_unused=True)
-                if i == 0:
-                    held = direction if direction is not None else [None if g is None else g.detach() for g in gradients]
-                    if self.average_direction:
-                        held = self._averaged(held)
-                    norm = self._unscaled(gradient_norm([d for d in held if d is not None]))
-                    factor = (strength if penalty.power == 2 else safe_ratio(strength, norm)) / self._scale(norm) / self._scale(norm)
-                pairs = [(g, d) for g, d in zip(gradients, held, strict=True) if g is not None and d is not None]
-                correction = factor * sum(((g * d).sum() for g, d in pairs), start=torch.zeros_like(loss))
-                if penalty.power == 2 and self.backward is not None and pairs:
-                    # `backward` may divide the loss, as the objective asks; γ/2·‖g‖² divides twice. The product tells by how much.
-                    correction.register_hook(lambda received: received * self._unscaled(received))
-                self._backward(loss + correction, 1.0)
-                losses.append(loss.detach())
-        return _total(losses), norm
-
-    def _averaged(self, direction: list[Tensor | None]) -> list[Tensor | None]:
-        whole = [torch.zeros_like(p) if d is None else d for d, p in zip(direction, self.perturbed, strict=True)]
-        self.parallelism.average(whole)
-        return list(whole)
-
-    def _summed_gradient(self) -> list[Tensor | None]:
-        total: list[Tensor | None] = [None] * len(self.perturbed)
-        for i in range(len(self.closures)):
-            with self.parallelism.synchronised(False):
-                loss = self._scaled(self._evaluate(self.closures, i))
-                gradients = torch.autograd.grad(loss, self.perturbed, allow_unused=True)
-            total = [t if g is None else g if t is None else t + g for t, g in zip(total, gradients, strict=True)]
-        return total
-
-    def _scaled(self, value: Tensor) -> Tensor:
-        """``value`` times the loss scale."""
-        return value if self.scaler is None else self.scaler.scale(value)
-
-    def _unscaled(self, value: Tensor) -> Tensor:
-        """``value`` divided by the loss scale."""
-        return value if self.scaler is None else value / self._scale(value)
-
-    def _scale(self, like: Tensor) -> float | Tensor:
-        """The loss scale on the device of ``like``; nobody waits for its value."""
-        return 1.0 if self.scaler is None else self.scaler.scale(torch.ones((), dtype=like.dtype, device=like.device))
-
-    def _run(self, closures: Sequence[Closure], weight: float, *, synchronise: bool) -> Tensor:
-        """Forward and backward through every closure, ``weight`` times its gradient accumulating; returns the summed, detached loss."""
-        losses: list[Tensor] = []
-        for i in range(len(closures)):
-            with self.parallelism.synchronised(synchronise and i == len(closures) - 1):
-                loss = self._evaluate(closures, i)
-                losses.append(loss.detach().clone())  # CUDA graphs of torch.compile reuse its memory in the next pass
-                self._backward(loss, weight)
-        return _total(losses)
-
-    def _backward(self, loss: Tensor, weight: float) -> None:
-        if self.backward is not None:
-            self.backward(loss if weight == 1.0 else loss * weight)
-            return
-        scaled = self._scaled(loss)
-        scaled.backward(None if weight == 1.0 else torch.full_like(scaled, weight))
-
-    def _evaluate(self, closures: Sequence[Closure], i: int) -> Tensor:
-        """The checked loss of closure ``i``, under the random numbers of its first evaluation in this step."""
-        fresh = i == 0 and all(p.grad is None for p in self.trainable)
-        if self.random_numbers is not None:
-            drawn = self._drawn.setdefault(id(closures), [])
-            if i < len(drawn):
-                self.random_numbers.restore(drawn[i])
+    def _to_the_first_place(
+        self, penalty: GradientPenalty, passes: Plan, coefficient: float, radius: float
+    ) -> tuple[Tensor | None, Tensor | float, bool, Gradients, Alignment | None]:
+        """The first pass, if there is one, and the first move: loss, norm of the gradient, overflow, gradient held aside, alignment."""
+        radius = passes.moved[0].place * radius
+        if passes.first is None:
+            self._move(penalty, self._without_gradient(penalty), radius)
+            return None, float("nan"), False, {}, None
+        weight = passes.first.weight
+        loss = self.evaluation.run(self._direction_closures, weight, synchronise=self.average_direction)
+        if self.buffers is not None:
+            self.buffers.keep()
+        first = self.grads.of(self.perturbed)
+        norm = gradient_norm(list(first.values()))
+        agreed = self.grads.agreed(averaged=self.average_direction) if self._looks_at_gradients(penalty, passes) else {}
+        overflow = self._overflows(norm)
+        if not overflow:
+            if penalty.direction.needs_gradient:
+                ascent = Ascent(list(first), local_shards(list(first.values())), norm, weight, self.evaluation.scale(norm))
+                self._move(penalty, self._along(penalty, ascent, agreed), radius)
             else:
-                drawn.append(self.random_numbers.capture())
-        loss = closures[i]()
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"closure must return the loss as a tensor; got {checks.describe(loss)}. Return loss, not loss.item().")
-        if loss.numel() != 1:
-            raise ValueError(
-                f"closure must return a scalar loss; got a tensor of shape {tuple(loss.shape)}. Reduce it with .mean() or .sum()."
-            )
-        if fresh and any(p.grad is not None for p in self.trainable):
-            raise ValueError("closure must only run the forward pass; it called backward() itself. Return the loss and leave that out.")
-        if not loss.requires_grad:
-            raise ValueError(
-                "closure must return a loss that requires grad; got one that does not depend on any trainable parameter. "
-                "Compute it from the model's output, without torch.no_grad() or .detach()."
-            )
-        return loss if loss.dim() == 0 else loss.reshape(())
+                self._move(penalty, self._without_gradient(penalty), radius)
+        alignment = Alignment(list(first), list(first.values()), weight) if self.measure_cosine else None
+        del first  # or the first gradient would live on beside the second
+        if passes.keeps_first == "aside":
+            if self.average_direction and self.evaluation.parallelism.reuses_gradients:
+                agreed = {p: g.clone() for p, g in agreed.items()}
+        else:
+            agreed = {}
+        if passes.keeps_first != "accumulated":
+            self.grads.clear()
+        elif penalty.mixing == "unit":
+            kept = list(self.grads.shards().values())
+            torch._foreach_mul_(kept, self.evaluation.scaled(ratio_or_zero(1.0 - coefficient, norm)))
+        return loss, self.evaluation.unscaled(norm if weight == 1.0 else norm / abs(weight)), overflow, agreed, alignment
 
-    def _gradients(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The perturbed parameters that have a gradient, and their gradients."""
-        pairs = [(p, p.grad) for p in self.perturbed if p.grad is not None]
-        parameters: list[Tensor] = [p for p, _ in pairs]
-        return parameters, placed_like([g for _, g in pairs], parameters)
+    @property
+    def _direction_closures(self) -> Sequence[Closure]:
+        return self.closures if self.ascents is None else self.ascents
 
-    def _add_to_gradients(self, earlier: Sequence[Tensor | None]) -> None:
-        """Before the last pass: add what ``.grad`` held before the step to what this step has gathered, so that both are synchronised."""
-        both: list[tuple[Tensor, Tensor]] = []
-        for p, before in zip(self.trainable, earlier, strict=True):
-            if before is not None and p.grad is None:
-                p.grad = before.clone()
-            elif before is not None and p.grad is not None:
-                both.append((p.grad, before))
-        if both:
-            torch._foreach_add_(local_shards([g for g, _ in both]), local_shards([g for _, g in both]))
+    def _looks_at_gradients(self, penalty: GradientPenalty, passes: Plan) -> bool:
+        """Whether something but the move depends on the first gradient, on which all ranks must then agree."""
+        chooses = self.mask is not None and self.mask.looks_at_gradients(self.number)
+        return passes.keeps_first == "aside" or isinstance(penalty.direction, Friendly) or chooses
 
+    def _overflows(self, norm: Tensor) -> bool:
+        return self.evaluation.scaler is not None and not torch.isfinite(norm)
 
-def _total(losses: Sequence[Tensor]) -> Tensor:
-    return losses[0] if len(losses) == 1 else torch.stack(list(losses)).sum()
+    def _without_gradient(self, penalty: GradientPenalty) -> Ascent:
+        if isinstance(penalty.direction, Random):
+            return self._masked(directions.drawn(penalty.direction, self.number, self.perturbed, self.places), {})
+        return self._masked(directions.remembered(self.memory, self.perturbed), {})
+
+    @torch.no_grad()
+    def _along(self, penalty: GradientPenalty, ascent: Ascent, agreed: Gradients) -> Ascent:
+        """``ascent`` along the gradient turned into the penalty's direction; what is remembered takes in ``agreed``."""
+        counted = set(self.perturbed)
+        agreed = {p: g for p, g in agreed.items() if p in counted}
+        average: list[Tensor] = []
+        if isinstance(penalty.direction, Friendly) and agreed:
+            fresh = self._averaged(penalty.direction.beta, agreed, ascent.weight)
+            average = [fresh[p] for p in ascent.parameters]
+        return self._masked(directions.along_gradient(penalty.direction, ascent, average), agreed)
+
+    def _masked(self, ascent: Ascent, agreed: Gradients | None) -> Ascent:
+        """``ascent`` without the coordinates that are not to be moved, chosen by ``agreed`` or, with None, as before; its norm stays."""
+        if self.mask is not None and ascent.vectors:
+            masks = self.mask.again(ascent.parameters) if agreed is None else self.mask.at(self.number, ascent.parameters, agreed)
+            ascent.vectors = list(torch._foreach_mul(ascent.vectors, masks))
+        return ascent
+
+    def _move(self, penalty: GradientPenalty, ascent: Ascent, radius: float) -> None:
+        self.perturbation.move(ascent.parameters, ascent.vectors, ascent.distance(penalty.power, radius / penalty.ascent_steps))
+        self.evaluation.parallelism.drop_copies()
+
+    def _ascend_further(self, penalty: GradientPenalty, radius: float, overflow: bool) -> bool:
+        """One more ascent step, from where the last one ended; returns whether anything has overflowed by now."""
+        kept = self.grads.set_aside(overwritten=self.average_direction)
+        self.evaluation.run(self._direction_closures, 1.0, synchronise=self.average_direction)
+        gradients = self.grads.of(self.perturbed)
+        norm = gradient_norm(list(gradients.values()))
+        overflow = overflow or self._overflows(norm)
+        if not overflow:
+            ascent = Ascent(list(gradients), local_shards(list(gradients.values())), norm, 1.0, self.evaluation.scale(norm))
+            self._move(penalty, self._masked(ascent, None), radius)
+        self.grads.put_back(kept)
+        return overflow
+
+    def _mix(self, penalty: GradientPenalty, aside: Gradients, at_theta: float) -> None:
+        """Turn what the moved passes gathered into the result, with the plain gradient that was held ``aside``."""
+        if not aside:
+            return
+        if at_theta != 0.0:
+            for p in aside:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p, requires_grad=False)
+        self.grads.settle()
+        shards = self.grads.shards()
+        parameters = [p for p in aside if p in shards]
+        result, plain = [shards[p] for p in parameters], [aside[p] for p in parameters]
+        if not parameters:
+            return
+        if at_theta != 0.0:
+            torch._foreach_add_(result, plain, alpha=at_theta)
+        if isinstance(penalty.mixing, SurrogateGap):
+            mixing.surrogate_gap(result, plain, penalty.mixing.a, parameters)
+        elif isinstance(penalty.mixing, Reuse):
+            part = mixing.orthogonal_part(result, plain, parameters)
+            self.memory.propose(mixing.KIND, parameters, self._without_scale(part))
+        elif isinstance(penalty.mixing, Decoupled):
+            correction = self._without_scale(torch._foreach_sub(result, plain))
+            self.correction = dict(zip(parameters, correction, strict=True))
+            torch._foreach_copy_(result, plain)
+            torch._foreach_add_(result, correction, alpha=0.0)  # 0, or NaN where a moved pass overflowed: a scaler must see that
+
+    def _without_scale(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        scale = self.evaluation.scale(tensors[0])
+        return list(tensors) if isinstance(scale, float) else list(torch._foreach_mul(list(tensors), 1.0 / scale))
+
+    def _remember(self, penalty: GradientPenalty) -> None:
+        """Have what is remembered take in ``.grad``."""
+        direction = penalty.direction
+        if isinstance(direction, (Friendly, Remembered)):
+            decay = direction.beta if isinstance(direction, Friendly) else direction.decay
+            self._averaged(decay, self.grads.shards(self.perturbed), 1.0)
+
+    def _averaged(self, decay: float, gradients: Gradients, weight: float) -> Gradients:
+        """The average with ``gradients``, which carry ``weight`` and the loss scale, taken in: what the memory is to hold."""
+        if not gradients:
+            return {}
+        parameters, shards = list(gradients), list(gradients.values())
+        factor = 1.0 / (weight * self.evaluation.scale(shards[0]))
+        fresh = directions.averaged(self.memory, decay, parameters, shards, factor)
+        self.memory.propose(directions.KIND, parameters, fresh)
+        return dict(zip(parameters, fresh, strict=True))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from argparse import SUPPRESS, ArgumentError
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any
+from argparse import ArgumentError
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from gradreg import checks
 from gradreg.train.configuration import Config
@@ -22,24 +25,30 @@ class CommandParser:
         command: the command's name, for usage and errors.
         description: what it does, for ``--help``.
         default_recipe: the recipe taken when none is named; None makes it obligatory.
+        positional: name and explanation of the positional argument, where it is not a recipe.
     """
 
-    def __init__(self, command: str, description: str, *, default_recipe: str | None = None) -> None:
+    def __init__(
+        self, command: str, description: str, *, default_recipe: str | None = None, positional: tuple[str, str] | None = None
+    ) -> None:
         self.options = ArgumentParser(prog=f"gradreg {command}", description=description, exit_on_error=False, allow_abbrev=False)
         optional: dict[str, Any] = {} if default_recipe is None else {"nargs": "?", "default": default_recipe}
-        explanation = "name of a shipped recipe, or path of a YAML file with the keys below"
-        self.options.add_argument("recipe", metavar="RECIPE", type=str, help=explanation, **optional)
-        _add_configuration(self.options)
+        name, explanation = positional or ("recipe", "name of a shipped recipe, or path of a YAML file with the keys below")
+        self.options.add_argument(name, metavar=name.upper(), type=str, help=explanation, **optional)
+        self.options.add_class_arguments(Config)
 
     def parse(self, words: Sequence[str]) -> dict[str, Any]:
         """The command's own options (and nothing of the configuration) as a dictionary."""
-        values = _parse(self.options, words)
-        return {k: v for k, v in values.items() if k not in _KEYS}
+        return {k: v for k, v in vars(_parse(self.options, words)).items() if k not in _KEYS}
 
     def settings(self, words: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
         """All keys of the configuration: the defaults, under the recipe's ``base``, under what ``words`` override."""
-        values = _parse(self.options, [f"--config={yaml.safe_dump(dict(base))}", *words])
-        return {k: v for k, v in values.items() if k in _KEYS}
+        below = _typed(base)
+        values = _parse(self.options, words, base=below)
+        for key in _FREE:
+            if not any(re.match(rf"--{re.escape(key)}([.=]|$)", word) for word in words):
+                values[key] = below[key]
+        return {k: v for k, v in values.as_dict().items() if k in _KEYS}
 
 
 def configuration(settings: Mapping[str, Any]) -> Config:
@@ -48,40 +57,114 @@ def configuration(settings: Mapping[str, Any]) -> Config:
     Raises:
         ValueError, TypeError: naming the key, the rule, the value received and the remedy.
     """
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    _add_configuration(parser)
-    try:
-        built = parser.instantiate(parser.parse_args([f"--config={yaml.safe_dump(dict(settings))}"]))
-    except ArgumentError as error:
-        raise ValueError(_message(error)) from error
+    values = _typed(settings)
+    free = {key: values[key] for key in _FREE}
+    for key in _FREE:
+        values[key] = {}
+    built = _plain_parser().instantiate(values)
+    for key, value in free.items():
+        block, _, option = key.rpartition(".")
+        setattr(built[block] if block else built, option, value)
     return Config(**{key: built[key] for key in _KEYS})
 
 
 _KEYS = [f.name for f in fields(Config)]
+_BLOCKS = [name for name, kind in get_type_hints(Config).items() if is_dataclass(kind)]
+_FREE = ("model", "penalty", "optimizer.options", "schedule.options")
+"""Mappings whose keys models, penalties and timm define. jsonargparse would read their strings as YAML once more: "1e3" is no number."""
 
 
-def _add_configuration(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help=SUPPRESS)
+@cache
+def _plain_parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Config)
+    return parser
 
 
-def _parse(parser: ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
+def _typed(settings: Mapping[str, Any]) -> Namespace:
+    """All keys of the configuration, those of ``settings`` checked against their types, and the defaults of the others."""
+    for key, value in settings.items():
+        _check_plain(str(key), value)
+    _check_shape(Config, settings)
+    typed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    free: dict[str, Any] = {}
+    for key in _FREE:
+        block, _, option = key.rpartition(".")
+        inside = typed.get(block, {}) if block else typed
+        if option in inside:
+            free[key] = inside.pop(option)
+    with _errors_in_words():
+        values = _plain_parser().parse_object(typed)
+    for key, value in free.items():
+        values[key] = copy.deepcopy(value)
+    return values
+
+
+def _check_shape(schema: type, content: Mapping[str, Any], prefix: str = "") -> None:
+    """Fail where a mapping or a null is not what it should be: jsonargparse looks into neither."""
+    types = get_type_hints(schema)
+    for key, value in content.items():
+        kind, where = types.get(key), f"{prefix}{key}"
+        if kind is None:
+            continue
+        accepted = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        if value is None and type(None) not in accepted:
+            raise TypeError(f"{where} must not be null. Leave it out for its default.")
+        mapping = is_dataclass(kind) or any(get_origin(option) is dict for option in accepted)
+        if value is None or not mapping:
+            continue
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{where} must be a mapping of keys to values; got {checks.describe(value)}.")
+        if is_dataclass(kind):
+            _check_shape(kind, value, f"{where}.")  # type: ignore[arg-type]
+
+
+def _check_plain(where: str, value: object, around: tuple[int, ...] = ()) -> None:
+    """Fail on what cannot be written down and read again: YAML also has dates, sets, keys that are no names, and cycles."""
+    if isinstance(value, (Mapping, list)):
+        if id(value) in around:
+            raise ValueError(f"{where} must not be a part of itself. Write out what the alias stands for.")
+        if isinstance(value, Mapping) and not all(isinstance(name, str) for name in value):
+            raise TypeError(f"{where} must be a mapping of keys to values; got {checks.describe(value)}.")
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, part in parts:
+            _check_plain(f"{where}.{name}", part, (*around, id(value)))
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where} must be text that UTF-8 can hold; got {value!r}. Rename it.") from error
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        raise TypeError(
+            f"{where} must be made of numbers, texts, lists and mappings; got {checks.describe(value)}. Quote it to make it text."
+        )
+    elif value != value and not where.startswith("penalty."):  # a penalty speaks for itself
+        raise ValueError(f"{where} must be finite; got nan.")
+
+
+def _parse(parser: ArgumentParser, words: Sequence[str], *, base: Namespace | None = None) -> Namespace:
     spelled = {option[2:].replace("-", "_"): option[2:] for option in parser._option_string_actions if "-" in option[2:]}
-    known = [spelled.get(key, key) for key in parser.get_defaults().keys(branches=True) if key != "config"]
+    known = [spelled.get(key, key) for key in parser.get_defaults().keys(branches=True)]
     for word in words:
         key = word[2:].partition("=")[0]
-        free = key.startswith(("model.", "penalty.", "optimizer.options."))
-        if word.startswith("--") and key not in ("", "help", "config", "print_config") and key not in known and not free:
-            options = [f"--{k}" for k in known if k not in ("recipe", "data", "augmentation", "optimizer", "schedule", "weight_decay")]
+        free = key.startswith(tuple(f"{mapping}." for mapping in _FREE))
+        if word.startswith("--") and key not in ("", "help") and key not in known and not free:
+            options = [f"--{k}" for k in known if k not in ("recipe", *_BLOCKS)]
             raise ValueError(checks.unknown("option", word.partition("=")[0], options))
+    with _errors_in_words():
+        return parser.parse_args(list(words), namespace=copy.deepcopy(base))
+
+
+@contextmanager
+def _errors_in_words() -> Iterator[None]:
+    """What jsonargparse raises, as a ``ValueError`` that a user can read."""
     try:
-        values = parser.parse_args(list(words)).as_dict()
+        yield
     except ArgumentError as error:
-        raise ValueError(_message(error)) from error
-    return {k: v for k, v in values.items() if k != "config"}
-
-
-def _message(error: ArgumentError) -> str:
-    text = " ".join(str(error.message).split()).replace("Parser key", "key")
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
-    return f"{text} (gradreg train --help explains every key)"
+        text = " ".join(str(error.message).split()).replace("Parser key", "key")
+        text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
+        raise ValueError(f"{text} (gradreg train --help explains every key)") from error
+    except RecursionError as error:
+        raise ValueError("a key must not be a part of itself; got an alias within what it stands for. Write it out.") from error
+    except OverflowError as error:
+        raise ValueError("a number must be < 1.8e308; got one that is larger. Write a smaller one, or null.") from error

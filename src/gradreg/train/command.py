@@ -1,58 +1,101 @@
-"""``gradreg train RECIPE``: one run, with any key overridden, and its folder."""
+"""``gradreg train RECIPE``: one run, with any key overridden, and its folder; ``gradreg train --resume RUN`` goes on with one."""
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gradreg.train import recipe as recipes
 from gradreg.train.arguments import CommandParser, configuration
+from gradreg.train.configuration import Config
+from gradreg.train.penalty import recipe_penalty
 
-DESCRIPTION = "Train one recipe. Every key can be overridden, as in --optimizer.lr 0.1 or --penalty '{name: sam, rho: 0.05}'."
+DESCRIPTION = (
+    "Train one recipe. Every key can be overridden, as in --optimizer.lr 0.1 or --penalty '{name: sam, rho: 0.05}'. "
+    "gradreg train --resume RUN goes on with an interrupted run from its folder alone. "
+    "Several processes: accelerate launch --num_processes 2 -m gradreg train RECIPE --out RUN ..."
+)
 
 
 def main(words: Sequence[str]) -> int:
-    """Run ``gradreg train``; returns 0, or 1 if the run diverged."""
-    parser = CommandParser("train", DESCRIPTION)
+    """Run ``gradreg train``; returns 0, 1 if the run diverged, or 128 + the number of the signal that stopped it."""
+    parser = CommandParser("train", DESCRIPTION, default_recipe="")
     parser.options.add_argument("--variant", type=str, help="train this variant of the recipe instead of its base")
-    parser.options.add_argument(
-        "--out", type=str, help="folder of the run: config.yaml, environment.json, metrics.jsonl, weights.safetensors, result.json"
-    )
+    parser.options.add_argument("--out", type=str, help="folder of the run (runs/train/RECIPE-VARIANT-seed-SEED-TIME)")
+    parser.options.add_argument("--resume", type=str, help="folder of an interrupted run to go on with; nothing else is given beside it")
     options = parser.parse(words)
-    recipe = recipes.load(options["recipe"])
-    config = configuration(recipe.settings(options["variant"], base=parser.settings(words, recipe.base)))
+    if options["resume"] is not None:
+        folder, name, config = _interrupted(options["resume"], words)
+    else:
+        if not options["recipe"]:
+            raise ValueError("train needs a recipe or --resume RUN; got neither. gradreg recipes lists those that come with the package.")
+        recipe = recipes.load(options["recipe"])
+        config = configuration(recipe.settings(options["variant"], base=parser.settings(words, recipe.base)))
+        name = recipe.name
+        folder = Path(options["out"] or _new_folder(recipe.name, options["variant"], config.seed))
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from gradreg.train.loop import Epoch, train
+    from gradreg.train.devices import Devices
+    from gradreg.train.outcome import Epoch
     from gradreg.train.run_folder import RunFolder
+    from gradreg.train.saving import Stopped
 
-    console = Console(soft_wrap=True)
-    penalty = config.gradient_penalty()
-    console.print(
-        f"{recipe.name}: {config.model['name']} on {config.data.name}, {config.optimizer.name}, {penalty or 'no penalty'}", markup=False
-    )
+    devices = Devices(config)
+    if devices.processes > 1 and options["out"] is None and options["resume"] is None:
+        raise ValueError("--out must be given with several processes, which write one folder; got none. Write --out runs/NAME.")
+    console = Console(soft_wrap=True, quiet=not devices.main, highlight=False)
+    penalty = recipe_penalty(config.penalty, steps_per_epoch=1)
+    console.print(f"{name}: {config.model['name']} on {config.data.name}, {config.optimizer.name}, {penalty}", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not (devices.main and console.is_terminal)) as progress:
         task = progress.add_task("epochs", total=config.epochs)
 
         def show(epoch: Epoch) -> None:
             text = f"loss {epoch.train_loss:.4f}  test accuracy {100 * epoch.test_accuracy:.2f} %"
             progress.update(task, completed=epoch.epoch, description=text)
 
-        if options["out"] is None:
-            result = train(config, on_epoch=show).summary()
-        else:
-            folder = RunFolder(Path(options["out"]))
-            result = folder.run(config, on_epoch=show)
-    cost = f"{result['gradient_evaluations']} gradient evaluations, {result['seconds']:.1f} s of training"
+        def report(message: str) -> None:
+            progress.console.print(message, markup=False)
+
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: report(f"warning: {message}")
+                result = RunFolder(folder).run(config, show, report=report, devices=devices)
+        except Stopped as stopped:
+            report(f"{stopped}. Go on with: gradreg train --resume {folder}")
+            return 128 + stopped.signal_number
+        finally:
+            devices.close()
+    return _conclude(console, result, folder)
+
+
+def _interrupted(folder: str, words: Sequence[str]) -> tuple[Path, str, Config]:
+    from gradreg.train.run_folder import RunFolder
+
+    if list(words) not in (["--resume", folder], [f"--resume={folder}"]):
+        raise ValueError(
+            f"--resume must stand alone, for a run goes on as it was begun; got {' '.join(words)!r}. "
+            "Write gradreg train --resume RUN, or train anew with the changed keys in another --out."
+        )
+    return Path(folder), Path(folder).name, RunFolder(Path(folder)).configuration()
+
+
+def _new_folder(recipe: str, variant: str | None, seed: int) -> str:
+    return f"runs/train/{recipe}{f'-{variant}' if variant else ''}-seed-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _conclude(console: Any, result: dict[str, Any], folder: Path) -> int:
+    cost = f"{result['gradient_evaluations']:g} gradient evaluations, {result['seconds']:.1f} s of training"
     if result["diverged"]:
         console.print(
             f"diverged by epoch {result['epochs']}: its loss is not finite, or more than twice that of the untrained model ({cost})"
         )
         return 1
     console.print(f"test accuracy {100 * result['test_accuracy']:.2f} %, train loss {result['train_loss']:.4f} ({cost})")
-    if options["out"] is not None:
-        console.print(f"run folder: {options['out']}", markup=False)
+    console.print(f"run folder: {folder}", markup=False)
     return 0

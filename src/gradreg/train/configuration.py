@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gradreg import checks
-from gradreg.penalties import GradientPenalty
+from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
 from gradreg.train.data.configuration import AugmentationConfig, DataConfig
+from gradreg.train.penalty import recipe_penalty
 from gradreg.weight_decay import AutoL2, Trigger
 
 
@@ -22,6 +23,8 @@ class OptimizerConfig:
         nesterov: Nesterov's form of SGD's momentum.
         weight_decay: weight decay as the optimizer understands it (in the gradient for SGD, decoupled for AdamW), >= 0.
         decay_biases_and_norms: whether weight decay applies to biases and normalization layers too.
+        l2_in_loss: coefficient λ of (λ/2)·‖θ‖² over all parameters in the loss itself, >= 0. Unlike weight_decay it enters the ascent
+            direction and both gradients of a penalty, as in the code of Zhao et al. 2022.
         options: further keyword arguments of the optimizer.
     """
 
@@ -31,10 +34,12 @@ class OptimizerConfig:
     nesterov: bool = False
     weight_decay: float = 0.0
     decay_biases_and_norms: bool = True
+    l2_in_loss: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checks.positive("optimizer.lr", self.lr)
+        checks.non_negative("optimizer.l2_in_loss", self.l2_in_loss)
         checks.non_negative("optimizer.momentum", self.momentum)
         checks.non_negative("optimizer.weight_decay", self.weight_decay)
 
@@ -44,18 +49,22 @@ class ScheduleConfig:
     """The learning rate over the run, by timm's schedulers, updated every optimizer step.
 
     Args:
-        name: "cosine" falls to min_lr at the end of the run, "step" multiplies by decay_rate at decay_epochs, "constant" stays.
+        name: "cosine" and "tanh" fall to min_lr at the end of the run; "poly" falls as (1 - progress) to the power decay_rate (1 is a
+            straight line); "step" multiplies by decay_rate at decay_epochs; "wsd" and "rsqrt" stay, or fall as 1 / sqrt(step), and decay
+            at the end; "constant" stays. timm's "plateau", which timm deprecates, is left out: it cannot be resumed exactly.
         warmup_epochs: epochs of linear warm-up from 0 to lr, >= 0; they are part of the run.
         min_lr: the lowest learning rate, >= 0.
         decay_epochs: epochs at which "step" decays.
-        decay_rate: factor of each decay of "step", > 0.
+        decay_rate: factor of each decay of "step", power of "poly", > 0.
+        options: further keyword arguments of timm.scheduler.create_scheduler_v2, such as k_decay or cycle_limit.
     """
 
-    name: Literal["constant", "cosine", "step"] = "cosine"
+    name: Literal["constant", "cosine", "tanh", "poly", "step", "wsd", "rsqrt"] = "cosine"
     warmup_epochs: int = 0
     min_lr: float = 0.0
     decay_epochs: list[int] = field(default_factory=list)
     decay_rate: float = 0.1
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checks.whole("schedule.warmup_epochs", self.warmup_epochs, minimum=0)
@@ -65,6 +74,11 @@ class ScheduleConfig:
             checks.whole("schedule.decay_epochs", epoch, minimum=1)
         if self.name == "step" and not self.decay_epochs:
             raise ValueError("schedule.decay_epochs must name at least one epoch for schedule 'step'; got none. Write [60, 120, 160], say.")
+        if self.name != "step" and self.decay_epochs:
+            raise ValueError(
+                f"schedule.decay_epochs must be empty for schedule {self.name!r}, which has none; got {self.decay_epochs}. "
+                "Remove it, or use name: step."
+            )
 
 
 @dataclass
@@ -132,6 +146,36 @@ class WeightDecayConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """When a run's state is written, from which it goes on after an interruption as if there had been none.
+
+    Args:
+        every_epochs: epochs from one checkpoint to the next, >= 1; null writes none by epochs.
+        every_minutes: minutes from one checkpoint to the next, > 0, also in the middle of an epoch; null writes none by the clock.
+        keep: how many of the newest are kept, >= 1; a damaged one is passed over for the one before it.
+        final: whether the end of the run is one too, with the optimizer's state.
+        best: whether the weights of the best epoch (on the validation images; without any, on the test set) are kept as best.safetensors.
+    """
+
+    every_epochs: int | None = None
+    every_minutes: float | None = 10.0
+    keep: int = 2
+    final: bool = True
+    best: bool = True
+
+    def __post_init__(self) -> None:
+        if self.every_epochs is not None:
+            checks.whole("checkpoint.every_epochs", self.every_epochs, minimum=1, remedy="Use null for none.")
+        if self.every_minutes is not None:
+            checks.positive("checkpoint.every_minutes", self.every_minutes, remedy="Use null for none.")
+        checks.whole("checkpoint.keep", self.keep, minimum=1)
+
+
+Precision = Literal["fp32", "fp64", "bf16", "fp16"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+
+@dataclass
 class Config:
     """One training run.
 
@@ -142,13 +186,26 @@ class Config:
         optimizer: the optimizer.
         schedule: the learning rate over the run.
         weight_decay: weight decay over the run; left out, it is constantly optimizer.weight_decay.
-        penalty: the gradient penalty by "name" (sam, gnp, fgr, bgr, cgr, exact) and its symbols, with an optional "warmup" of "kind" (zero,
-            radius, strength) and "steps"; null trains without one.
+        penalty: the gradient penalty by "name" (docs/pytorch.md lists them) and its symbols. Optional beside them: "every", "probability",
+            a "warmup" of "kind" (zero, radius, strength) and "epochs" or "steps", and "ascent_fraction", the share of each batch from which
+            the ascent direction comes. null trains without one.
+        flooding: keeps the training loss from falling below a level: "name" (batch, or individual for iFlood) and "level"; null does not.
+            Each micro-batch of each process is flooded for itself.
+        scope: under data parallelism, whether each process perturbs by its own gradient (local) or all by their mean (global).
         epochs: passes over the training data, >= 1.
-        batch_size: training examples a step, >= 1; a last smaller batch is kept.
-        seed: seed of initialization, batch order and dropout, >= 0.
+        batch_size: training examples of an optimizer step, over all processes and micro-batches, >= 1; a last smaller batch is kept.
+        accumulation: micro-batches into which a process divides its part of a batch, to save memory, >= 1; all make one perturbation.
+        evaluation_batch_size: examples evaluated at a time, >= 1; null takes 1000, and batch_size for data that are streamed.
+        seed: seed of initialization, batch order, augmentation and dropout, >= 0.
         clip_norm: largest L2 norm of the final gradient, > 0; null does not clip.
         label_smoothing: share of the target spread over all classes, 0 to 1; in the training loss alone.
+        ema: decay of a running mean of the weights, which is evaluated beside them, > 0 and < 1; null keeps none.
+        precision: "fp32", or autocast to "bf16" or "fp16" (with loss scaling), the weights staying fp32; "fp64" for weights and all.
+        compile: whether torch.compile compiles the model.
+        channels_last: whether images and weights are laid out channels last, as convolutions on recent GPUs prefer.
+        parallel: under several processes, "ddp" holds the whole model on each, "fsdp" (FSDP2) a part of it.
+        checkpoint: when the run's state is written.
+        trackers: where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow.
         threads: CPU threads of PyTorch, >= 1; null leaves them as they are. Small models run fastest on one.
         device: "auto" takes the accelerator if there is one; or "cpu", "cuda", "cuda:1", "mps".
     """
@@ -160,24 +217,44 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     weight_decay: WeightDecayConfig = field(default_factory=WeightDecayConfig)
     penalty: dict[str, Any] | None = None
+    flooding: dict[str, Any] | None = None
+    scope: Literal["local", "global"] = "local"
     epochs: int = 60
     batch_size: int = 100
+    accumulation: int = 1
+    evaluation_batch_size: int | None = None
     seed: int = 0
     clip_norm: float | None = None
     label_smoothing: float = 0.0
+    ema: float | None = None
+    precision: Precision = "fp32"
+    compile: bool = False
+    channels_last: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    trackers: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
     threads: int | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
         checks.whole("epochs", self.epochs, minimum=1)
         checks.whole("batch_size", self.batch_size, minimum=1)
-        checks.whole("seed", self.seed, minimum=0)
+        checks.whole("accumulation", self.accumulation, minimum=1)
+        if self.accumulation > self.batch_size:
+            raise ValueError(
+                f"accumulation must be <= batch_size, {self.batch_size}; got {self.accumulation}. A micro-batch has one example."
+            )
+        if self.evaluation_batch_size is not None:
+            checks.whole("evaluation_batch_size", self.evaluation_batch_size, minimum=1)
+        checks.seed(self.seed)
         if self.threads is not None:
             checks.whole("threads", self.threads, minimum=1)
         if self.clip_norm is not None:
             checks.positive("clip_norm", self.clip_norm, remedy="Use null for no clipping.")
         if not 0 <= checks.non_negative("label_smoothing", self.label_smoothing) <= 1:
             raise ValueError(f"label_smoothing must be between 0 and 1; got {self.label_smoothing}.")
+        if self.ema is not None and not checks.positive("ema", self.ema, remedy="Use null for none.") < 1:
+            raise ValueError(f"ema must be < 1, the share of the old mean that a step keeps; got {self.ema}. Write 0.999, say.")
         if not isinstance(self.model.get("name"), str):
             raise ValueError(f"model must have a name; got {checks.describe(self.model)}. Write {{name: mlp, hidden: [256, 256]}}, say.")
         if self.schedule.warmup_epochs >= self.epochs and self.schedule.warmup_epochs > 0:
@@ -196,8 +273,15 @@ class Config:
                 f"weight_decay.start must be > 0 for schedule {decay.schedule!r}; got {decay.start} and optimizer.weight_decay 0. "
                 "Give one of the two."
             )
-        self.gradient_penalty()
+        recipe_penalty(self.penalty, steps_per_epoch=1)
+        self.flooded()
 
-    def gradient_penalty(self) -> GradientPenalty | None:
-        """The penalty that ``penalty`` describes."""
-        return None if self.penalty is None else GradientPenalty.from_dict(self.penalty)
+    def flooded(self) -> Flooding | IndividualFlooding | None:
+        """The transformation of the loss that ``flooding`` describes."""
+        if self.flooding is None:
+            return None
+        if not isinstance(self.flooding.get("name"), str):
+            raise ValueError(
+                f"flooding must have a name, batch or individual; got {self.flooding}. Write {{name: batch, level: 0.1}}, say."
+            )
+        return flooding_from_dict({"flooding" if key == "name" else key: value for key, value in self.flooding.items()})

@@ -2,200 +2,250 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gradreg.flooding import IndividualFlooding
 from gradreg.torch import GradientRegularizer
 from gradreg.train import models
+from gradreg.train.advice import warn_of_harm
 from gradreg.train.configuration import Config
-from gradreg.train.data.loading import Data, load
-from gradreg.train.data.sets import EvaluationSet
-from gradreg.train.optimization import create_schedule
+from gradreg.train.data import loading
+from gradreg.train.data.loading import Data
+from gradreg.train.data.sets import Batch, EvaluationSet
+from gradreg.train.devices import Devices
+from gradreg.train.evaluation import Evaluation, autocast, evaluate, inputs
+from gradreg.train.optimization import create_schedule, squared_norm
+from gradreg.train.outcome import Epoch, Outcome
+from gradreg.train.penalty import RecipePenalty, recipe_penalty
+from gradreg.train.saving import Saver
+from gradreg.train.state import TrainingState, unwrapped
 from gradreg.train.weight_decay import create_with_weight_decay, set_weight_decay
 
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch showed; one line of ``metrics.jsonl``.
-
-    Args:
-        epoch: epochs done.
-        step: optimizer steps done.
-        gradient_evaluations: gradient evaluations done (see ``GradientPenalty.evaluations_at``).
-        train_loss: mean loss over the epoch's batches, of each step's first pass, at the unperturbed weights.
-        test_loss: mean cross entropy over the test set after the epoch.
-        test_accuracy: share of the test set classified rightly, 0 to 1.
-        lr: learning rate of the next step.
-        gradient_norm: norm of the last step's first gradient.
-        strength: the penalty's strength at the last step.
-        radius: the penalty's radius at the last step; None without one.
-        seconds: seconds spent training so far, without evaluation.
-        weight_decay: largest coefficient of weight decay at the last step; what the optimizer makes of it is its own business.
-        validation_loss: mean cross entropy over the images held out to validate on; None without any.
-        validation_accuracy: share of them classified rightly, 0 to 1; None without any.
-    """
-
-    epoch: int
-    step: int
-    gradient_evaluations: int
-    train_loss: float
-    test_loss: float
-    test_accuracy: float
-    lr: float
-    gradient_norm: float
-    strength: float
-    radius: float | None
-    seconds: float
-    weight_decay: float = 0.0
-    validation_loss: float | None = None
-    validation_accuracy: float | None = None
-
-    @property
-    def finite(self) -> bool:
-        """Whether the loss, in training and on the test set, is still a finite number."""
-        return math.isfinite(self.train_loss) and math.isfinite(self.test_loss)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of a run.
-
-    Args:
-        model: the trained model.
-        history: one entry an epoch; it ends early where the loss stopped being a finite number.
-        first_loss: loss of the first step, of the untrained model.
-    """
-
-    model: nn.Module
-    history: list[Epoch]
-    first_loss: float
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the loss stopped being finite, or ended at more than twice what the untrained model had."""
-        last = self.history[-1]
-        return not last.finite or last.train_loss > 2 * self.first_loss
-
-    def summary(self) -> dict[str, Any]:
-        """The last epoch in plain values; ``test_accuracy`` is None for a run that diverged."""
-        last = self.history[-1]
-        return {
-            "epochs": last.epoch,
-            "steps": last.step,
-            "gradient_evaluations": last.gradient_evaluations,
-            "test_accuracy": None if self.diverged else last.test_accuracy,
-            "train_loss": None if self.diverged else last.train_loss,
-            "test_loss": None if self.diverged else last.test_loss,
-            "seconds": last.seconds,
-            "diverged": self.diverged,
-        }
+OnStep = Callable[[int, nn.Module, Data], None]
 
 
 def train(
     config: Config,
     *,
+    devices: Devices | None = None,
+    saver: Saver | None = None,
+    resume_from: Path | None = None,
+    on_start: Callable[[Sequence[Epoch]], None] = lambda history: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    on_step: Callable[[int, nn.Module, Data], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Outcome:
     """Train as ``config`` says; the same configuration gives the same weights on the same machine, bit for bit on a CPU.
 
     Args:
         config: the run.
+        devices: the processes and the device; by default those that the launcher and ``config`` give.
+        saver: writes checkpoints; None writes none.
+        resume_from: the checkpoint from which to go on; None begins.
+        on_start: called before the first step with the epochs done already: those of the checkpoint, or none.
         on_epoch: called after every epoch.
         on_step: called after every optimizer step with the number of steps done, the model, and the data; to measure, not to change.
 
     Returns:
         The model and the history. A run whose loss is no longer finite ends with the epoch in which that happened.
+
+    Raises:
+        Stopped: by ``saver``, which was told to stop and has saved the run.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = _device(config.device)
-    torch.manual_seed(config.seed)
-    sets = load(config.data, config.augmentation, seed=config.seed, device=device)
-    model = models.create(config.model, classes=sets.classes, image_shape=sets.image_shape).to(device)
-    steps_per_epoch = math.ceil(len(sets.train) / config.batch_size)
-    optimizer, weight_decay = create_with_weight_decay(model, config, steps_per_epoch=steps_per_epoch, classes=sets.classes)
-    schedule = create_schedule(optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
-    regularizer = GradientRegularizer(model, config.gradient_penalty())
+    run = Run(config, devices or Devices(config))
+    if resume_from is not None:
+        run.state.load(resume_from, run.devices)
+    progress = run.state.progress
+    on_start(progress.history)
+    while progress.epoch < config.epochs and not (progress.history and not progress.history[-1].finite):
+        run.train_epoch(saver, on_step)
+        on_epoch(progress.history[-1])
+        if saver is not None:
+            saver.after_epoch(run.state, last=progress.epoch == config.epochs or not progress.history[-1].finite)
+    ema = run.state.ema
+    return Outcome(
+        model=unwrapped(run.state.model),
+        weights=run.state.weights(),
+        history=progress.history,
+        first_loss=progress.first_loss,
+        ema=None if ema is None else ema.module,
+        best=run.state.best,
+    )
 
-    history: list[Epoch] = []
-    seconds = first_loss = 0.0
-    for epoch in range(1, config.epochs + 1):
-        started = time.perf_counter()
-        model.train()
-        losses: list[Tensor] = []
-        for batch in sets.train.batches(epoch, config.batch_size):
-            set_weight_decay(weight_decay, regularizer.step, model, batch)
-            optimizer.zero_grad()
-            losses.append(
-                regularizer.backward(lambda b=batch: cross_entropy(model(b.images), b.targets, label_smoothing=config.label_smoothing))
-            )
-            if config.clip_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer.step()
-            if schedule is not None:
-                schedule.step_update(regularizer.step)
-            if on_step is not None:
-                on_step(regularizer.step, model, sets)
-                model.train()
-        train_loss = torch.stack(losses).mean().item()
-        if epoch == 1:
-            first_loss = losses[0].item()
-        seconds += time.perf_counter() - started
-        test_loss, test_accuracy = evaluate(model, sets.test)
-        validation_loss, validation_accuracy = (None, None) if sets.validation is None else evaluate(model, sets.validation)
-        metrics = regularizer.metrics
-        history.append(
-            Epoch(
-                epoch=epoch,
-                step=regularizer.step,
-                gradient_evaluations=int(metrics.evaluations),
-                train_loss=train_loss,
-                test_loss=test_loss,
-                test_accuracy=test_accuracy,
-                lr=optimizer.param_groups[0]["lr"],
-                gradient_norm=metrics.gradient_norm,
-                strength=metrics.strength,
-                radius=None if math.isnan(metrics.radius) else metrics.radius,
-                seconds=seconds,
-                weight_decay=optimizer.param_groups[0]["weight_decay"] if weight_decay is None else weight_decay.value,
-                validation_loss=validation_loss,
-                validation_accuracy=validation_accuracy,
-            )
+
+class Run:
+    """A run in its course: what does not change of it, and its ``TrainingState``."""
+
+    def __init__(self, config: Config, devices: Devices) -> None:
+        self.config = config
+        self.devices = devices
+        torch.manual_seed(config.seed)
+        random.seed(config.seed)
+        self.data = loading.load(
+            config.data, config.augmentation, seed=config.seed, device=devices.device, rank=devices.rank, processes=devices.processes
         )
-        on_epoch(history[-1])
-        if not history[-1].finite:
-            break
-    return Outcome(model=model, history=history, first_loss=first_loss)
+        model = models.create(config.model, classes=self.data.classes, image_shape=self.data.image_shape)
+        if devices.rank > 0:  # the same first weights everywhere, and dropout masks of one's own
+            torch.manual_seed(config.seed + 1_000_003 * devices.rank)
+        if config.ema is not None and config.parallel == "fsdp":
+            raise ValueError(f"ema must be null with parallel 'fsdp', which holds no whole model; got {config.ema}. Use parallel: ddp.")
+        model = devices.place(model, config)
+        ema = None
+        if config.ema is not None:
+            ema = AveragedModel(unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.steps_per_epoch = math.ceil(len(self.data.train) / config.batch_size)
+        self.flooding = config.flooded()
+        self.penalty: RecipePenalty = recipe_penalty(config.penalty, steps_per_epoch=self.steps_per_epoch)
+        warn_of_harm(config, self.penalty, steps_per_epoch=self.steps_per_epoch)
+        optimizer, weight_decay = create_with_weight_decay(
+            unwrapped(model), config, steps_per_epoch=self.steps_per_epoch, classes=self.data.classes
+        )
+        self.schedule = create_schedule(optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=self.steps_per_epoch)
+        self.state = TrainingState(
+            model=model,
+            optimizer=optimizer,
+            regularizer=GradientRegularizer(model, self.penalty.penalty, scope=config.scope),
+            scaler=torch.amp.GradScaler(devices.device.type, enabled=config.precision == "fp16"),
+            weight_decay=weight_decay,
+            ema=ema,
+        )
+        self.evaluation_batch_size = config.evaluation_batch_size or (1000 if self.data.in_memory else config.batch_size)
 
+    def train_epoch(self, saver: Saver | None, on_step: OnStep | None) -> None:
+        """Train what is left of the epoch, evaluate, and add its record to the history."""
+        progress, spent = self.state.progress, self.state.progress.seconds
+        left = len(self.data.train) - progress.batch * self.config.batch_size
+        started = time.perf_counter()
+        self.train_batches(saver, on_step)
+        train_loss = self.devices.mean(torch.stack([loss.to(self.devices.device) for loss in progress.losses]).mean()).item()
+        here = time.perf_counter() - started
+        progress.seconds = spent + here
+        self._record(progress.epoch + 1, train_loss, left / here)
+        progress.epoch, progress.batch, progress.losses = progress.epoch + 1, 0, []
 
-@torch.no_grad()
-def evaluate(model: nn.Module, split: EvaluationSet, *, batch_size: int = 1000) -> tuple[float, float]:
-    """Mean cross entropy and share of right answers over the whole split, in evaluation mode."""
-    model.eval()
-    loss = right = 0.0
-    for batch in split.batches(batch_size):
-        logits = model(batch.images)
-        loss += cross_entropy(logits, batch.labels, reduction="sum").item()
-        right += (logits.argmax(dim=1) == batch.labels).sum().item()
-    return loss / len(split), right / len(split)
+    def train_batches(self, saver: Saver | None, on_step: OnStep | None) -> None:
+        """Train on what is left of the epoch."""
+        progress, model = self.state.progress, self.state.model
+        spent = progress.seconds
+        model.train()
+        started = time.perf_counter()
+        for batch in self.data.train.batches(progress.epoch + 1, self.config.batch_size, start=progress.batch):
+            loss = self._step(batch)
+            if math.isnan(progress.first_loss):
+                progress.first_loss = self.devices.mean(loss).item()
+            progress.losses.append(loss)
+            progress.batch += 1
+            if on_step is not None:
+                on_step(self.state.regularizer.step, model, self.data)
+                model.train()
+            if saver is not None:
+                progress.seconds = spent + time.perf_counter() - started
+                saver.after_step(self.state)
 
+    def _step(self, batch: Batch) -> Tensor:
+        """One optimizer step on this process's part of a batch; the loss before it, to be averaged over the processes."""
+        config, state = self.config, self.state
+        step = state.regularizer.step
+        set_weight_decay(state.weight_decay, step, state.model, batch, self.devices, config.precision)
+        state.optimizer.zero_grad()
+        fraction = self.penalty.ascent_fraction
+        ascent = None if fraction is None else self._closures(batch, max(1, math.ceil(fraction * len(batch.labels))))
+        loss = state.regularizer.backward(
+            self._closures(batch, len(batch.labels)),
+            ascent=ascent,
+            ascent_share=1.0 if fraction is None else fraction,
+            scaler=state.scaler if state.scaler.is_enabled() else None,
+        )
+        if config.clip_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.progress.metrics = state.regularizer.metrics
+        if self.schedule is not None:
+            self.schedule.step_update(state.regularizer.step)
+        if state.ema is not None:
+            state.ema.update_parameters(unwrapped(state.model))
+        return loss
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found if found is not None else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ValueError(f"device must name one that this machine has; got {name!r}: {first_line}. Use auto or cpu.") from error
-    return device
+    def _closures(self, batch: Batch, size: int) -> list[Callable[[], Tensor]]:
+        """The micro-batches of the first ``size`` images; their gradients, averaged over the processes, add up to that of the mean loss."""
+        parts = min(self.config.accumulation, size)
+        whole = self.devices.processes * batch.share
+        ends = [size * i // parts for i in range(parts + 1)]
+        return [
+            self._closure(batch, slice(start, end), whole * (end - start) / size, first=start == 0)
+            for start, end in itertools.pairwise(ends)
+        ]
+
+    def _closure(self, batch: Batch, rows: slice, weight: float, *, first: bool) -> Callable[[], Tensor]:
+        config, model = self.config, self.state.model
+        images, targets = inputs(batch.images[rows], config.precision), batch.targets[rows]
+        if config.channels_last:
+            images = images.to(memory_format=torch.channels_last)
+
+        def closure() -> Tensor:
+            with autocast(config.precision, self.devices.device):
+                logits = model(images)
+            logits = logits if config.precision == "fp64" else logits.float()
+            reduction = "none" if isinstance(self.flooding, IndividualFlooding) else "mean"
+            loss = cross_entropy(logits, targets, label_smoothing=config.label_smoothing, reduction=reduction)
+            loss = loss if self.flooding is None else self.flooding(loss)
+            loss = loss if weight == 1.0 else weight * loss
+            if first and config.optimizer.l2_in_loss:
+                loss = loss + config.optimizer.l2_in_loss / 2 * squared_norm(model)
+            return loss
+
+        return closure
+
+    def _evaluate(self, model: nn.Module, samples: EvaluationSet) -> Evaluation:
+        return evaluate(model, samples, batch_size=self.evaluation_batch_size, devices=self.devices, precision=self.config.precision)
+
+    def _record(self, epoch: int, train_loss: float, images_per_second: float) -> None:
+        state, optimizer = self.state, self.state.optimizer
+        test = self._evaluate(state.model, self.data.test)
+        validation = None if self.data.validation is None else self._evaluate(state.model, self.data.validation)
+        averaged = None if state.ema is None else self._evaluate(state.ema.module, self.data.test)
+        averaged_validation = None
+        if state.ema is not None and self.data.validation is not None:
+            averaged_validation = self._evaluate(state.ema.module, self.data.validation)
+        metrics = state.progress.metrics
+        record = Epoch(
+            epoch=epoch,
+            step=state.regularizer.step,
+            gradient_evaluations=metrics["evaluations"],
+            train_loss=train_loss,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+            test_top5=test.top5,
+            lr=optimizer.param_groups[0]["lr"],
+            gradient_norm=metrics["gradient_norm"],
+            strength=metrics["strength"],
+            radius=None if math.isnan(metrics["radius"]) else metrics["radius"],
+            weight_decay=optimizer.param_groups[0]["weight_decay"] if state.weight_decay is None else state.weight_decay.value,
+            validation_loss=None if validation is None else validation.loss,
+            validation_accuracy=None if validation is None else validation.accuracy,
+            ema_test_loss=None if averaged is None else averaged.loss,
+            ema_test_accuracy=None if averaged is None else averaged.accuracy,
+            ema_validation_accuracy=None if averaged_validation is None else averaged_validation.accuracy,
+            unreadable_images=self.data.unreadable,
+            seconds=state.progress.seconds,
+            images_per_second=images_per_second,
+        )
+        history = state.progress.history
+        best_before = max((e.judged_by[1] for e in history if e.finite), default=-1.0)
+        history.append(record)
+        if self.config.checkpoint.best and record.finite and record.judged_by[1] > best_before:
+            weights = state.weights()
+            state.best = weights if self.devices.main else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import timm.optim
 import timm.scheduler
+import torch
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from gradreg import checks
@@ -43,19 +45,32 @@ def create_schedule(optimizer: Optimizer, config: ScheduleConfig, *, epochs: int
     """The schedule, to be told the number of optimizer steps done (``step_update``) after each; None for "constant" without warm-up.
 
     timm decays one optimizer step before the epoch named in ``decay_epochs`` ends.
+
+    Raises:
+        ValueError: options that timm refuses.
     """
-    if config.name == "constant" and config.warmup_epochs == 0:
+    if config.name == "constant" and config.warmup_epochs == 0 and not config.options:
         return None
-    schedule, _ = timm.scheduler.create_scheduler_v2(
-        optimizer,
-        sched="cosine" if config.name == "cosine" else "multistep",  # "constant" is a "step" that never decays
-        num_epochs=epochs,
-        warmup_epochs=config.warmup_epochs,
-        warmup_lr=0.0,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-        min_lr=config.min_lr,
-        decay_milestones=config.decay_epochs if config.name == "step" else [],
-        decay_rate=config.decay_rate,
-    )
+    try:
+        schedule, _ = timm.scheduler.create_scheduler_v2(
+            optimizer,
+            sched="multistep" if config.name == "step" else config.name,
+            num_epochs=epochs,
+            warmup_epochs=config.warmup_epochs,
+            warmup_lr=0.0,
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+            min_lr=config.min_lr,
+            decay_milestones=config.decay_epochs,
+            decay_rate=config.decay_rate,
+            **config.options,
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"schedule {config.name!r} refuses its options {config.options or 'none'}: {error}") from error
     return schedule
+
+
+def squared_norm(model: nn.Module) -> Tensor:
+    """‖θ‖² over all trainable parameters, whole ones even where each process holds a part; differentiable."""
+    squares = [p.square().sum() for p in model.parameters() if p.requires_grad]
+    return torch.stack([s.full_tensor() if isinstance(s, DTensor) else s for s in squares]).sum()

@@ -1,26 +1,40 @@
-"""A run is a folder: the resolved configuration, the environment, a line of metrics an epoch, the final weights and the result."""
+"""A run is a folder: the resolved configuration, the environment, metrics and times, checkpoints, the final weights, the result."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import yaml
+from torch import nn
 
 from gradreg import files
 from gradreg.train import environment
+from gradreg.train.arguments import configuration
+from gradreg.train.checkpoint import Checkpoints
 from gradreg.train.configuration import Config
-from gradreg.train.loop import Epoch, Outcome, train
+from gradreg.train.devices import Devices
+from gradreg.train.loop import train
+from gradreg.train.outcome import Epoch, Outcome
+from gradreg.train.saving import Saver
+from gradreg.train.state import own_copies
+from gradreg.train.trackers import Trackers
 
 CONFIGURATION = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
-WEIGHTS = "weights.safetensors"
+TIMINGS = "timings.jsonl"
+CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
+WEIGHTS = {"last": "weights.safetensors", "best": "best.safetensors", "ema": "ema.safetensors"}
+"""Which weights -> their file: those at the end, of the best epoch, and their running mean."""
+
+_TIMES = ("seconds", "images_per_second")
 
 
 class RunFolder:
@@ -39,9 +53,20 @@ class RunFolder:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def history(self) -> list[Epoch]:
-        """The epochs of the run."""
-        lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
-        return [Epoch(**_from_json(json.loads(line))) for line in lines]
+        """The epochs of the run, without their times; a line that is being written is left out."""
+        lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+        return [Epoch(**_from_json(json.loads(line))) for line in lines if line.endswith("\n")]
+
+    def configuration(self) -> Config:
+        """The run's configuration.
+
+        Raises:
+            ValueError: no run in this folder, or one whose configuration this version cannot read.
+        """
+        file = self.path / CONFIGURATION
+        if not file.is_file():
+            raise ValueError(f"{str(self.path)!r} must be the folder of a run; it holds no {CONFIGURATION}. Name what --out named.")
+        return configuration(yaml.safe_load(file.read_text(encoding="utf-8")))
 
     def check_free_for(self, config: Config) -> None:
         """Fail if the folder holds a run of another configuration: a run folder is never shared by two.
@@ -61,35 +86,125 @@ class RunFolder:
                 "Choose another --out, or remove that folder."
             )
 
-    def run(self, config: Config, on_epoch: Any = lambda epoch: None) -> dict[str, Any]:
-        """Train and write everything; returns the content of ``result.json``."""
+    def run(
+        self,
+        config: Config,
+        on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+        *,
+        report: Callable[[str], None] = lambda message: None,
+        track: bool = True,
+        devices: Devices | None = None,
+    ) -> dict[str, Any]:
+        """Train and write everything, going on from the newest whole checkpoint if there is one.
+
+        Args:
+            config: the run.
+            on_epoch: called after every epoch.
+            report: told in words from where the run goes on, and of damaged checkpoints.
+            track: whether ``config.trackers`` are told of the run.
+            devices: the processes and the device.
+
+        Returns:
+            The content of ``result.json``; that of a run that is already complete is left as it is.
+
+        Raises:
+            ValueError: the folder holds a run of another configuration.
+            Stopped: the run was told to stop, and is saved.
+            OSError: a file could not be written; the last whole checkpoint stays.
+        """
         self.check_free_for(config)
-        files.make_directory(self.path, purpose="--out")
-        (self.path / RESULT).unlink(missing_ok=True)
-        files.write_text(self.path / CONFIGURATION, yaml.safe_dump(asdict(config), sort_keys=False))
-        files.write_json(self.path / ENVIRONMENT, environment.describe())
-        lines: list[str] = []
+        ended = self.result()
+        if ended is not None:
+            report(f"the run in {str(self.path)!r} is complete; remove the folder to run it again")
+            return ended
+        devices = devices or Devices(config)
+        if devices.main:
+            files.make_directory(self.path, purpose="--out")
+            files.write_text(self.path / CONFIGURATION, yaml.safe_dump(asdict(config), sort_keys=False))
+            files.write_json(self.path / ENVIRONMENT, environment.describe())
+        devices.wait()
+        checkpoints = Checkpoints(self.path / CHECKPOINTS, keep=config.checkpoint.keep)
+        newest = next(checkpoints.whole(report if devices.main else lambda message: None), None)
+        saver = Saver(checkpoints, config.checkpoint, devices)
+        trackers: Trackers | None = None
+
+        def begin(history: Sequence[Epoch]) -> None:
+            nonlocal trackers
+            if newest is not None:
+                report(f"going on from {newest.name}, with {len(history)} of {config.epochs} epochs done")
+            # What a run that was cut off wrote after its last checkpoint will be written again.
+            files.write_text(self.path / METRICS, "".join(map(_metrics_line, history)))
+            files.write_text(self.path / TIMINGS, "".join(map(_timings_line, history)))
+            if track:
+                trackers = Trackers(config, self.path, first_step=history[-1].step if history else 0)
 
         def record(epoch: Epoch) -> None:
-            lines.append(json.dumps(_to_json(asdict(epoch)), allow_nan=False))
-            with (self.path / METRICS).open("w" if epoch.epoch == 1 else "a", encoding="utf-8") as file:
-                file.write(lines[-1] + "\n")
+            _append(self.path / METRICS, _metrics_line(epoch))
+            _append(self.path / TIMINGS, _timings_line(epoch))
+            if trackers is not None:
+                trackers.log(epoch)
             on_epoch(epoch)
 
-        outcome = train(config, on_epoch=record)
-        self._save_weights(outcome)
+        try:
+            with saver.listening():
+                outcome = train(
+                    config,
+                    devices=devices,
+                    saver=saver,
+                    resume_from=newest,
+                    **({"on_start": begin, "on_epoch": record} if devices.main else {}),
+                )
+        finally:
+            if trackers is not None:
+                trackers.close()
         result = outcome.summary()
-        files.write_json(self.path / RESULT, result)
+        if devices.main:
+            self._save_weights(outcome)
+            files.write_json(self.path / RESULT, result)
+        devices.wait()
         return result
 
     def _save_weights(self, outcome: Outcome) -> None:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in outcome.model.state_dict().items()}
-        files.write_bytes(self.path / WEIGHTS, safetensors.torch.save(tensors))
+        kept: dict[str, dict[str, Any] | None] = {
+            "last": outcome.weights,
+            "best": outcome.best,
+            "ema": None if outcome.ema is None else own_copies(outcome.ema.state_dict()),
+        }
+        for which, tensors in kept.items():
+            if tensors is not None:
+                files.write_bytes(self.path / WEIGHTS[which], safetensors.torch.save(tensors))
 
 
-def _to_json(values: dict[str, Any]) -> dict[str, Any]:
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Put the weights of ``file`` into ``model``.
+
+    Raises:
+        ValueError: no such file, or one that is not whole or of another model.
+    """
+    try:
+        model.load_state_dict(safetensors.torch.load_file(file))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ValueError(f"{str(file)!r} must hold the weights of this model; {type(error).__name__}: {first_line}") from error
+
+
+def _metrics_line(epoch: Epoch) -> str:
+    return _line({key: value for key, value in asdict(epoch).items() if key not in _TIMES})
+
+
+def _timings_line(epoch: Epoch) -> str:
+    return _line({key: getattr(epoch, key) for key in ("epoch", *_TIMES)})
+
+
+def _line(values: dict[str, Any]) -> str:
     """JSON has no NaN or infinity: they are written as strings, so that a diverged run's lines are still JSON."""
-    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line)
 
 
 def _from_json(values: dict[str, Any]) -> dict[str, Any]:

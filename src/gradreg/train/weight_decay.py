@@ -12,8 +12,10 @@ from torch.optim import Optimizer
 
 from gradreg.schedules import Constant, Cosine, LogTime, Schedule
 from gradreg.torch.weight_decay import WeightDecay
-from gradreg.train.configuration import Config
+from gradreg.train.configuration import Config, Precision
 from gradreg.train.data.sets import Batch
+from gradreg.train.devices import Devices
+from gradreg.train.evaluation import autocast, inputs
 from gradreg.train.optimization import create_optimizer
 from gradreg.weight_decay_clock import effective_learning_rate
 
@@ -42,7 +44,9 @@ def create_with_weight_decay(
     return optimizer, WeightDecay(optimizer, schedule, peak_learning_rate=peak, cautious=settings.cautious)
 
 
-def set_weight_decay(weight_decay: WeightDecay | None, step: int, model: nn.Module, batch: Batch) -> None:
+def set_weight_decay(
+    weight_decay: WeightDecay | None, step: int, model: nn.Module, batch: Batch, devices: Devices, precision: Precision
+) -> None:
     """Set the coefficient for the update of ``step``, measuring the bare loss and the accuracy on ``batch``, that update's, where due."""
     if weight_decay is None:
         return
@@ -51,9 +55,12 @@ def set_weight_decay(weight_decay: WeightDecay | None, step: int, model: nn.Modu
         return
     model.eval()
     with torch.no_grad():
-        logits = model(batch.images)
-        loss = cross_entropy(logits, batch.labels).item()
-        accuracy = (logits.argmax(dim=1) == batch.labels).float().mean().item()
+        with autocast(precision, batch.images.device):
+            logits = model(inputs(batch.images, precision))
+        logits = logits if precision == "fp64" else logits.float()
+        right = (logits.argmax(dim=1) == batch.labels).to(logits.dtype).mean()
+        measured = torch.stack([cross_entropy(logits, batch.labels), right]) * (devices.processes * batch.share)
     model.train()
+    loss, accuracy = devices.mean(measured).tolist()
     if math.isfinite(loss):  # a run that diverges ends with its epoch, and until then nothing is to be learned from it
         weight_decay.set(step, loss=loss, accuracy=accuracy)

@@ -7,7 +7,8 @@ import argparse
 import numpy as np
 
 from gradreg import checks
-from gradreg.penalties import GradientPenalty, exact, fgr, sam
+from gradreg.constructors import exact, fgr, sam
+from gradreg.penalties import GradientPenalty
 from gradreg.theory.lab import drawing
 from gradreg.theory.lab.report import LabReport, Table
 from gradreg.theory.stability import Fate, Settling, advise, fate, settle, simulated_fate

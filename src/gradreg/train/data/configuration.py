@@ -65,9 +65,10 @@ class DataConfig:
                 checks.whole(f"data.{key}", getattr(self, key), minimum=1)
         if checks.non_negative("data.label_noise", self.label_noise) > 1:
             raise ValueError(f"data.label_noise must be between 0 and 1; got {self.label_noise}. It is a share, not a percentage.")
-        for key in ("split_seed", "workers"):
-            if getattr(self, key) is not None:
-                checks.whole(f"data.{key}", getattr(self, key), minimum=0)
+        if self.split_seed is not None:
+            checks.seed(self.split_seed, name="data.split_seed")
+        if self.workers is not None:
+            checks.whole("data.workers", self.workers, minimum=0)
         if self.evaluation_crop is not None:
             if checks.positive("data.evaluation_crop", self.evaluation_crop) > 1:
                 raise ValueError(f"data.evaluation_crop must be <= 1; got {self.evaluation_crop}. It is a share, not a percentage.")

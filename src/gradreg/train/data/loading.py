@@ -28,6 +28,7 @@ class Data:
         validation: images held out of those to train on; None without any.
         classes: how many.
         image_shape: (channels, height, width).
+        in_memory: whether the images are held in memory; otherwise they are read from their files as they are needed.
         unreadable: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
     """
 
@@ -36,6 +37,7 @@ class Data:
     validation: EvaluationSet | None
     classes: int
     image_shape: tuple[int, int, int]
+    in_memory: bool
     unreadable: int = 0
 
 
@@ -82,6 +84,7 @@ def load(
         validation=None if parts.validation is None else evaluated(parts.validation, pool),
         classes=source.classes,
         image_shape=supply.shape,
+        in_memory=supply.in_memory,
         unreadable=read - left,
     )
 

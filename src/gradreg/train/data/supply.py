@@ -41,11 +41,12 @@ class Supply:
         self._workers = streaming.workers(config)
         self._centre = samples.as_it_is(config.image_size, kept=samples.evaluation_crop(config))
         self.shape = _shape(first, samples.as_it_is(config.image_size))
-        self._in_memory = count * math.prod(self.shape) <= MEMORY_LIMIT if config.memory == "auto" else config.memory
+        fits = count * math.prod(self.shape) <= MEMORY_LIMIT if config.memory == "auto" else config.memory
+        self.in_memory: bool = isinstance(first, Pixels) or fits
 
     def training(self, images: Pixels | Encoded, augmentation: AugmentationConfig, *, seed: int) -> Images:
         """``images`` to train on, augmented by numbers that follow from ``seed``."""
-        if isinstance(images, Pixels) or self._in_memory:
+        if isinstance(images, Pixels) or self.in_memory:
             return MemoryImages(self._held(images, samples.as_it_is(self._size)), augmentation, seed=seed)
         _, height, width = self.shape
         transform = samples.augmented(self._size, augmentation, height=height, width=width)
@@ -53,7 +54,7 @@ class Supply:
 
     def evaluation(self, images: Pixels | Encoded) -> Images:
         """``images`` to evaluate on."""
-        if isinstance(images, Pixels) or self._in_memory:
+        if isinstance(images, Pixels) or self.in_memory:
             return MemoryImages(self._held(images, self._centre))
         return StreamedImages(images, self._centre, self.shape, workers=self._workers, seed=None, keep_workers=False, device=self._device)
 

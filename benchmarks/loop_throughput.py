@@ -1,0 +1,140 @@
+"""Images per second of ``gradreg.train.loop`` against a bare PyTorch loop over ready tensors: what the training system costs.
+
+    python benchmarks/loop_throughput.py --root DATA --out benchmarks/results/loop_throughput
+
+Both train the same model on the same images without augmentation, by SGD with momentum and a learning rate that changes every step. Every
+round trains one epoch of each, in a random order; the reported ratio is the median over rounds of loop / bare. Neither evaluates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+import gradreg
+from gradreg.train import models
+from gradreg.train.arguments import configuration
+from gradreg.train.configuration import Config
+from gradreg.train.data.loading import Data, load
+from gradreg.train.devices import Devices
+from gradreg.train.loop import Run
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "MLP 784-512-512-512-10, MNIST": {"data": {"name": "mnist", "train_size": 12_800}, "model": {"name": "mlp", "hidden": [512, 512, 512]}},
+    "CNN 16-32-128-10, CIFAR-10": {
+        "data": {"name": "cifar10", "train_size": 2_560},
+        "model": {"name": "cnn_l2", "channels": [16, 32], "hidden": 128},
+    },
+    "MLP 64-256-256-10, digits": {"data": {"name": "digits", "train_size": 1_700}, "model": {"name": "mlp", "hidden": [256, 256]}},
+}
+COMMON = {"batch_size": 128, "epochs": 1000, "optimizer": {"lr": 0.01}, "device": "cpu", "augmentation": {"normalize": "none"}}
+
+
+def bare(config: Config, data: Data) -> Callable[[], float]:
+    """Seconds of one epoch of the loop that anybody would write."""
+    whole = next(data.train.batches(1, len(data.train)))
+    images, labels = whole.images.clone(), whole.labels.clone()
+    model = models.create(config.model, classes=data.classes, image_shape=data.image_shape).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * math.ceil(len(labels) / config.batch_size))
+
+    def epoch() -> float:
+        started = time.perf_counter()
+        losses = []
+        for part in torch.randperm(len(labels)).split(config.batch_size):
+            optimizer.zero_grad()
+            loss = cross_entropy(model(images[part]), labels[part])
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+        torch.stack(losses).mean().item()
+        return time.perf_counter() - started
+
+    return epoch
+
+
+def measure(settings: dict[str, Any], root: str, rounds: int) -> dict[str, Any]:
+    config = configuration({**COMMON, **settings, "data": {**settings["data"], "root": root}})
+    data = load(config.data, config.augmentation, seed=0, device=torch.device("cpu"))
+    run = Run(config, Devices(config))
+
+    def ours() -> float:
+        started = time.perf_counter()
+        run.train_batches(saver=None, on_step=None)
+        run.state.progress.epoch += 1
+        run.state.progress.batch = 0
+        torch.stack(run.state.progress.losses).mean().item()
+        run.state.progress.losses = []
+        return time.perf_counter() - started
+
+    candidates = {"loop": ours, "bare": bare(config, data)}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for i in range(rounds + 1):
+        for name in random.sample(list(candidates), 2):
+            seconds = candidates[name]()
+            if i:  # the first round warms up
+                times[name].append(seconds)
+    ratios = sorted(b / a for a, b in zip(times["loop"], times["bare"], strict=True))
+    return {
+        **{f"{name}_images_per_second": len(data.train) / statistics.median(t) for name, t in times.items()},
+        "ratio": statistics.median(ratios),
+        "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = ["| model, data | loop, images/s | bare, images/s | loop / bare (quartiles) |", "|---|---|---|---|"]
+    for name, r in results["workloads"].items():
+        low, high = r["ratio_quartiles"]
+        speeds = f"{r['loop_images_per_second']:,.0f} | {r['bare_images_per_second']:,.0f}"
+        lines.append(f"| {name} | {speeds} | {r['ratio']:.3f} ({low:.3f}–{high:.3f}) |")
+    e = results["environment"]
+    return "\n".join(lines) + f"\n\n{e['machine']}, {e['threads']} thread(s), torch {e['torch']}.\n`{results['command']}`\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--root", required=True, help="folder of MNIST and CIFAR-10")
+    parser.add_argument("--rounds", type=int, default=15, help="epochs of each")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of PyTorch")
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md beside printing the table")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    words = ["python", "benchmarks/loop_throughput.py", *sys.argv[1:]]
+    if "--root" in words:
+        words[words.index("--root") + 1] = "DATA"
+    results: dict[str, Any] = {
+        "command": " ".join(words),
+        "rounds": options.rounds,
+        "environment": {
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "threads": options.threads,
+            "torch": torch.__version__,
+            "gradreg": gradreg.__version__,
+        },
+        "workloads": {name: measure(settings, options.root, options.rounds) for name, settings in SETTINGS.items()},
+    }
+    text = table(results)
+    print(text)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+        options.out.with_suffix(".md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""The penalties by the names and in the symbols of their papers; each is a point or a line in the space of ``GradientPenalty``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gradreg import checks
+from gradreg.directions import Adaptive, Friendly, Random, Remembered
+from gradreg.mixing import Decoupled, Mixing, Reuse, SurrogateGap
+from gradreg.penalties import NO_PENALTY, Difference, GradientPenalty, constructor, value_of
+from gradreg.schedules import Schedule, Value
+
+
+@constructor
+def sam(*, rho: Value = 0.05, steps: int = 1) -> GradientPenalty:
+    """Sharpness-aware minimization: ``G = ∇L(θ + ρ·g/‖g‖)``.
+
+    The forward difference of the penalty ρ‖g‖ with strength = radius = ρ, so that c = 1.
+
+    Args:
+        rho: perturbation radius ρ, the L2 norm over all perturbed parameters together, > 0; a float or a schedule. 0.05 is the authors'
+            value for CIFAR-10 and ImageNet.
+        steps: S ≥ 1 ascent steps of ρ / S, each along the normalised gradient found where the last one ended.
+
+    Cost: S + 1 gradient evaluations.
+    Source: Foret et al. 2021, arXiv 2010.01412, algorithm 1 (p = 2).
+    Differs from the paper: a zero gradient is not perturbed, where theirs divides by zero.
+    """
+    radius = _radius(rho)
+    return GradientPenalty(power=1, strength=radius, radius=radius, difference="forward", ascent_steps=steps)
+
+
+@constructor
+def gnp(*, r: Value, alpha: float, mixing: Mixing = "plain") -> GradientPenalty:
+    """Penalizing the gradient norm: ``G = (1 − α)·g + α·∇L(θ + r·g/‖g‖)``, the gradient of ``L + λ‖g‖`` with λ = α·r.
+
+    Args:
+        r: perturbation radius r, the L2 norm over all perturbed parameters together, > 0; a float or a schedule. 0.1 on CIFAR and 0.05 on
+            ImageNet in the paper's recipes.
+        alpha: balance coefficient α = λ / r, ≥ 0; 1 is SAM, 0 the plain gradient, more than 1 extrapolates. 0.8 in the paper's recipes.
+        mixing: "plain" as the paper says; "unit" mixes (1 − α)·ĝ in place of (1 − α)·g, as the authors' code does by default.
+
+    Cost: 2 gradient evaluations.
+    Source: Zhao et al. 2022, arXiv 2202.03599, algorithm 1.
+    Differs from the paper: a zero gradient is not perturbed.
+    """
+    radius = value_of("r", r, allow_zero=isinstance(r, Schedule))
+    balance = checks.non_negative("alpha", alpha, remedy=NO_PENALTY)
+    if isinstance(radius, Schedule) and balance == 0.0:
+        return GradientPenalty(power=1, strength=0.0, radius=radius, difference="forward", mixing=mixing)
+    strength = radius if balance == 1.0 else balance * radius
+    return GradientPenalty(power=1, strength=strength, radius=radius, difference="forward", mixing=mixing)
+
+
+@constructor
+def fgr(*, gamma: Value, epsilon: Value, steps: int = 1) -> GradientPenalty:
+    """Forward finite-difference gradient regularization: ``G = (1 − γ/ε)·g + (γ/ε)·∇L(θ + ε·g)``, of the penalty (γ/2)‖g‖².
+
+    Args:
+        gamma: strength γ, ≥ 0; a float or a schedule.
+        epsilon: ascent step ε on the gradient as it is (not normalised), > 0; a float or a schedule. The paper finds large ε best, and
+            γ = ε = 0.05 for an MLP and a ResNet on CIFAR-10.
+        steps: S ≥ 1 ascent steps of ε / S, each along the gradient found where the last one ended: with θ' the end of the last,
+            ``[∇L(θ') − g] / ε = H·g + O(ε)``.
+
+    Cost: S + 1 gradient evaluations.
+    Source: Karakida et al. 2023, arXiv 2210.02720, equation 3.
+    """
+    return replace(_squared("forward", gamma, epsilon), ascent_steps=steps)
+
+
+@constructor
+def bgr(*, gamma: Value, epsilon: Value) -> GradientPenalty:
+    """Backward finite-difference gradient regularization: ``G = (1 + γ/ε)·g − (γ/ε)·∇L(θ − ε·g)``, of the penalty (γ/2)‖g‖².
+
+    Args:
+        gamma: strength γ, ≥ 0; a float or a schedule.
+        epsilon: descent step ε on the gradient as it is, > 0; a float or a schedule.
+
+    Cost: 2 gradient evaluations.
+    Source: Karakida et al. 2023, arXiv 2210.02720, section 3.
+    """
+    return _squared("backward", gamma, epsilon)
+
+
+@constructor
+def cgr(*, gamma: Value, epsilon: Value) -> GradientPenalty:
+    """Central finite-difference gradient regularization: ``G = g + (γ/2ε)·[∇L(θ + ε·g) − ∇L(θ − ε·g)]``, of the penalty (γ/2)‖g‖².
+
+    Args:
+        gamma: strength γ, ≥ 0; a float or a schedule.
+        epsilon: step ε on the gradient as it is, both ways, > 0; a float or a schedule.
+
+    Cost: 3 gradient evaluations, for an error of O(ε²) where ``fgr`` has O(ε).
+    Source: Karakida et al. 2023, arXiv 2210.02720, section 3.
+    """
+    return _squared("central", gamma, epsilon)
+
+
+@constructor
+def exact(*, gamma: Value, power: int = 2) -> GradientPenalty:
+    """The penalty's gradient by double backpropagation: ``G = g + γ·H·g`` (power 2) or ``g + γ·H·g/‖g‖`` (power 1), no finite difference.
+
+    Args:
+        gamma: strength, γ of (γ/2)‖g‖² or λ of λ‖g‖, ≥ 0; a float or a schedule.
+        power: 2 (the default) or 1.
+
+    Cost: one closure call, about 3 gradient evaluations (9L − 5 matrix products against 3L − 1 on an MLP of L layers), and the memory of
+    the backward graph. Needs every operation to be twice differentiable: fused attention kernels, some compiled models and
+    ``DistributedDataParallel`` are not. There use ``fgr``, which needs neither.
+    Source: Drucker and LeCun 1992 ("double backpropagation"); DB in Karakida et al. 2023, arXiv 2210.02720.
+    """
+    return GradientPenalty(power=power, strength=value_of("gamma", gamma, allow_zero=True), radius=None, difference="exact")
+
+
+@constructor
+def asam(*, rho: Value, eta: float = 0.01, one_dimensional: bool = False) -> GradientPenalty:
+    """Adaptive sharpness-aware minimization: ``G = ∇L(θ + ρ·T²g/‖T·g‖)`` with ``T = |θ| + η`` elementwise.
+
+    Args:
+        rho: radius ρ in the coordinates T⁻¹θ, > 0; a float or a schedule. About ten times SAM's: the authors use 0.5 on CIFAR-10 and 1 on
+            CIFAR-100 and ImageNet.
+        eta: η ≥ 0; 0.01 in the paper.
+        one_dimensional: whether biases and normalization layers have that T too, instead of T = 1.
+
+    Cost: 2 gradient evaluations.
+    Source: Kwon et al. 2021, arXiv 2102.11600, algorithm 1 (p = 2).
+    Differs from the paper: a zero gradient is not perturbed; T = 1 for one-dimensional tensors, as in the authors' code.
+    """
+    radius = _radius(rho)
+    return GradientPenalty(power=1, strength=radius, radius=radius, direction=Adaptive(eta=eta, one_dimensional=one_dimensional))
+
+
+@constructor
+def layerwise_sam(*, rho: Value, eta: float = 0.01, one_dimensional: bool = False) -> GradientPenalty:
+    """Layer-wise adaptive SAM: ``G = ∇L(θ + ρ·T²g/‖T·g‖)`` with ``T = ‖θ_ℓ‖ + η``, one number for each tensor θ_ℓ.
+
+    Args:
+        rho: radius ρ in the coordinates T⁻¹θ, > 0; a float or a schedule.
+        eta: η ≥ 0, what keeps tensors that begin at zero movable.
+        one_dimensional: whether biases and normalization layers have that T too, instead of T = 1.
+
+    Cost: 2 gradient evaluations.
+    Source: Müller et al. 2023, arXiv 2306.04226 (their layer-wise variant of ASAM).
+    Differs from the paper: a zero gradient is not perturbed; their code has T = (1 + η)·‖θ_ℓ‖. Not the layer-wise scaling of Look-LayerSAM.
+    """
+    radius = _radius(rho)
+    direction = Adaptive(eta=eta, scale="tensor", one_dimensional=one_dimensional)
+    return GradientPenalty(power=1, strength=radius, radius=radius, direction=direction)
+
+
+@constructor
+def friendly_sam(*, rho: Value, sigma: float = 1.0, beta: float = 0.9) -> GradientPenalty:
+    """Friendly SAM: ``m ← β·m + (1 − β)·g``, ``d = g − σ·m``, ``G = ∇L(θ + ρ·d/‖d‖)``: ascend on what is this batch's own.
+
+    Args:
+        rho: perturbation radius ρ, > 0; a float or a schedule.
+        sigma: σ ≥ 0; 1 in the paper, 0 is SAM.
+        beta: decay of the average in [0, 1), λ in the paper.
+
+    Cost: 2 gradient evaluations, and the memory of one more copy of the parameters.
+    Source: Li et al. 2024, arXiv 2403.12350, algorithm 1.
+    Differs from the paper: a direction of zeros is not perturbed; see ``gradreg.Friendly`` for its authors' code.
+    """
+    radius = _radius(rho)
+    return GradientPenalty(power=1, strength=radius, radius=radius, direction=Friendly(sigma=sigma, beta=beta))
+
+
+@constructor
+def remembered(*, epsilon: Value, decay: float = 0.5) -> GradientPenalty:
+    """F-GR along the average of earlier results, at no extra pass: ``G = ∇L(θ + ε·m)``, then ``m ← decay·m + (1 − decay)·G``.
+
+    With γ = ε (c = 1) the plain gradient has no weight, and with a remembered direction it is not needed for that either.
+
+    Args:
+        epsilon: step ε on the average as it is (not normalised), > 0; a float or a schedule.
+        decay: in [0, 1).
+
+    Cost: 1 gradient evaluation, and the memory of one more copy of the parameters. The loss returned is that at the moved parameters.
+    Source: none known to us; a relative of MSAM, which takes the optimizer's momentum (whose scale is 1 / (1 − μ) of a gradient) as
+    direction.
+    """
+    radius = value_of("epsilon", epsilon, allow_zero=isinstance(epsilon, Schedule))
+    return GradientPenalty(power=2, strength=radius, radius=radius, direction=Remembered(decay=decay))
+
+
+@constructor
+def random_sam(*, rho: Value, seed: int = 0) -> GradientPenalty:
+    """The control: SAM along a random direction, ``G = ∇L(θ + ρ·s/‖s‖)`` with s of +1 and −1 drawn afresh every step.
+
+    Args:
+        rho: perturbation radius ρ, > 0; a float or a schedule.
+        seed: a whole number from 0 to 2³² − 1.
+
+    Cost: 1 gradient evaluation. The loss returned is that at the moved parameters.
+    """
+    radius = _radius(rho)
+    return GradientPenalty(power=1, strength=radius, radius=radius, direction=Random(seed=seed))
+
+
+@constructor
+def gsam(*, rho: Value, a: float) -> GradientPenalty:
+    """Surrogate-gap guided SAM: ``G = g₂ − a·(part of g orthogonal to g₂)`` with ``g₂ = ∇L(θ + ρ·g/‖g‖)``.
+
+    Args:
+        rho: perturbation radius ρ, > 0; a float or a schedule.
+        a: weight α ≥ 0 of the surrogate gap; 0 is SAM.
+
+    Cost: 2 gradient evaluations; the first gradient is held through the second pass.
+    Source: Zhuang et al. 2022, arXiv 2203.08065, algorithm 1.
+    Differs from the paper: a zero gradient is not perturbed; ρ follows the schedule it is given, where theirs follows the learning rate.
+    """
+    radius = _radius(rho)
+    return GradientPenalty(power=1, strength=radius, radius=radius, mixing=SurrogateGap(a=a))
+
+
+@constructor
+def wsam(*, rho: Value, gamma: float, decoupled: bool = False) -> GradientPenalty:
+    """Weighted SAM: ``g + γ/(1 − γ)·(g₂ − g)`` with ``g₂ = ∇L(θ + ρ·g/‖g‖)``.
+
+    Coupled, this is ``gnp(r=ρ, alpha=γ/(1 − γ))``. Decoupled, g alone goes through the optimizer, and ``lr·γ/(1 − γ)·(g₂ − g)`` is
+    subtracted from the parameters beside it: in PyTorch by ``regularizer.decoupled_step(optimizer)`` after ``optimizer.step()``.
+
+    Args:
+        rho: perturbation radius ρ, > 0; a float or a schedule.
+        gamma: weight γ in [0, 1) of the sharpness; 1/2 is SAM, 0 the plain gradient. The paper's default is 0.9.
+        decoupled: whether the sharpness is kept out of the optimizer.
+
+    Cost: 2 gradient evaluations; decoupled, the first gradient is held through the second pass.
+    Source: Yue et al. 2023, arXiv 2305.15817, algorithm 1 (decoupled) and its generic form.
+    Differs from the paper: a zero gradient is not perturbed.
+    """
+    weight = checks.fraction("gamma", gamma)
+    coupled = gnp(r=_radius(rho), alpha=1.0 if weight == 0.5 else weight / (1.0 - weight))
+    return replace(coupled, mixing=Decoupled()) if checks.flag("decoupled", decoupled) else coupled
+
+
+@constructor
+def looksam(*, rho: Value, k: int = 5, a: float = 0.7) -> GradientPenalty:
+    """LookSAM: SAM at every k-th step, and between them ``G = g + a·(‖g‖/‖h‖)·h``, h the last SAM gradient's part orthogonal to its g.
+
+    Args:
+        rho: perturbation radius ρ, > 0; a float or a schedule.
+        k: optimizer steps, ≥ 1; 1 is SAM. 5 and 10 in the paper.
+        a: weight α ≥ 0 of what is reused; 0.7 in the paper.
+
+    Cost: 1 + 1/k gradient evaluations on average, and the memory of one more copy of the parameters.
+    Source: Liu et al. 2022, arXiv 2203.02714, algorithm 1.
+    Differs from the paper: a zero gradient is not perturbed.
+    """
+    radius = _radius(rho)
+    return GradientPenalty(power=1, strength=radius, radius=radius, mixing=Reuse(k=k, a=a))
+
+
+def _radius(rho: Value) -> Value:
+    return value_of("rho", rho, allow_zero=isinstance(rho, Schedule))
+
+
+def _squared(difference: Difference, gamma: Value, epsilon: Value) -> GradientPenalty:
+    return GradientPenalty(
+        power=2,
+        strength=value_of("gamma", gamma, allow_zero=True),
+        radius=value_of("epsilon", epsilon, allow_zero=isinstance(epsilon, Schedule)),
+        difference=difference,
+    )

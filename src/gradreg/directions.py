@@ -1,0 +1,171 @@
+"""How the ascent direction is formed: what the second gradient's place is moved along.
+
+A penalty moves the parameters by ``radius · v / ‖w‖`` (power 1) or ``radius · v`` (power 2):
+
+    ==========  =============================  =====================  ==========================================
+    direction   v                              w                      first pass
+    ==========  =============================  =====================  ==========================================
+    Gradient    g                              g                      yes
+    Adaptive    T²·g                           T·g                    yes
+    Friendly    g − σ·m, m an EMA of g         v                      yes
+    Remembered  m, an EMA of the results G     v                      none
+    Random      ±1 each, drawn                 v                      none
+    ==========  =============================  =====================  ==========================================
+
+A direction without a first pass needs no gradient at the unmoved parameters: where c = strength / radius is 1, the step costs 1 evaluation.
+Memories begin at zero and take in the gradient of every step, also of those at which the strength is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from gradreg import checks
+from gradreg.plain import from_plain, to_plain
+
+Scale = Literal["element", "tensor"]
+
+
+class Direction:
+    """One of the kinds in this module's table; immutable, compared by value."""
+
+    needs_gradient: ClassVar[bool] = True
+    """Whether it is formed from the gradient at the unmoved parameters, and a step therefore begins with a pass there."""
+
+    has_memory: ClassVar[bool] = False
+    """Whether it depends on earlier steps."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary (for YAML and JSON) from which ``direction_from_dict`` builds an equal direction."""
+        return to_plain(self, "direction", _NAMED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient(Direction):
+    """The gradient itself: ``v = w = g``."""
+
+    def __str__(self) -> str:
+        return "gradient"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(Direction):
+    """The gradient in coordinates that are measured by the parameters themselves: ``v = T²·g``, ``w = T·g``.
+
+    Rescaling a layer and undoing it in the next then changes nothing. T is held fixed when the second gradient is taken.
+
+    Args:
+        eta: η ≥ 0, what keeps small parameters movable.
+        scale: "element" for ``T = |θ| + η`` elementwise; "tensor" for ``T = ‖θ_ℓ‖ + η``, one number for each tensor θ_ℓ ("layer-wise").
+        one_dimensional: whether tensors of one dimension (biases, normalization layers) and scalars have that T too, instead of T = 1.
+
+    Source: Kwon et al. 2021, arXiv 2102.11600, equation 5 and section 3 ("element"; the authors' code leaves one-dimensional tensors at T =
+    1); Müller et al. 2023, arXiv 2306.04226 ("tensor": their layer-wise variant).
+    Differs from the paper: for "tensor" their code has T = (1 + η)·‖θ_ℓ‖.
+    """
+
+    eta: float = 0.01
+    scale: Scale = "element"
+    one_dimensional: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eta", checks.non_negative("eta", self.eta))
+        checks.choice("scale", self.scale, get_args(Scale))
+        checks.flag("one_dimensional", self.one_dimensional)
+
+    def __str__(self) -> str:
+        everywhere = ", also one-dimensional tensors" if self.one_dimensional else ""
+        return f"adaptive by {self.scale}(eta {self.eta:g}{everywhere})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Friendly(Direction):
+    """The gradient without what it has in common with earlier ones: ``m ← β·m + (1 − β)·g``, then ``v = w = g − σ·m``.
+
+    Args:
+        sigma: σ ≥ 0, how much of the average is taken away; 0 is ``Gradient``.
+        beta: β in [0, 1), the decay of the average (λ in the paper); 0.9 averages over about ten steps.
+
+    Source: Li et al. 2024, arXiv 2403.12350, algorithm 1, with m = 0 before the first step.
+    Differs from the paper: nothing; its authors' code begins with m = g and subtracts the average of the former steps, which at σ = 1 has
+    the same direction from the second step on but for that beginning.
+    """
+
+    sigma: float = 1.0
+    beta: float = 0.9
+
+    has_memory: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", checks.non_negative("sigma", self.sigma))
+        object.__setattr__(self, "beta", checks.fraction("beta", self.beta))
+
+    def __str__(self) -> str:
+        return f"friendly(sigma {self.sigma:g}, beta {self.beta:g})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembered(Direction):
+    """The average of the results of earlier steps: ``v = w = m``; after the step ``m ← decay·m + (1 − decay)·G``.
+
+    The first step has nothing to remember and gives the plain gradient.
+
+    Args:
+        decay: in [0, 1); 0 remembers the last step alone.
+
+    Source: none known to us for this average; directions from earlier gradients are those of MSAM and its kind.
+    """
+
+    decay: float = 0.5
+
+    needs_gradient: ClassVar[bool] = False
+    has_memory: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decay", checks.fraction("decay", self.decay))
+
+    def __str__(self) -> str:
+        return f"remembered(decay {self.decay:g})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Direction):
+    """+1 or −1 in each coordinate, drawn afresh every step: the control that a direction with a meaning must beat.
+
+    The signs depend on the seed, the step, the place of the tensor in the model and the place of the coordinate in the tensor, and on
+    nothing else (``gradreg.hashing``). For power 1 only: the scale of a squared norm's direction is the gradient's, which is not known
+    here. As no gradient is looked at, parameters that the loss does not depend on are moved, and counted in the norm, too.
+
+    Args:
+        seed: a whole number from 0 to 2³² − 1.
+    """
+
+    seed: int = 0
+
+    needs_gradient: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", checks.seed(self.seed))
+
+    def __str__(self) -> str:
+        return f"random(seed {self.seed})"
+
+
+_NAMED: dict[str, type[Direction]] = {
+    "gradient": Gradient,
+    "adaptive": Adaptive,
+    "friendly": Friendly,
+    "remembered": Remembered,
+    "random": Random,
+}
+
+
+def direction_from_dict(data: Mapping[str, Any]) -> Direction:
+    """The direction that ``Direction.to_dict`` described: ``{"direction": "friendly", "sigma": 1.0, "beta": 0.9}``.
+
+    Raises:
+        ValueError, TypeError: as ``gradreg.plain.from_plain``.
+    """
+    return from_plain(data, "direction", _NAMED)

@@ -1,0 +1,39 @@
+"""Random numbers without a generator: a 32-bit hash of a seed and a counter, the same for Python's integers and arrays of any framework.
+
+What is drawn depends on its arguments alone: not on what was drawn before, so a resumed run and every rank of a parallel one agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+_LARGEST = 0xFFFFFFFF
+
+
+def masked(value: Any) -> Any:
+    """``value`` modulo 2³²: for Python's integers and 64-bit integer tensors, whose products may overflow but keep their lowest 32 bits."""
+    return value & _LARGEST
+
+
+def hashed(seed: int, counter: Any, uint32: Callable[[Any], Any] = masked) -> Any:
+    """32 bits that depend on ``seed`` and ``counter``: an integer from 0 to 2³² − 1, or an array of them, one for each counter.
+
+    Args:
+        seed: a whole number ≥ 0.
+        counter: a whole number ≥ 0 or an array of them.
+        uint32: reduces modulo 2³²: ``masked``, or a cast to an unsigned type of 32 bits (``jax.numpy.uint32``).
+
+    Source: the finalizer "lowbias32" of Wellons 2018 (a hash of 32 bits found by search), applied to the seed, then to its sum with the
+    counter.
+
+    >>> hashed(0, 1) == hashed(0, 1), hashed(0, 1) == hashed(1, 1)
+    (True, False)
+    """
+    return _mixed(uint32(_mixed(uint32(seed), uint32) + uint32(counter)), uint32)
+
+
+def _mixed(x: Any, uint32: Callable[[Any], Any]) -> Any:
+    x = uint32((x ^ (x >> 16)) * uint32(0x7FEB352D))
+    x = uint32((x ^ (x >> 15)) * uint32(0x846CA68B))
+    return x ^ (x >> 16)

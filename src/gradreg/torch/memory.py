@@ -1,0 +1,112 @@
+"""What a penalty keeps from step to step: tensors by kind and parameter, changed only when a step has succeeded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradreg import checks
+from gradreg.torch.norms import norm_of_shards
+from gradreg.torch.parallel import local_shards
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    kind: str
+    parameters: Sequence[nn.Parameter]
+    shards: Sequence[Tensor]
+    evidence: Sequence[Tensor]
+    period: int | None
+
+
+class Memory:
+    """Tensors like the parameters (sharded as they are), zero until something is remembered.
+
+    Args:
+        names: the parameters that may be remembered, and their names in a checkpoint.
+        kinds: what is remembered of each, and in which dtype: None for the parameter's own.
+    """
+
+    def __init__(self, names: Mapping[nn.Parameter, str], kinds: Mapping[str, torch.dtype | None]) -> None:
+        self._names = dict(names)
+        self._kinds = dict(kinds)
+        self._tensors: dict[str, dict[nn.Parameter, Tensor]] = {kind: {} for kind in kinds}
+        self._proposed: list[_Proposal] = []
+        self.period: int | None = None
+        """Of what is chosen anew from time to time: how often it has been; None before the first."""
+
+    def shards(self, kind: str, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """What is remembered of ``parameters``: this rank's shards, to be read only."""
+        return local_shards([self._tensor(kind, p) for p in parameters])
+
+    def propose(
+        self,
+        kind: str,
+        parameters: Sequence[nn.Parameter],
+        shards: Sequence[Tensor],
+        *,
+        evidence: Sequence[Tensor] | None = None,
+        period: int | None = None,
+    ) -> None:
+        """Have ``commit`` remember ``shards`` of ``parameters``, and ``period``, if ``evidence`` (``shards`` by default) is finite."""
+        self._proposed.append(_Proposal(kind, parameters, shards, shards if evidence is None else evidence, period))
+
+    def forget_proposals(self) -> None:
+        """The step failed: what it proposed is not remembered."""
+        self._proposed = []
+
+    @torch.no_grad()
+    def commit(self, *, finite_only: bool) -> None:
+        """Remember what was proposed; with ``finite_only``, which waits for the device, only what is finite."""
+        for new in self._proposed:
+            if new.parameters and not (finite_only and not torch.isfinite(norm_of_shards(new.evidence, new.parameters))):
+                torch._foreach_copy_(self.shards(new.kind, new.parameters), list(new.shards))
+                self.period = self.period if new.period is None else new.period
+        self._proposed = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tensors by kind and by name of the parameter, for those that require a gradient, and ``period``."""
+        tensors = {kind: {name: self._tensor(kind, p) for p, name in self._names.items() if p.requires_grad} for kind in self._kinds}
+        return {**tensors, "period": -1 if self.period is None else self.period}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember what ``state_dict`` returned, zero for parameters that it lacks.
+
+        Raises:
+            ValueError: kinds or names that are not known, or another shape; nothing has been changed then.
+        """
+        kinds = [*self._kinds, "period"]
+        if not isinstance(state, Mapping) or set(state) != set(kinds):  # type: ignore[unnecessary-isinstance]  # a checkpoint's
+            got = sorted(state) if isinstance(state, Mapping) else checks.describe(state)  # type: ignore[unnecessary-isinstance]
+            raise ValueError(f"memory must hold {' and '.join(kinds)}; got {got}. Pass what state_dict() returned.")
+        period = checks.whole("period", state["period"], minimum=-1)
+        named = {name: p for p, name in self._names.items()}
+        for kind in self._kinds:
+            for name, tensor in state[kind].items():
+                if name not in named:
+                    raise ValueError(checks.unknown(f"parameter in memory {kind!r}:", name, named))
+                if tensor.shape != named[name].shape:
+                    raise ValueError(
+                        f"memory {kind!r} of {name!r} must have the shape {tuple(named[name].shape)}; got {tuple(tensor.shape)}. "
+                        "Load the state of a regularizer for the same model."
+                    )
+        self.period = None if period < 0 else period
+        for kind in self._kinds:
+            for p, mine in self._tensors[kind].items():
+                if self._names[p] not in state[kind]:
+                    mine.zero_()
+            for name, theirs in state[kind].items():
+                mine = self._tensor(kind, named[name])
+                if theirs is not mine:
+                    mine.copy_(theirs)
+
+    def _tensor(self, kind: str, p: nn.Parameter) -> Tensor:
+        tensors = self._tensors[kind]
+        if p not in tensors:
+            tensors[p] = torch.zeros_like(p, dtype=self._kinds[kind] or p.dtype, requires_grad=False)
+        return tensors[p]

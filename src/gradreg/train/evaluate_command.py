@@ -1,0 +1,85 @@
+"""``gradreg evaluate RUN``: a trained run's loss and accuracy, on its own data or others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradreg import checks
+from gradreg.train.arguments import CommandParser, configuration
+from gradreg.train.configuration import Config
+
+if TYPE_CHECKING:
+    from gradreg.train.devices import Devices
+    from gradreg.train.evaluation import Evaluation
+
+DESCRIPTION = (
+    "Evaluate the weights of a run on its test set, every image once. Any key of the run can be overridden, as in --data.root ELSEWHERE, "
+    "--data.name svhn or --device cpu."
+)
+SPLITS = ("test", "validation")
+
+
+def main(words: Sequence[str]) -> int:
+    """Run ``gradreg evaluate``; returns 0."""
+    parser = CommandParser("evaluate", DESCRIPTION, positional=("run", "folder of the run"))
+    parser.options.add_argument("--weights", type=str, default="last", help="last, best or ema")
+    parser.options.add_argument("--split", type=str, default="test", help="test, or validation where images were held out")
+    parser.options.add_argument("--json", action="store_true", help="print one line of JSON instead of words")
+    options = parser.parse(words)
+
+    from gradreg.train.run_folder import WEIGHTS, RunFolder
+
+    checks.choice("--weights", options["weights"], tuple(WEIGHTS))
+    checks.choice("--split", options["split"], SPLITS)
+    folder = RunFolder(Path(options["run"]))
+    config = configuration(parser.settings(words, asdict(folder.configuration())))
+    file = folder.path / WEIGHTS[options["weights"]]
+    if not file.is_file():
+        there = [which for which, name in WEIGHTS.items() if (folder.path / name).is_file()]
+        remedy = f"It has {', '.join(there)}." if there else "Finish it first: gradreg train --resume RUN."
+        raise ValueError(f"--weights must name weights that the run in {options['run']!r} has; got {options['weights']!r}. {remedy}")
+
+    from gradreg.train.devices import Devices
+
+    devices = Devices(config)
+    try:
+        found, images = _evaluated(config, file, options["split"], devices)
+    finally:
+        devices.close()
+    if not devices.main:
+        return 0
+    if options["json"]:
+        print(json.dumps({**asdict(found), "images": images, "split": options["split"], "weights": options["weights"]}))
+    else:
+        print(
+            f"{options['split']}, {images:,} images, {options['weights']} weights: accuracy {100 * found.accuracy:.2f} %, "
+            f"top-5 {100 * found.top5:.2f} %, loss {found.loss:.4f}"
+        )
+    return 0
+
+
+def _evaluated(config: Config, weights: Path, split: str, devices: Devices) -> tuple[Evaluation, int]:
+    """What the weights of a file do on a split, and how many images that has."""
+    import torch
+
+    from gradreg.train import models
+    from gradreg.train.data import loading
+    from gradreg.train.evaluation import evaluate
+    from gradreg.train.run_folder import load_weights
+
+    data = loading.load(
+        config.data, config.augmentation, seed=config.seed, device=devices.device, rank=devices.rank, processes=devices.processes
+    )
+    samples = data.test if split == "test" else data.validation
+    if samples is None:
+        raise ValueError("--split must name images that there are; got 'validation' of a run that held none out. Use --split test.")
+    model = models.create(config.model, classes=data.classes, image_shape=data.image_shape)
+    load_weights(model, weights)
+    size = config.evaluation_batch_size or (1000 if data.in_memory else config.batch_size)
+    model.to(devices.device, torch.float64 if config.precision == "fp64" else None)
+    found = evaluate(model, samples, batch_size=size, devices=devices, precision=config.precision)
+    return found, len(samples)

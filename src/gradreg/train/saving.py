@@ -1,0 +1,103 @@
+"""When a run is saved: every so many epochs or minutes, at its end, and when it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from safetensors import SafetensorError
+
+from gradreg.train.checkpoint import Checkpoints
+from gradreg.train.configuration import CheckpointConfig
+from gradreg.train.devices import Devices
+from gradreg.train.state import TrainingState
+
+_ASK_EVERY = 20
+"""Steps after which several processes agree on whether to save: asking costs them an all-reduce."""
+
+
+class Stopped(Exception):
+    """The run was told to stop, and has been saved.
+
+    Args:
+        signal_number: the signal that told it so.
+        step: optimizer steps done.
+    """
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}; all that was done is saved")
+        self.signal_number = signal_number
+
+
+class Saver:
+    """Writes checkpoints when they are due.
+
+    Args:
+        checkpoints: where they go.
+        config: when they are due.
+        devices: the processes, which must agree on it.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, config: CheckpointConfig, devices: Devices) -> None:
+        self.checkpoints = checkpoints
+        self._config = config
+        self._devices = devices
+        self._saved_at = time.monotonic()
+        self._signal = 0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While inside, SIGTERM and SIGINT ask the run to save itself and stop; a second one has its usual effect."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._signal = number
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def after_step(self, state: TrainingState) -> None:
+        """Save if it is due by the clock or the run is to stop.
+
+        Raises:
+            Stopped: after saving a run that was told to stop.
+        """
+        step = state.regularizer.step
+        if self._devices.processes > 1 and step % _ASK_EVERY:
+            return
+        due = self._config.every_minutes is not None and time.monotonic() - self._saved_at >= 60 * self._config.every_minutes
+        if self._devices.any(due or self._signal != 0):
+            self._save(state)
+            if self._devices.any(self._signal != 0):
+                raise Stopped(self._signal or signal.SIGTERM, step)
+
+    def after_epoch(self, state: TrainingState, *, last: bool) -> None:
+        """Save if it is due by the number of epochs, or as the end of the run."""
+        every = self._config.every_epochs
+        if (last and self._config.final) or (every is not None and state.progress.epoch % every == 0):
+            self._save(state)
+
+    def _save(self, state: TrainingState) -> None:
+        try:
+            state.save(self.checkpoints, self._devices)
+        except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors wrap a full disk in errors of their own
+            raise OSError(
+                f"the checkpoint of step {state.regularizer.step} could not be written to {str(self.checkpoints.folder)!r}: {error}. "
+                "The earlier ones are as they were: make room, and go on with gradreg train --resume."
+            ) from error
+        self._saved_at = time.monotonic()

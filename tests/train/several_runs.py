@@ -1,0 +1,23 @@
+"""Runs one after another in the processes that a launcher started: python several_runs.py runs.json.
+
+The file holds a list of [folder, nested keys of the configuration]. Starting processes is what costs, so several runs share one start.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from gradreg.train.arguments import configuration
+from gradreg.train.devices import Devices
+from gradreg.train.run_folder import RunFolder
+
+if __name__ == "__main__":
+    devices = None
+    for folder, settings in json.loads(Path(sys.argv[1]).read_text()):
+        config = configuration(settings)
+        devices = Devices(config)
+        RunFolder(Path(folder)).run(config, devices=devices)
+    if devices is not None:
+        devices.close()

@@ -1,0 +1,185 @@
+"""What a configuration can turn on around the bare step: averages, precision, micro-batches, compilation, L2 in the loss, flooding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from gradreg.train.advice import HarmfulPenalty
+from gradreg.train.configuration import Config, OptimizerConfig, ScheduleConfig
+from gradreg.train.data.configuration import DataConfig
+from gradreg.train.loop import train
+from gradreg.train.outcome import Outcome
+
+SMALL = Config(
+    data=DataConfig(train_size=250, label_noise=0.2),
+    model={"name": "mlp", "hidden": [16]},
+    optimizer=OptimizerConfig(lr=0.1),
+    epochs=2,
+    batch_size=100,
+    precision="fp64",
+    threads=1,
+    device="cpu",
+)
+SAM = {"name": "sam", "rho": 0.2}
+
+
+def assert_close(left: Outcome, right: Outcome, tolerance: float = 1e-12) -> None:
+    for ours, theirs in zip(left.model.parameters(), right.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("penalty", [None, SAM], ids=["plain", "sam"])
+def test_micro_batches_change_nothing_but_memory(penalty):
+    whole = train(replace(SMALL, penalty=penalty))
+    divided = train(replace(SMALL, penalty=penalty, accumulation=3))
+    assert_close(divided, whole)
+    assert divided.history[-1].train_loss == pytest.approx(whole.history[-1].train_loss, abs=1e-12)
+
+
+def test_the_ema_is_the_running_mean_of_the_weights():
+    seen: list[list[torch.Tensor]] = []
+    outcome = train(replace(SMALL, ema=0.8), on_step=lambda step, model, _: seen.append([p.detach().clone() for p in model.parameters()]))
+    expected = seen[0]
+    for weights in seen[1:]:
+        expected = [0.8 * mean + 0.2 * new for mean, new in zip(expected, weights, strict=True)]
+    assert outcome.ema is not None
+    for ours, theirs in zip(outcome.ema.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    assert outcome.history[-1].ema_test_accuracy != outcome.history[-1].test_accuracy
+
+
+def test_l2_in_the_loss_is_weight_decay_for_plain_sgd_and_enters_the_direction_of_a_penalty():
+    def run(penalty: dict[str, object] | None, *, in_loss: bool) -> Outcome:
+        where = {"l2_in_loss": 0.05} if in_loss else {"weight_decay": 0.05}
+        return train(replace(SMALL, penalty=penalty, optimizer=OptimizerConfig(lr=0.1, **where)))
+
+    assert_close(run(None, in_loss=True), run(None, in_loss=False))
+    with pytest.raises(AssertionError, match="not close"):
+        assert_close(run(SAM, in_loss=True), run(SAM, in_loss=False), tolerance=1e-4)
+
+
+def test_l2_in_the_loss_under_sam_by_hand():
+    config = replace(SMALL, epochs=1, batch_size=250, penalty=SAM, optimizer=OptimizerConfig(lr=0.1, momentum=0.0, l2_in_loss=0.3))
+    from gradreg.train import models
+    from gradreg.train.data.loading import load
+
+    torch.manual_seed(config.seed)
+    batch = next(load(config.data, config.augmentation, seed=0, device=torch.device("cpu")).train.batches(1, 250))
+    model = models.create(config.model, classes=10, image_shape=(1, 8, 8)).double()
+
+    def gradient() -> list[torch.Tensor]:
+        loss = cross_entropy(model(batch.images.double()), batch.labels) + 0.15 * sum(p.square().sum() for p in model.parameters())
+        return list(torch.autograd.grad(loss, list(model.parameters())))
+
+    start = [p.detach().clone() for p in model.parameters()]
+    first = gradient()
+    norm = torch.cat([g.flatten() for g in first]).norm()
+    with torch.no_grad():
+        for p, g in zip(model.parameters(), first, strict=True):
+            p.add_(0.2 * g / norm)
+    for ours, before, g in zip(train(config).model.parameters(), start, gradient(), strict=True):
+        torch.testing.assert_close(ours, before - 0.1 * g, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "tanh", "poly", "step", "wsd", "rsqrt"])
+def test_optimizers_and_schedules_from_end_to_end(name, schedule):
+    lr = 0.1 if name == "sgd" else 3e-3
+    outcome = train(
+        replace(
+            SMALL,
+            epochs=4,
+            optimizer=OptimizerConfig(name=name, lr=lr, nesterov=name == "sgd", weight_decay=1e-3, decay_biases_and_norms=False),
+            schedule=ScheduleConfig(name=schedule, warmup_epochs=1, decay_epochs=[2] if schedule == "step" else []),
+        )
+    )
+    rates = [epoch.lr for epoch in outcome.history]
+    assert rates[0] == pytest.approx(lr, rel=0.2)
+    assert (rates[-1] == lr) == (schedule == "constant")
+    assert all(math.isfinite(epoch.train_loss) for epoch in outcome.history)
+    assert outcome.history[-1].train_loss < outcome.first_loss
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_with_weights_in_fp32(precision):
+    outcome = train(replace(SMALL, precision=precision, penalty={"name": "fgr", "gamma": 0.1, "epsilon": 0.1}, clip_norm=5.0, epochs=20))
+    assert all(p.dtype == torch.float32 for p in outcome.model.parameters())
+    assert outcome.history[-1].train_loss < 0.8 * outcome.first_loss
+    exact = train(replace(SMALL, penalty={"name": "fgr", "gamma": 0.1, "epsilon": 0.1}, clip_norm=5.0, epochs=20))
+    assert outcome.history[-1].train_loss == pytest.approx(exact.history[-1].train_loss, rel=0.05)
+
+
+def test_a_compiled_model_trains_the_same():
+    config = replace(SMALL, epochs=1, penalty=SAM)
+    assert_close(train(replace(config, compile=True)), train(config), tolerance=1e-9)
+
+
+def test_channels_last_changes_the_layout_alone():
+    config = replace(SMALL, model={"name": "test_resnet"}, epochs=1, data=DataConfig(train_size=64), batch_size=32)
+    last = train(replace(config, channels_last=True))
+    assert any(p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last) for p in last.model.parameters())
+    assert_close(last, train(config), tolerance=1e-9)
+
+
+def test_ascent_on_a_part_of_each_batch_costs_its_part():
+    penalty = {"name": "fgr", "gamma": 0.5, "epsilon": 0.5, "ascent_fraction": 0.25}
+    outcome = train(replace(SMALL, data=DataConfig(train_size=200), penalty=penalty, epochs=1))
+    assert outcome.history[-1].gradient_evaluations == 2 * 1.25
+
+
+@pytest.mark.parametrize("kind", ["batch", "individual"])
+def test_flooding_keeps_the_training_loss_from_falling_below_its_level(kind):
+    config = replace(SMALL, epochs=40, data=DataConfig(train_size=250), batch_size=250)
+    dry = train(config)
+    flooded = train(replace(config, flooding={"name": kind, "level": 2.0}))
+    assert dry.history[-1].test_loss < 1.6
+    assert 1.9 < flooded.history[-1].test_loss < 2.2
+    assert_close(train(replace(config, flooding={"name": kind, "level": 0.0})), dry)
+
+
+def test_bad_flooding_is_refused_in_words():
+    with pytest.raises(ValueError, match="unknown flooding 'deep'"):
+        replace(SMALL, flooding={"name": "deep", "level": 1.0})
+    with pytest.raises(ValueError, match="flooding must have a name, batch or individual"):
+        replace(SMALL, flooding={"level": 1.0})
+
+
+def test_a_warm_up_may_be_counted_in_epochs():
+    by_epochs = train(replace(SMALL, penalty={**SAM, "warmup": {"kind": "zero", "epochs": 1}}))
+    by_steps = train(replace(SMALL, penalty={**SAM, "warmup": {"kind": "zero", "steps": 3}}))
+    assert_close(by_epochs, by_steps, tolerance=0.0)
+    assert [epoch.gradient_evaluations for epoch in by_epochs.history] == [3, 9]
+
+
+def test_an_adaptive_optimizer_that_warms_up_under_a_whole_penalty_is_warned_of():
+    adaptive = replace(
+        SMALL, optimizer=OptimizerConfig(name="adamw", lr=1e-3), schedule=ScheduleConfig(warmup_epochs=1), penalty={**SAM}, epochs=2
+    )
+    with pytest.warns(HarmfulPenalty, match=r"arXiv 2406\.09723.*--penalty\.warmup '\{kind: zero, epochs: 1\}'"):
+        train(adaptive)
+    for mended in (
+        {"penalty": {**SAM, "warmup": {"kind": "zero", "epochs": 1}}},
+        {"penalty": {**SAM, "warmup": {"kind": "radius", "epochs": 1}}},
+        {"penalty": None},
+        {"optimizer": OptimizerConfig(lr=0.1)},
+        {"schedule": ScheduleConfig()},
+    ):
+        train(replace(adaptive, **mended))  # warnings are errors
+
+
+def test_the_best_epochs_weights_are_kept():
+    config = replace(SMALL, epochs=6, optimizer=OptimizerConfig(lr=1.0), data=DataConfig(train_size=250, label_noise=0.5, validation=50))
+    per_step: dict[int, dict[str, torch.Tensor]] = {}
+    outcome = train(config, on_step=lambda step, model, _: per_step.update({step: {k: v.clone() for k, v in model.state_dict().items()}}))
+    best = outcome.best_epoch
+    assert best.validation_accuracy == max(epoch.validation_accuracy for epoch in outcome.history)
+    assert outcome.best is not None
+    for name, tensor in per_step[best.step].items():
+        assert torch.equal(outcome.best[name], tensor)
+    summary = outcome.summary()["best"]
+    assert (summary["epoch"], summary["by"]) == (best.epoch, "validation_accuracy")
