@@ -34,9 +34,16 @@ def test_any_number_of_workers_gives_the_same_batches(tree, workers):
     for epoch in (1, 2):
         assert same(alone.train.batches(epoch, 8), many.train.batches(epoch, 8))
     assert same(alone.test.batches(5), many.test.batches(5))
-    first, second = (joined(alone.train.batches(1, 27)).images for _ in range(2))
-    assert torch.equal(first, second)
-    assert not torch.equal(first.sum(dim=0), joined(alone.train.batches(2, 27)).images.sum(dim=0))
+
+
+def test_every_epoch_draws_anew_for_every_image(tree):
+    def images(epoch: int, **augmentation):
+        train = streamed(tree, augmentation=augmentation).train
+        return {tuple(row) for row in joined(train.batches(epoch, 8)).images.flatten(1).tolist()}
+
+    assert images(1) == images(2)  # in another order
+    assert len(images(1, crop_padding=2) & images(2, crop_padding=2)) < 9
+    assert images(1, crop_padding=2) == images(1, crop_padding=2)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
