@@ -34,7 +34,10 @@ from gradreg.train.loop import Run
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "MLP 784-512-512-512-10, MNIST": {"data": {"name": "mnist", "train_size": 12_800}, "model": {"name": "mlp", "hidden": [512, 512, 512]}},
-    "CNN of 4 layers, CIFAR-10": {"data": {"name": "cifar10", "train_size": 2_560}, "model": {"name": "cnn_l2"}},
+    "CNN 16-32-128-10, CIFAR-10": {
+        "data": {"name": "cifar10", "train_size": 2_560},
+        "model": {"name": "cnn_l2", "channels": [16, 32], "hidden": 128},
+    },
     "MLP 64-256-256-10, digits": {"data": {"name": "digits", "train_size": 1_700}, "model": {"name": "mlp", "hidden": [256, 256]}},
 }
 COMMON = {"batch_size": 128, "epochs": 1000, "optimizer": {"lr": 0.01}, "device": "cpu", "augmentation": {"normalize": "none"}}

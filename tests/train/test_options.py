@@ -1,4 +1,4 @@
-"""What a configuration can turn on around the bare step: averages, precision, micro-batches, compilation, L2 in the loss, ascent on a part."""
+"""What a configuration can turn on around the bare step: averages, precision, micro-batches, compilation, L2 in the loss, flooding."""
 
 from __future__ import annotations
 
@@ -130,6 +130,23 @@ def test_ascent_on_a_part_of_each_batch_costs_its_part():
     penalty = {"name": "fgr", "gamma": 0.5, "epsilon": 0.5, "ascent_fraction": 0.25}
     outcome = train(replace(SMALL, data=DataConfig(train_size=200), penalty=penalty, epochs=1))
     assert outcome.history[-1].gradient_evaluations == 2 * 1.25
+
+
+@pytest.mark.parametrize("kind", ["batch", "individual"])
+def test_flooding_keeps_the_training_loss_from_falling_below_its_level(kind):
+    config = replace(SMALL, epochs=40, data=DataConfig(train_size=250), batch_size=250)
+    dry = train(config)
+    flooded = train(replace(config, flooding={"name": kind, "level": 2.0}))
+    assert dry.history[-1].test_loss < 1.6
+    assert 1.9 < flooded.history[-1].test_loss < 2.2
+    assert_close(train(replace(config, flooding={"name": kind, "level": 0.0})), dry)
+
+
+def test_bad_flooding_is_refused_in_words():
+    with pytest.raises(ValueError, match="unknown flooding 'deep'"):
+        replace(SMALL, flooding={"name": "deep", "level": 1.0})
+    with pytest.raises(ValueError, match="flooding must have a name, batch or individual"):
+        replace(SMALL, flooding={"level": 1.0})
 
 
 def test_a_warm_up_may_be_counted_in_epochs():

@@ -265,6 +265,7 @@ class Step:
             correction = self._without_scale(torch._foreach_sub(result, plain))
             self.correction = dict(zip(parameters, correction, strict=True))
             torch._foreach_copy_(result, plain)
+            torch._foreach_add_(result, correction, alpha=0.0)  # 0, or NaN where a moved pass overflowed: a scaler must see that
 
     def _without_scale(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         scale = self.evaluation.scale(tensors[0])

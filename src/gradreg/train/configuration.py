@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gradreg import checks
+from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
 from gradreg.train.data.configuration import AugmentationConfig, DataConfig
 from gradreg.train.penalty import recipe_penalty
 from gradreg.weight_decay import AutoL2, Trigger
@@ -188,6 +189,8 @@ class Config:
         penalty: the gradient penalty by "name" (docs/pytorch.md lists them) and its symbols. Optional beside them: "every", "probability",
             a "warmup" of "kind" (zero, radius, strength) and "epochs" or "steps", and "ascent_fraction", the share of each batch from which
             the ascent direction comes. null trains without one.
+        flooding: keeps the training loss from falling below a level: "name" (batch, or individual for iFlood) and "level"; null does not.
+            Each micro-batch of each process is flooded for itself.
         scope: under data parallelism, whether each process perturbs by its own gradient (local) or all by their mean (global).
         epochs: passes over the training data, >= 1.
         batch_size: training examples of an optimizer step, over all processes and micro-batches, >= 1; a last smaller batch is kept.
@@ -214,6 +217,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     weight_decay: WeightDecayConfig = field(default_factory=WeightDecayConfig)
     penalty: dict[str, Any] | None = None
+    flooding: dict[str, Any] | None = None
     scope: Literal["local", "global"] = "local"
     epochs: int = 60
     batch_size: int = 100
@@ -270,3 +274,14 @@ class Config:
                 "Give one of the two."
             )
         recipe_penalty(self.penalty, steps_per_epoch=1)
+        self.flooded()
+
+    def flooded(self) -> Flooding | IndividualFlooding | None:
+        """The transformation of the loss that ``flooding`` describes."""
+        if self.flooding is None:
+            return None
+        if not isinstance(self.flooding.get("name"), str):
+            raise ValueError(
+                f"flooding must have a name, batch or individual; got {self.flooding}. Write {{name: batch, level: 0.1}}, say."
+            )
+        return flooding_from_dict({"flooding" if key == "name" else key: value for key, value in self.flooding.items()})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gradreg.flooding import IndividualFlooding
 from gradreg.torch import GradientRegularizer
 from gradreg.train import models
 from gradreg.train.advice import warn_of_harm
@@ -104,6 +105,7 @@ class Run:
         if config.ema is not None:
             ema = AveragedModel(unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.steps_per_epoch = math.ceil(len(self.data.train) / config.batch_size)
+        self.flooding = config.flooded()
         self.penalty: RecipePenalty = recipe_penalty(config.penalty, steps_per_epoch=self.steps_per_epoch)
         warn_of_harm(config, self.penalty, steps_per_epoch=self.steps_per_epoch)
         optimizer, weight_decay = create_with_weight_decay(
@@ -196,7 +198,10 @@ class Run:
         def closure() -> Tensor:
             with autocast(config.precision, self.devices.device):
                 logits = model(images)
-            loss = cross_entropy(logits if config.precision == "fp64" else logits.float(), targets, label_smoothing=config.label_smoothing)
+            logits = logits if config.precision == "fp64" else logits.float()
+            reduction = "none" if isinstance(self.flooding, IndividualFlooding) else "mean"
+            loss = cross_entropy(logits, targets, label_smoothing=config.label_smoothing, reduction=reduction)
+            loss = loss if self.flooding is None else self.flooding(loss)
             loss = loss if weight == 1.0 else weight * loss
             if first and config.optimizer.l2_in_loss:
                 loss = loss + config.optimizer.l2_in_loss / 2 * squared_norm(model)

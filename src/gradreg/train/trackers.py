@@ -34,31 +34,15 @@ class Trackers:
 
     def __init__(self, config: Config, folder: Path, *, first_step: int) -> None:
         self._trackers: list[GeneralTracker] = []
-        file = folder / IDENTITIES
-        identities: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        for name in dict.fromkeys(config.trackers):
-            package = "tensorboard" if name == "tensorboard" else name
-            if importlib.util.find_spec(package) is None:
-                raise ValueError(
-                    f"trackers must name installed ones; got {name!r}, whose package {package!r} is missing. Run: pip install {package}"
-                )
-            tracker: GeneralTracker
-            if name == "tensorboard":
-                # Hiding from the next step on keeps the last epoch's point, which was written at the step before.
-                tracker = TensorBoardTracker("tensorboard", folder, purge_step=first_step + 1 if first_step else None)
-            elif name == "wandb":
-                identity = identities.setdefault(name, uuid.uuid4().hex)
-                tracker = WandBTracker(PROJECT, id=identity, name=folder.name, dir=str(folder), resume="allow")
-            else:
-                tracker = MLflowTracker(PROJECT, run_id=identities.get(name), run_name=folder.name)
-            tracker.start()
-            if isinstance(tracker, MLflowTracker):
-                identities[name] = tracker.tracker.info.run_id
-            if not first_step and name != "tensorboard":  # TensorBoard's table of settings wants final metrics: config.yaml says more
-                tracker.store_init_configuration(dict(_flat(asdict(config))))
-            self._trackers.append(tracker)
-        if identities:
-            files.write_json(file, identities)
+        try:
+            for name in dict.fromkeys(config.trackers):
+                tracker = _started(name, folder, first_step)
+                self._trackers.append(tracker)
+                if not first_step and name != "tensorboard":  # TensorBoard's table of settings wants final metrics: config.yaml says more
+                    tracker.store_init_configuration(dict(_flat(asdict(config))))
+        except BaseException:
+            self.close()
+            raise
 
     def log(self, epoch: Epoch) -> None:
         """Every number of ``epoch``, at its optimizer step."""
@@ -70,6 +54,28 @@ class Trackers:
         """Have all of them write what they hold."""
         for tracker in self._trackers:
             tracker.finish()
+
+
+def _started(name: str, folder: Path, first_step: int) -> GeneralTracker:
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(f"trackers must name installed ones; got {name!r}, whose package is missing. Run: pip install {name}")
+    file = folder / IDENTITIES
+    identities: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if name == "tensorboard":
+        # Hiding from the next step on keeps the last epoch's point, which was written at the step before.
+        tracker: GeneralTracker = TensorBoardTracker("tensorboard", folder, purge_step=first_step + 1 if first_step else None)
+        tracker.start()
+        return tracker
+    if name == "wandb":
+        identity = identities.setdefault(name, uuid.uuid4().hex)
+        tracker = WandBTracker(PROJECT, id=identity, name=folder.name, dir=str(folder), resume="allow")
+        tracker.start()
+    else:
+        tracker = MLflowTracker(PROJECT, run_id=identities.get(name), run_name=folder.name)
+        tracker.start()
+        identities[name] = tracker.tracker.info.run_id
+    files.write_json(file, identities)
+    return tracker
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -140,3 +140,11 @@ def test_memory_is_chosen_by_size(tree, monkeypatch):
 def test_a_set_in_one_piece_is_not_streamed():
     with pytest.raises(ValueError, match=r"data.memory must not be false for 'digits', which is read in one piece"):
         loaded(memory=False)
+
+
+def test_where_nothing_can_be_read_there_is_nothing_to_skip(tmp_path):
+    tree = image_tree(tmp_path, {"train": 1, "val": 1})
+    for path in tree.glob("val/*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"data.corrupt must not be 'skip' where no image can be read; got 3 such images of 'folder'"):
+        loaded(name="folder", root=str(tree), corrupt="skip", workers=0)

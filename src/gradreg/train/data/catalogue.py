@@ -20,20 +20,18 @@ class KnownSet:
     Args:
         training_images: how many; None where its files say.
         colours: those that are subtracted and divided by in publications; None leaves the images between 0 and 1.
-        own_test: whether it always comes with images to test on.
         evaluation_crop: share of the resized shorter side that is left of an image to evaluate on.
     """
 
     training_images: int | None
     colours: Colours | None = None
-    own_test: bool = True
     evaluation_crop: float = 1.0
 
 
 _IMAGENET = Colours((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 SETS = {
-    "digits": KnownSet(1797, own_test=False),
+    "digits": KnownSet(1797),
     "mnist": KnownSet(60_000),
     "fashion-mnist": KnownSet(60_000),
     "cifar10": KnownSet(50_000, Colours((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))),
@@ -41,7 +39,7 @@ SETS = {
     "svhn": KnownSet(73_257, Colours((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))),
     "tiny-imagenet": KnownSet(100_000, Colours((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))),
     "imagenet": KnownSet(1_281_167, _IMAGENET, evaluation_crop=0.875),
-    "folder": KnownSet(None, _IMAGENET, own_test=False),
+    "folder": KnownSet(None, _IMAGENET),
 }
 
 TIMM = "timm:"

@@ -8,7 +8,7 @@ from typing import Literal
 from gradreg import checks
 from gradreg.train.data.catalogue import SETS, TIMM, known_set
 
-DIGITS_TO_TRAIN_ON = 1000
+_DIGITS_TO_TRAIN_ON = 1000
 
 
 @dataclass
@@ -85,18 +85,23 @@ class DataConfig:
         if self.train_size is not None or known.training_images is not None:
             self.training_images()
 
+    @property
+    def images_asked_for(self) -> int | None:
+        """How many images to train and to validate on; None for all that there are."""
+        return _DIGITS_TO_TRAIN_ON if self.train_size is None and self.name == "digits" else self.train_size
+
     def training_images(self) -> int:
         """How many images a run trains on, without those that are held out to validate on.
 
-        For a "folder" whose ``train_size`` is null its files are counted.
+        For a "folder" whose ``train_size`` is null its files are counted, those that ``corrupt`` leaves out included.
 
         Raises:
             ValueError: the number is not known before the data are loaded, or the folder is not there.
         """
-        images = self.train_size
-        if images is None:
-            known = known_set(self.name)
-            images = DIGITS_TO_TRAIN_ON if self.name == "digits" else None if known is None else known.training_images
+        known = known_set(self.name)
+        images = self.images_asked_for
+        if images is None and known is not None:
+            images = known.training_images
         if images is None and self.name == "folder":
             from gradreg.train.data import folders  # counting files alone needs torchvision
 

@@ -93,7 +93,10 @@ def _readable(images: Pixels | Encoded, config: DataConfig) -> Pixels | Encoded:
     """``images`` without those that cannot be read, if they are to be left out."""
     if config.corrupt == "error" or isinstance(images, Pixels):
         return images
-    return streaming.only_readable(images, workers=streaming.workers(config))
+    left = streaming.only_readable(images, workers=streaming.workers(config))
+    if not len(left):
+        raise ValueError(f"data.corrupt must not be 'skip' where no image can be read; got {len(images)} such images of {config.name!r}.")
+    return left
 
 
 def _check_augmentation(augmentation: AugmentationConfig, shape: tuple[int, int, int], largest: int, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,23 +61,23 @@ def svhn(config: DataConfig) -> Source:
     return _parts(config, part, "SVHN", "train_32x32.mat", classes=10)
 
 
-def _grey(config: DataConfig, dataset: Callable[..., object], title: str, example: str) -> Source:
+def _grey(config: DataConfig, dataset: Any, title: str, example: str) -> Source:
     def part(train: bool) -> Pixels:
         found = dataset(config.root, train=train, download=config.download)
-        return Pixels(found.data.unsqueeze(1), found.targets)  # type: ignore[attr-defined]
+        return Pixels(found.data.unsqueeze(1), found.targets)
 
     return _parts(config, part, title, example, classes=10)
 
 
-def _cifar(config: DataConfig, dataset: Callable[..., object], title: str, example: str, *, classes: int) -> Source:
-    inside = str(dataset.base_folder)  # type: ignore[attr-defined]
+def _cifar(config: DataConfig, dataset: Any, title: str, example: str, *, classes: int) -> Source:
+    inside = dataset.base_folder
     if not (Path(config.root) / inside).is_dir() and folders.named(config) is not None:
         return folders.named_set(config, classes=classes)
 
     def part(train: bool) -> Pixels:
         found = dataset(config.root, train=train, download=config.download)
-        images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()  # type: ignore[attr-defined]
-        return Pixels(images, torch.tensor(found.targets))  # type: ignore[attr-defined]
+        images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+        return Pixels(images, torch.tensor(found.targets))
 
     return _parts(config, part, title, f"{inside}/{example}", classes=classes, folder=f"{config.name}/train/CLASS/*.png")
 

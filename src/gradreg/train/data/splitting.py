@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradreg.train.data.configuration import DIGITS_TO_TRAIN_ON, DataConfig
+from gradreg.train.data.configuration import DataConfig
 from gradreg.train.data.pools import Encoded, Pixels
 
 
@@ -51,9 +51,7 @@ def split(pool: Pixels | Encoded, own_test: Pixels | Encoded | None, config: Dat
     Raises:
         ValueError: more images wanted than there are, or none left to test on.
     """
-    size = config.train_size
-    if size is None and config.name == "digits":
-        size = DIGITS_TO_TRAIN_ON
+    size = config.images_asked_for
     if size is None and own_test is None:
         raise ValueError(config.needs_train_size())
     size = len(pool) if size is None else size

@@ -21,7 +21,10 @@ _LIBRARIES = ("hfds", "hfids", "wds", "tfds", "torch")
 def read(config: DataConfig) -> Source:
     """The set that timm knows by the rest of ``config.name``, with the splits that ``config`` names."""
     train, test = _part(config, config.train_split), _part(config, config.test_split)
-    return Source(train, test, classes=int(torch.cat([train.labels, test.labels]).max()) + 1)
+    labels = torch.cat([train.labels, test.labels])
+    if labels.min() < 0:
+        raise ValueError(f"images of {config.name!r} must have classes >= 0; got {int(labels.min())}, which marks an image without one.")
+    return Source(train, test, classes=int(labels.max()) + 1)
 
 
 def _part(config: DataConfig, split: str) -> Pixels | Encoded:

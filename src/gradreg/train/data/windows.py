@@ -31,7 +31,7 @@ def crop(images: Tensor, tops: Tensor, lefts: Tensor, *, size: int, padding: Pad
         padding: "zero", or "reflect" without repeating the border.
     """
     n, channels, height, width = images.shape
-    padded = pad(images, [size] * 4, mode="constant" if padding == "zero" else "reflect")
+    padded = _padded(images, size, padding)
     rows, columns = padded.shape[2:]
     # Every row of a window is a run of ``width`` values in memory, so that selecting runs copies them whole.
     corners = torch.arange(n, device=images.device) * (channels * rows * columns) + tops * columns + lefts
@@ -54,6 +54,13 @@ def resized_crop(images: Tensor, windows: Rectangles) -> Tensor:
     grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3)
     resized = grid_sample(images.to(torch.float32), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return resized.round_().to(torch.uint8)
+
+
+def _padded(images: Tensor, size: int, padding: Padding) -> Tensor:
+    if padding == "zero":
+        return pad(images, [size] * 4)
+    # Not every device mirrors bytes; floats hold them exactly.
+    return pad(images.to(torch.float32), [size] * 4, mode="reflect").to(images.dtype)
 
 
 def _sampled(first: Tensor, length: Tensor, size: int) -> Tensor:
