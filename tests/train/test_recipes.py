@@ -27,6 +27,7 @@ REDUCED: dict[str, dict[str, Any]] = {
     "wrn28_10": {"depth": 10, "width": 1},
     "pyramidnet272_200_shakedrop": {"depth": 20, "alpha": 12},
     "shakeshake26_2x96d": {"channels": 8},
+    "vit_small_patch4_32": {"depth": 4},
     "vit_base_patch4_32": {"depth": 2},
     "vgg16_bn": {"mlp_ratio": 1 / 64},
 }
