@@ -1,4 +1,4 @@
-"""What the tests of the JAX engine share: one small problem that is no quadratic, and the table of METHODS written naively."""
+"""What the tests of the JAX engine share: one small problem that is no quadratic, comparisons, and a function that counts its calls."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
-from gradreg import GradientPenalty
+from gradreg.jax.memory import carries_state
 
 Loss = Callable[[Any], jax.Array]
 
@@ -34,27 +33,6 @@ def problem() -> tuple[Any, jax.Array, jax.Array]:
     *weights, x, y = map(jnp.asarray, arrays((3, 5), (5,), (5, 2), (2,), (8, 3), (8, 2)))
     params = {"0": {"weight": weights[0], "bias": weights[1]}, "2": {"weight": weights[2], "bias": weights[3]}}
     return params, x, 2 * y
-
-
-def family(penalty: GradientPenalty, loss: Loss, params: Any, step: int = 0, ascent: Loss | None = None) -> Any:
-    """g + strength·H·d on one flat vector, with a difference quotient or the whole Hessian matrix for H·d; the engine is not called."""
-    theta, unravel = ravel_pytree(params)
-    gradient = jax.grad(lambda at: loss(unravel(at)))
-    strength, radius = penalty.strength_at(step), penalty.radius_at(step)
-    g = gradient(theta)
-    d = g if ascent is None else jax.grad(lambda at: ascent(unravel(at)))(theta)
-    d = d / jnp.linalg.norm(d) if penalty.power == 1 else d
-    if strength == 0:
-        return unravel(g)
-    if radius is None:
-        return unravel(g + strength * jax.hessian(lambda at: loss(unravel(at)))(theta) @ d)
-    quotient = {
-        "forward": lambda: (gradient(theta + radius * d) - g) / radius,
-        "backward": lambda: (g - gradient(theta - radius * d)) / radius,
-        "central": lambda: (gradient(theta + radius * d) - gradient(theta - radius * d)) / (2 * radius),
-    }[penalty.difference]()
-    unit = (1 - strength / radius) * (g / jnp.linalg.norm(g) - g) if penalty.mixing == "unit" else 0.0
-    return unravel(g + strength * quotient + unit)
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-12) -> None:
@@ -93,3 +71,8 @@ class Counted:
         jax.effects_barrier()
         count, self._evaluations = self._evaluations, 0
         return count
+
+
+def first_state(oracle: Any, params: Any) -> dict[str, Any]:
+    """``{"state": oracle.init(params)}`` where the penalty of ``oracle`` carries a state, else nothing: for ``oracle(..., **state)``."""
+    return {"state": oracle.init(params)} if carries_state(oracle.penalty) else {}

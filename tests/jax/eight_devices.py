@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import microbatched, value_and_grad
-from gradreg.jax.regularizer import Scope
+from gradreg.jax.oracle import Scope
 from tests.penalties import PENALTIES, every_penalty
 
 from .cases import arrays, assert_close, family, problem, squared_error

@@ -1,6 +1,7 @@
 """The JAX engine: needs jax and nothing else."""
 
+from gradreg.jax.decoupled import decoupled_update
 from gradreg.jax.microbatches import microbatched
 from gradreg.jax.regularizer import grad, value_and_grad
 
-__all__ = ["grad", "microbatched", "value_and_grad"]
+__all__ = ["decoupled_update", "grad", "microbatched", "value_and_grad"]

@@ -2,77 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gradreg import checks
-from gradreg.jax.data_parallel import per_shard
+from gradreg.directions import Friendly, Remembered
+from gradreg.jax.amounts import Amounts, decided
+from gradreg.jax.data_parallel import mean, per_shard
+from gradreg.jax.directions import ascent
+from gradreg.jax.evaluation import Evaluate, Evaluated
+from gradreg.jax.masks import Masks, drawn, largest, masked
+from gradreg.jax.memory import AVERAGE, MASK, PERIOD, State, averaged, leaves_of
+from gradreg.jax.mixing import mixed
 from gradreg.jax.perturbation import Tree, combined, gradient_norm, moved, safe_ratio, vanishes
+from gradreg.masks import Sparse
+from gradreg.mixing import GradientMixing
 from gradreg.penalties import GradientPenalty
-from gradreg.schedules import Value, as_schedule
 from gradreg.stencils import stencil
-
-
-class Evaluated(NamedTuple):
-    """The loss, what the function returned beside it, and a gradient."""
-
-    value: jax.Array
-    aux: Any
-    gradients: Tree
-
-
-Evaluate: TypeAlias = Callable[[Tree], Evaluated]
-"""Parameters to loss, aux and gradient: the function with its batch, and its mean over shards where that is wanted, inside."""
-
-
-@dataclass(frozen=True)
-class Amounts:
-    """A penalty's numbers at one step, each a float where it is known when tracing, else a traced scalar.
-
-    Args:
-        acts: whether the strength differs from 0.
-        strength: λ or γ.
-        radius: r or ε; None for an exact penalty.
-        coefficient: c = strength / radius; None for an exact penalty.
-    """
-
-    acts: bool | jax.Array
-    strength: Any
-    radius: Any
-    coefficient: Any
-
-
-def amounts(penalty: GradientPenalty, step: Any) -> Amounts:
-    """The numbers of ``penalty`` at ``step``: an int ≥ 0, or an integer scalar array, traced or not."""
-    if not isinstance(step, (jax.Array, np.ndarray)):
-        step = checks.whole("step", step, minimum=0, remedy="Pass the number of optimizer steps done so far.")
-        strength = penalty.strength_at(step)
-        return Amounts(strength != 0.0, strength, penalty.radius_at(step), penalty.coefficient_at(step))
-    if jnp.shape(step) != () or not jnp.issubdtype(step.dtype, jnp.integer):
-        raise TypeError(
-            f"step must be one integer; got an array of shape {jnp.shape(step)} and dtype {step.dtype}. Pass the optimizer's step count."
-        )
-    step = jnp.asarray(step, int)  # the default integers divide to the default floats: float64 where that is enabled
-    strength, radius = _at(penalty.strength, step), None if penalty.radius is None else _at(penalty.radius, step)
-    acts = strength != 0.0 if isinstance(strength, float) or as_schedule(penalty.strength).bounds()[0] <= 0.0 else True
-    if radius is None:
-        coefficient = None
-    elif penalty.coefficient_is_one:
-        coefficient = 1.0
-    elif isinstance(strength, float) and isinstance(radius, float):
-        coefficient = strength / radius
-    else:
-        coefficient = jnp.where(strength == 0.0, 0.0, strength / jnp.where(strength == 0.0, 1.0, radius))
-    return Amounts(acts, strength, radius, coefficient)
-
-
-def _at(value: Value, step: Any) -> Any:
-    return as_schedule(value).evaluate(step, jnp)
 
 
 @dataclass(frozen=True)
@@ -86,6 +35,8 @@ class Step:
         ascend: the same for the function of the direction, or None for ``evaluate``.
         selected: for each leaf of the parameters, whether it is perturbed and counted in the norm.
         axes: the mapped axes along which the parameters are marked as each shard's own.
+        unequal: those along which the evaluations still differ, and over which the result is averaged.
+        state: what the steps before handed on.
     """
 
     penalty: GradientPenalty
@@ -94,33 +45,56 @@ class Step:
     ascend: Evaluate | None
     selected: Sequence[bool]
     axes: tuple[str, ...]
+    unequal: tuple[str, ...]
+    state: State
 
-    def regularized(self, params: Tree) -> Evaluated:
-        """Loss and aux of the first pass, and the regularized gradient; one pass where the strength is 0."""
+    def run(self, params: Tree) -> tuple[Evaluated, State]:
+        """Loss and aux of the first pass and the regularized gradient, averaged over shards; and the state after the step.
+
+        One pass where the penalty does not act. What is remembered, and what gradients are mixed, is what all shards agree on.
+        """
+        mixing, direction = self.penalty.mixing, self.penalty.direction
+        evaluated, plain, state = self._passes(params)
+        kept = plain if isinstance(mixing, GradientMixing) else None
+        value, result, kept = mean((evaluated.value, evaluated.gradients, kept), self.unequal)
+        if isinstance(mixing, GradientMixing):
+            result, state = mixed(mixing, self.amounts, kept, result, state)
+        if isinstance(direction, Remembered):
+            state = averaged(state, direction.decay, result)
+        return Evaluated(value, evaluated.aux, result), state
+
+    def _passes(self, params: Tree) -> tuple[Evaluated, Tree | None, State]:
+        """The sum of weighted gradients, and the plain gradient if it was evaluated at every step."""
+        fresh, c = self.amounts.fresh, self.amounts.coefficient
         if self.penalty.difference == "exact":
-            return self._where_it_acts(lambda: self._exact(params), lambda: self.evaluate(params))
-        ascend = self.ascend
-        if ascend is not None and isinstance(self.amounts.coefficient, float) and self.amounts.coefficient == 1.0:
-            return self._where_it_acts(lambda: self._ascended(params, ascend), lambda: self.evaluate(params))
+            return decided(fresh, lambda: self._exact(params), lambda: self.evaluate(params)), None, self.state
+        has_direction = self.ascend is not None or not self.penalty.direction.needs_gradient
+        if has_direction and isinstance(c, float) and not self.penalty.needs_plain(c):
+            evaluated, state = decided(fresh, lambda: self._without_plain(params), lambda: self._plain(params))
+            return evaluated, None, state
         first = self.evaluate(params)
 
-        def mixed() -> Tree:
-            direction = first.gradients if ascend is None else ascend(params).gradients
-            return self._finite_difference(params, direction, first.gradients)
+        def penalised() -> tuple[Tree, State]:
+            source = first.gradients if self.ascend is None else self.ascend(params).gradients
+            evaluated, state = self._finite_difference(params, source, first.gradients)
+            return evaluated.gradients, state
 
-        return first._replace(gradients=self._where_it_acts(mixed, lambda: first.gradients))
+        gradients, state = decided(fresh, penalised, lambda: (first.gradients, self._remembering(first.gradients)))
+        return first._replace(gradients=gradients), first.gradients, state
 
-    def _where_it_acts(self, regularized: Callable[[], Any], plain: Callable[[], Any]) -> Any:
-        if isinstance(self.amounts.acts, bool):
-            return regularized() if self.amounts.acts else plain()
-        return jax.lax.cond(self.amounts.acts, regularized, plain)
+    def _plain(self, params: Tree) -> tuple[Evaluated, State]:
+        evaluated = self.evaluate(params)
+        return evaluated, self._remembering(evaluated.gradients)
 
-    def _ascended(self, params: Tree, ascend: Evaluate) -> Evaluated:
-        """c = 1 and a direction from another function: nothing but the direction is evaluated at θ."""
-        first = ascend(params)
-        if not isinstance(self.amounts.acts, bool):
+    def _without_plain(self, params: Tree) -> tuple[Evaluated, State]:
+        """c = 1 and a direction that is not the gradient of ``evaluate`` at θ, which is therefore not evaluated there."""
+        if self.ascend is None:
+            return self._finite_difference(params, None, None)
+        first = self.ascend(params)
+        if not isinstance(self.amounts.fresh, bool):
             self._check_alike(first, jax.eval_shape(self.evaluate, params))
-        return first._replace(gradients=self._finite_difference(params, first.gradients, None))
+        evaluated, state = self._finite_difference(params, first.gradients, None)
+        return first._replace(gradients=evaluated.gradients), state
 
     def _check_alike(self, ascended: Evaluated, plain: Evaluated) -> None:
         ours, theirs = (jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), e[:2]) for e in (ascended, plain))
@@ -131,18 +105,57 @@ class Step:
                 "Leave what depends on the size of the batch out of aux."
             )
 
-    def _finite_difference(self, params: Tree, direction: Tree, plain: Tree | None) -> Tree:
-        """The weighted gradients of the penalty's stencil; ``plain``, the gradient at θ, may be None if it has no weight."""
-        penalty, radius = self.penalty, self.amounts.radius
+    def _finite_difference(self, params: Tree, source: Tree | None, plain: Tree | None) -> tuple[Evaluated, State]:
+        """The last evaluation, with the weighted gradients of the penalty's stencil, and the state with what the direction remembers.
+
+        ``source``, the gradient that the direction is formed from, is None if it needs none; ``plain``, the gradient at θ, if it has no
+        weight.
+        """
+        penalty = self.penalty
         points = stencil(penalty.difference, self.amounts.coefficient)
-        distance = radius * safe_ratio(1.0, gradient_norm(direction, self.selected)) if penalty.power == 1 else radius
+        state = self.state if source is None else self._remembering(source)
+        masks, state = self._masks(params, source, state)
         at_theta = points.at_theta
         if penalty.mixing == "unit" and not vanishes(at_theta):
-            at_theta = at_theta * safe_ratio(1.0, gradient_norm(direction, self.selected))
-        terms = [] if plain is None else [(at_theta, plain)]
-        for place, weight in points.moved:
-            terms.append((weight, self.evaluate(moved(params, direction, place * distance, self.selected)).gradients))
-        return combined(terms)
+            at_theta = at_theta * safe_ratio(1.0, gradient_norm(source, self.selected))
+        at, (vector, distance) = params, self._perturbation(params, source, masks, state)
+        for _ in range(1, penalty.ascent_steps):
+            at = moved(at, vector, distance, self.selected)
+            vector, distance = self._perturbation(at, (self.ascend or self.evaluate)(at).gradients, masks, state)
+        evaluations = [(w, self.evaluate(moved(at, vector, place * distance, self.selected))) for place, w in points.moved]
+        terms = [(weight, evaluated.gradients) for weight, evaluated in evaluations]
+        gradients = combined(terms if plain is None else [(at_theta, plain), *terms])
+        return evaluations[-1][1]._replace(gradients=gradients), state
+
+    def _perturbation(self, params: Tree, gradients: Tree | None, masks: Masks | None, state: State) -> tuple[Tree, Any]:
+        """The vector and the distance of one ascent step."""
+        average = leaves_of(params, state[AVERAGE]) if AVERAGE in state else []
+        vector, measured = ascent(self.penalty.direction, params, gradients, average, self.amounts.step, self.selected)
+        distance = self.amounts.radius / self.penalty.ascent_steps
+        if self.penalty.power == 1:
+            distance = distance * safe_ratio(1.0, gradient_norm(measured, self.selected))
+        return vector if masks is None else masked(vector, masks), distance
+
+    def _masks(self, params: Tree, gradients: Tree | None, state: State) -> tuple[Masks | None, State]:
+        mask, step = self.penalty.mask, self.amounts.step
+        if not isinstance(mask, Sparse):
+            return None, state
+        if mask.choice == "random":
+            return drawn(mask, params, step, self.selected), state
+        period = jnp.asarray(step // mask.every, jnp.int32)
+        masks = jax.lax.cond(
+            period == state[PERIOD],
+            lambda: leaves_of(params, state[MASK]),
+            lambda: largest(1.0 - mask.sparsity, mean(gradients, self.unequal), self.selected),
+        )
+        return masks, {**state, MASK: jax.tree.structure(params).unflatten(masks), PERIOD: period}
+
+    def _remembering(self, gradients: Tree) -> State:
+        """The state, with ``gradients`` taken into the average of a ``Friendly`` direction."""
+        direction = self.penalty.direction
+        if not isinstance(direction, Friendly):
+            return self.state
+        return averaged(self.state, direction.beta, mean(gradients, self.unequal))
 
     def _exact(self, params: Tree) -> Evaluated:
         """g + strength·H·d, with H·d the forward derivative of the gradient along d."""

@@ -1,0 +1,44 @@
+"""The part of a decoupled result that goes to the parameters beside the optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradreg.jax.memory import CORRECTION, State
+from gradreg.jax.perturbation import Tree, combined
+
+
+def decoupled_update(params: Tree, state: State, learning_rate: Any) -> Tree:
+    """``θ − learning_rate·(P − g)``: the second half of a step with ``Decoupled`` mixing, after the optimizer's.
+
+    ::
+
+        value, grads, state = regularized(params, x, y, step=step, state=state)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = decoupled_update(optax.apply_updates(params, updates), state, learning_rate)
+
+    Args:
+        params: the parameters after the optimizer's update.
+        state: what the regularized function returned at this step.
+        learning_rate: that of this step, a number or a traced scalar.
+
+    Returns:
+        The parameters, in their own dtypes; at steps at which the penalty does not act, unchanged.
+
+    Raises:
+        ValueError: the state of a penalty whose mixing is not ``Decoupled``.
+
+    Source: Yue et al. 2023, arXiv 2305.15817, algorithm 1.
+
+    >>> decoupled_update(1.0, {"correction": 0.5}, 0.5)
+    Array(0.75, dtype=float32, weak_type=True)
+    """
+    if not isinstance(state, dict) or CORRECTION not in state:  # type: ignore[unnecessary-isinstance]  # what a step returned, or not
+        raise ValueError(
+            f"state must be of a penalty whose mixing is Decoupled(); got one without {CORRECTION!r}. "
+            "Use gradreg.wsam(..., decoupled=True), and pass the state that the step returned."
+        )
+    return combined([(1.0, jax.tree.map(jnp.asarray, params)), (-learning_rate, state[CORRECTION])])

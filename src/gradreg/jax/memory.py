@@ -1,0 +1,90 @@
+"""What a penalty hands from step to step: a dictionary of arrays, the same structure, shapes and dtypes at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from gradreg.jax.perturbation import Tree, widened
+from gradreg.masks import Sparse
+from gradreg.mixing import Decoupled, Reuse
+from gradreg.penalties import GradientPenalty
+
+State: TypeAlias = dict[str, Any]
+"""By kind, trees like the parameters, with None for leaves that are not perturbed where only those are remembered."""
+
+AVERAGE = "average"
+"""The average of gradients (``Friendly``) or of results (``Remembered``), of the leaves that are perturbed."""
+
+MASK, PERIOD = "mask", "period"
+"""The coordinates that a Fisher mask chose, and which refresh it is of; −1 before the first."""
+
+REUSED = "reused"
+"""The part of the penalised gradient orthogonal to the plain one (``Reuse``)."""
+
+CORRECTION = "correction"
+"""What ``Decoupled`` leaves to be applied to the parameters beside the optimizer."""
+
+
+def carries_state(penalty: GradientPenalty | None) -> bool:
+    """Whether steps hand something on: a memory, or the second part of a decoupled result."""
+    return penalty is not None and (penalty.has_memory or isinstance(penalty.mixing, Decoupled))
+
+
+def initial(penalty: GradientPenalty, params: Tree, selected: Sequence[bool]) -> State:
+    """The state before the first step: nothing is remembered. At least 32 bits wide, or small changes would be rounded away."""
+    leaves, structure = jax.tree.flatten(params)
+
+    def zeros(which: Sequence[bool], dtype: Any = None) -> Tree:
+        kept = zip(leaves, which, strict=True)
+        return structure.unflatten([jnp.zeros_like(widened(leaf), dtype=dtype) if wanted else None for leaf, wanted in kept])
+
+    state: State = {}
+    if penalty.direction.has_memory:
+        state[AVERAGE] = zeros(selected)
+    if isinstance(penalty.mask, Sparse) and penalty.mask.has_memory:
+        state[MASK], state[PERIOD] = zeros(selected, bool), jnp.full((), -1, jnp.int32)
+    if isinstance(penalty.mixing, Reuse):
+        state[REUSED] = zeros([True] * len(leaves))
+    if isinstance(penalty.mixing, Decoupled):
+        state[CORRECTION] = zeros([True] * len(leaves))
+    return state
+
+
+def check_state(state: Any, penalty: GradientPenalty, params: Tree, selected: Sequence[bool]) -> None:
+    """Fail in words unless ``state`` has the form of ``initial``."""
+    if state is None:
+        raise TypeError(
+            f"state must be given for a penalty that carries one from step to step, {penalty}; got None. "
+            "Call .init(params) once, and pass on what each step returns."
+        )
+    expected = jax.eval_shape(lambda at: initial(penalty, at, selected), params)
+    ours, theirs = jax.tree.structure(expected), jax.tree.structure(state)
+    if ours != theirs:
+        raise ValueError(
+            f"state must be what .init(params) or the step before returned, of the structure {ours}; got {theirs}. "
+            "Build it for the same penalty, parameters and selection."
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state), strict=True)
+    for (path, like), leaf in pairs:
+        if (jnp.shape(leaf), jnp.result_type(leaf)) != (like.shape, like.dtype):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(
+                f"state must hold {like.dtype} of shape {like.shape} at {name!r}; got {jnp.result_type(leaf)} of shape {jnp.shape(leaf)}. "
+                "Build it with .init(params) of the same parameters."
+            )
+
+
+def leaves_of(params: Tree, remembered: Tree) -> list[Any]:
+    """The leaves of a tree of the state, in the order of those of ``params``; None where nothing is remembered."""
+    return jax.tree.structure(params).flatten_up_to(remembered)
+
+
+def averaged(state: State, decay: float, gradients: Tree) -> State:
+    """``state`` with ``decay·m + (1 − decay)·gradients`` for its average m."""
+    pairs = zip(leaves_of(gradients, state[AVERAGE]), jax.tree.leaves(gradients), strict=True)
+    fresh = [None if m is None else (decay * m + (1.0 - decay) * widened(g)).astype(m.dtype) for m, g in pairs]
+    return {**state, AVERAGE: jax.tree.structure(gradients).unflatten(fresh)}

@@ -1,0 +1,132 @@
+"""The tables of the specification written naively on flat vectors, memories and shards included; the engine is not called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from gradreg import Adaptive, Decoupled, Friendly, GradientPenalty, Random, Remembered, Reuse, Sparse, SurrogateGap
+from gradreg.hashing import hashed
+
+from .cases import Loss
+
+
+class Twin:
+    """``penalty`` step after step, for one loss or for the losses of several shards that move by their own gradients.
+
+    After ``step``: ``plain``, the gradient that all shards agree on, and ``correction``, what ``Decoupled`` keeps out of the result.
+    """
+
+    def __init__(self, penalty: GradientPenalty) -> None:
+        self.penalty = penalty
+        self.plain: Any = None
+        self.correction: Any = None
+        self._average: Any = 0.0
+        self._reused: Any = None
+        self._mask: Any = None
+        self._period = -1
+
+    def step(self, losses: Sequence[Loss], params: Any, step: int = 0, ascents: Sequence[Loss] | None = None) -> Any:
+        """The regularized gradient, averaged over the shards; ``ascents``: the losses of the direction, if they are others."""
+        penalty, direction = self.penalty, self.penalty.direction
+        theta, unravel = ravel_pytree(params)
+        gradients = [jax.grad(lambda at, loss=loss: loss(unravel(at))) for loss in losses]
+        sources = gradients if ascents is None else [jax.grad(lambda at, loss=loss: loss(unravel(at))) for loss in ascents]
+        plain = self._mean([gradient(theta) for gradient in gradients])
+        fresh = penalty.strength_at(step) > 0 and not penalty.reuses_at(step)
+        if isinstance(direction, Friendly):
+            agreed = self._mean([source(theta) for source in sources]) if fresh else plain
+            self._average = direction.beta * self._average + (1 - direction.beta) * agreed
+        if fresh:
+            self._choose(params, step, self._mean([source(theta) for source in sources]))
+            pairs = zip(gradients, sources, losses, strict=True)
+            P = self._mean([self._penalised(params, step, *pair) for pair in pairs])
+        else:
+            P = plain
+        G = self._mixed(plain, P, step, fresh)
+        if isinstance(direction, Remembered):
+            self._average = direction.decay * self._average + (1 - direction.decay) * G
+        self.plain, self.correction = unravel(plain), unravel(P - plain)
+        return unravel(G)
+
+    def _mixed(self, g: Any, P: Any, step: int, fresh: bool) -> Any:
+        mixing = self.penalty.mixing
+        if isinstance(mixing, Decoupled):
+            return g
+        if isinstance(mixing, SurrogateGap) and fresh:
+            return P - mixing.a * (g - (g @ P) / (P @ P) * P)
+        if isinstance(mixing, Reuse) and fresh:
+            self._reused = P - (g @ P) / (g @ g) * g
+        elif isinstance(mixing, Reuse) and self._reused is not None and self.penalty.strength_at(step) > 0:
+            h = self._reused
+            return g + mixing.a * jnp.linalg.norm(g) / jnp.linalg.norm(h) * h
+        return P
+
+    def _choose(self, params: Any, step: int, g: Any) -> None:
+        mask = self.penalty.mask
+        if not isinstance(mask, Sparse) or step // mask.every == self._period:
+            return
+        self._period = step // mask.every
+        if mask.choice == "fisher":
+            self._mask = jnp.abs(g) >= jnp.sort(jnp.abs(g))[-max(1, round((1 - mask.sparsity) * g.size))]
+        else:
+            self._mask = self._hashes(params, mask.seed, self._period) < (1 - mask.sparsity) * 2**32
+
+    def _penalised(self, params: Any, step: int, gradient: Any, source: Any, loss: Loss) -> Any:
+        penalty = self.penalty
+        theta, unravel = ravel_pytree(params)
+        strength, radius = penalty.strength_at(step), penalty.radius_at(step)
+        g, at = gradient(theta), theta
+        if radius is None:
+            d = g / jnp.linalg.norm(g) if penalty.power == 1 else g
+            return g + strength * jax.hessian(lambda there: loss(unravel(there)))(theta) @ d
+        for i in range(penalty.ascent_steps):
+            v, w = self._ascent(params, step, source(at))
+            d = v / jnp.linalg.norm(w) if penalty.power == 1 and jnp.linalg.norm(w) > 0 else v
+            d = d if self._mask is None else d * self._mask
+            at = at + radius / penalty.ascent_steps * d if i < penalty.ascent_steps - 1 else at
+        h = radius / penalty.ascent_steps
+        quotient = {
+            "forward": lambda: (gradient(at + h * d) - g) / radius,
+            "backward": lambda: (g - gradient(at - h * d)) / radius,
+            "central": lambda: (gradient(at + h * d) - gradient(at - h * d)) / (2 * radius),
+        }[penalty.difference]()
+        unit = (1 - strength / radius) * (g / jnp.linalg.norm(g) - g) if penalty.mixing == "unit" else 0.0
+        return g + strength * quotient + unit
+
+    def _ascent(self, params: Any, step: int, g: Any) -> tuple[Any, Any]:
+        direction = self.penalty.direction
+        if isinstance(direction, Random):
+            v = 2.0 * (self._hashes(params, direction.seed, step) % 2) - 1.0
+        elif isinstance(direction, Remembered):
+            v = self._average + jnp.zeros_like(g)
+        elif isinstance(direction, Friendly):
+            v = g - direction.sigma * self._average
+        elif isinstance(direction, Adaptive):
+            scales = [self._scale(direction, leaf) for leaf in jax.tree.leaves(params)]
+            T = jnp.concatenate(scales)
+            return T**2 * g, T * g
+        else:
+            v = g
+        return v, v
+
+    @staticmethod
+    def _scale(direction: Adaptive, leaf: Any) -> Any:
+        if leaf.ndim < 2 and not direction.one_dimensional:
+            return jnp.ones(leaf.size)
+        length = jnp.abs(leaf.ravel()) if direction.scale == "element" else jnp.linalg.norm(leaf.ravel()) * jnp.ones(leaf.size)
+        return length + direction.eta
+
+    @staticmethod
+    def _hashes(params: Any, seed: int, counter: int) -> Any:
+        leaves = enumerate(jax.tree.leaves(params))
+        return np.array([hashed(hashed(hashed(seed, counter), place), i) for place, leaf in leaves for i in range(leaf.size)], np.float64)
+
+    @staticmethod
+    def _mean(vectors: Sequence[Any]) -> Any:
+        return sum(vectors) / len(vectors)
