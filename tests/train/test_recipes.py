@@ -27,6 +27,7 @@ REDUCED: dict[str, dict[str, Any]] = {
     "wrn28_10": {"depth": 10, "width": 1},
     "pyramidnet272_200_shakedrop": {"depth": 20, "alpha": 12},
     "shakeshake26_2x96d": {"channels": 8},
+    "vit_small_patch4_32": {"depth": 4},
     "vit_base_patch4_32": {"depth": 2},
     "vgg16_bn": {"mlp_ratio": 1 / 64},
 }
@@ -131,7 +132,7 @@ def test_the_head_of_a_recipe_says_what_it_is_and_how_to_run_it(name):
 
 
 ROWS = {
-    # name: (model, data, epochs, batch, lr, momentum or None, decay, radius, alpha, epochs of both warm-ups)
+    # name: (model, data, epochs, batch size, lr, optimizer, L2 or weight decay, r, alpha, epochs of both warm-ups)
     "wideresnet-cifar": ("wrn28_10", "cifar10", 200, 256, 0.1, "sgd", 1e-3, 0.1, 0.8, 0),
     "resnet-cifar": ("resnet50_cifar", "cifar10", 200, 256, 0.1, "sgd", 1e-3, 0.1, 0.8, 0),
     "shake-shake-cifar": ("shakeshake26_2x96d", "cifar10", 1800, 256, 0.1, "sgd", 1e-3, 0.1, 0.8, 0),

@@ -1,14 +1,18 @@
-"""``gradreg recipes``: the recipes that come with the package, what each is, and the command that runs it."""
+"""``gradreg recipes``: the recipes that come with the package, what each is and trains, and the command that runs it."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 
 from gradreg.train import recipe as recipes
+from gradreg.train.arguments import configuration
 
-DESCRIPTION = "List the recipes that come with gradreg: what each is, and the command that runs it."
+DESCRIPTION = "List the recipes that come with gradreg: what each is and trains, and the command that runs it."
+MOST_VARIANTS = 6
+"""How many variants are named; of more, the first ones."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -23,8 +27,8 @@ def main(words: Sequence[str]) -> int:
     for name in recipes.shipped():
         recipe = recipes.load(name)
         console.print(Text(name, style="bold"))
-        console.print(Padding(Text(first_sentence(recipe.description)), (0, 0, 0, 2)))
-        console.print(Padding(Text(command(recipe)), (0, 0, 0, 2)))
+        for line in (first_sentence(recipe.description), outline(recipe), command(recipe)):
+            console.print(Padding(Text(line), (0, 0, 0, 2)))
     return 0
 
 
@@ -37,6 +41,19 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(text.split()), maxsplit=1)[0]
 
 
+def outline(recipe: recipes.Recipe) -> str:
+    """Model, data and length of the recipe's base, and its variants."""
+    config = configuration(recipe.settings())
+    steps = math.ceil(config.data.training_images() / config.batch_size)
+    text = f"{config.model['name']} on {config.data.name}, {config.epochs} epochs of {steps:,} steps"
+    if not recipe.variants:
+        return text
+    names = list(recipe.variants)
+    more = f" and {len(names) - MOST_VARIANTS} more" if len(names) > MOST_VARIANTS else ""
+    return f"{text}; variants {', '.join(names[:MOST_VARIANTS])}{more}"
+
+
 def command(recipe: recipes.Recipe) -> str:
     """How the recipe is meant to be run: compared if it has several variants, else trained."""
-    return f"gradreg {'compare' if len(recipe.variants) > 1 else 'train'} {recipe.name}"
+    needs_files = recipe.base.get("data", {}).get("name", "digits") != "digits"
+    return f"gradreg {'compare' if len(recipe.variants) > 1 else 'train'} {recipe.name}" + (" --data.root DATA" if needs_files else "")
