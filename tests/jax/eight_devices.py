@@ -13,18 +13,21 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import gradreg
-from gradreg import GradientPenalty
+from gradreg import Decoupled, GradientPenalty
 from gradreg.jax import microbatched, value_and_grad
 from gradreg.jax.oracle import Scope
 from tests.penalties import PENALTIES, every_penalty
 
-from .cases import arrays, assert_close, family, problem, squared_error
+from .cases import Loss, arrays, assert_close, first_state, problem, squared_error
+from .twin import Twin
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec("batch")
 checked = pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
-some_penalties = pytest.mark.parametrize("name", ["sam", "gnp-unit", "fgr-mixing", "cgr", "exact-norm", "sam-zero-warm-up"])
+some_penalties = pytest.mark.parametrize(
+    "name", ["sam", "gnp-unit", "fgr-mixing", "cgr", "exact-norm", "sam-zero-warm-up", "random", "gsam"]
+)
 scopes = pytest.mark.parametrize("scope", ["local", "global"])
 
 
@@ -40,23 +43,25 @@ def batch() -> tuple[Any, jax.Array, jax.Array]:
 
 
 def mapped(oracle: Callable[..., Any], *, check_vma: bool = True) -> Callable[..., Any]:
-    def shard(params: Any, x: Any, y: Any, step: Any) -> Any:
-        return oracle(params, x, y, step=step)
+    def shard(params: Any, x: Any, y: Any, step: Any, state: Any) -> Any:
+        return oracle(params, x, y, step=step, **state)
 
-    specs = {"in_specs": (WHOLE, SPLIT, SPLIT, WHOLE), "out_specs": WHOLE}
+    specs = {"in_specs": (WHOLE, SPLIT, SPLIT, WHOLE, WHOLE), "out_specs": WHOLE}
     return jax.jit(jax.shard_map(shard, mesh=mesh(), check_vma=check_vma, **specs))
+
+
+def losses(scope: str, *, rows: int = 2) -> list[Loss]:
+    """local: each shard's own, on the first ``rows`` of its two examples; global: that of the whole batch."""
+    _, x, y = batch()
+    if scope == "global":
+        return [lambda at: squared_error(at, x, y)]
+    return [lambda at, i=i: squared_error(at, x[2 * i : 2 * i + rows], y[2 * i : 2 * i + rows]) for i in range(8)]
 
 
 @cache
 def expected(penalty: GradientPenalty, scope: str, step: int) -> Any:
     """local: the mean of the shards' own regularized gradients; global: that of the whole batch."""
-    params, x, y = batch()
-    if scope == "global":
-        return family(penalty, lambda at: squared_error(at, x, y), params, step)
-    shards = [
-        family(penalty, lambda at, i=i: squared_error(at, x[2 * i : 2 * i + 2], y[2 * i : 2 * i + 2]), params, step) for i in range(8)
-    ]
-    return jax.tree.map(lambda *leaves: sum(leaves) / 8, *shards)
+    return Twin(penalty).step(losses(scope), batch()[0], step)
 
 
 def test_there_are_eight_devices() -> None:
@@ -66,12 +71,19 @@ def test_there_are_eight_devices() -> None:
 @scopes
 @every_penalty
 def test_scopes_under_shard_map(penalty: GradientPenalty, scope: Scope) -> None:
+    """Over steps whose memories, the same on every shard, are carried on."""
     params, x, y = batch()
-    run = mapped(value_and_grad(squared_error, penalty, axis_name="batch", scope=scope))
-    for step in (0, 50):
-        value, gradients = run(params, x, y, jnp.int32(step))
-        np.testing.assert_allclose(value, squared_error(params, x, y), rtol=1e-13)
-        assert_close(gradients, expected(penalty, scope, step))
+    oracle, twin = value_and_grad(squared_error, penalty, axis_name="batch", scope=scope), Twin(penalty)
+    run, state = mapped(oracle), first_state(oracle, params)
+    for step in (0, 1, 4):
+        value, gradients, *following = run(params, x, y, jnp.int32(step), state)
+        assert_close(gradients, twin.step(losses(scope), params, step))
+        if penalty.direction.needs_gradient:
+            np.testing.assert_allclose(value, squared_error(params, x, y), rtol=1e-13)
+        for memory in following:
+            state = {"state": memory}
+    if isinstance(penalty.mixing, Decoupled):
+        assert_close(state["state"]["correction"], twin.correction)
 
 
 @scopes
@@ -79,7 +91,7 @@ def test_scopes_under_shard_map(penalty: GradientPenalty, scope: Scope) -> None:
 def test_scopes_without_the_check_of_replication(name: str, scope: Scope) -> None:
     params, x, y = batch()
     run = mapped(value_and_grad(squared_error, PENALTIES[name], axis_name="batch", scope=scope), check_vma=False)
-    assert_close(run(params, x, y, jnp.int32(50))[1], expected(PENALTIES[name], scope, 50))
+    assert_close(run(params, x, y, jnp.int32(50), {})[1], expected(PENALTIES[name], scope, 50))
 
 
 @scopes
@@ -117,7 +129,7 @@ def test_the_scopes_differ() -> None:
 def test_all_reduces_of_the_compiled_program(name: str, scope: Scope, all_reduces: int, check_vma: bool) -> None:
     penalty = None if name == "plain" else PENALTIES[name]
     run = mapped(value_and_grad(squared_error, penalty, axis_name="batch", scope=scope), check_vma=check_vma)
-    program = run.lower(*batch(), jnp.int32(50)).compile().as_text()
+    program = run.lower(*batch(), jnp.int32(50), {}).compile().as_text()
     assert sum("all-reduce(" in line or "all-reduce-start(" in line for line in program.splitlines()) == all_reduces
 
 
@@ -126,7 +138,7 @@ def test_all_reduces_of_the_compiled_program(name: str, scope: Scope, all_reduce
 def test_no_penalty(scope: Scope, check_vma: bool) -> None:
     params, x, y = batch()
     run = mapped(value_and_grad(squared_error, None, axis_name="batch", scope=scope), check_vma=check_vma)
-    assert_close(run(params, x, y, 0)[1], jax.grad(squared_error)(params, x, y))
+    assert_close(run(params, x, y, 0, {})[1], jax.grad(squared_error)(params, x, y))
 
 
 @checked
@@ -147,17 +159,8 @@ def test_micro_batches_of_shards(scope: Scope, check_vma: bool) -> None:
 def test_direction_from_a_part_of_each_shard(check_vma: bool) -> None:
     penalty = gradreg.sam(rho=0.3)
     oracle = value_and_grad(squared_error, penalty, ascent=lambda p, x, y: squared_error(p, x[:1], y[:1]), axis_name="batch")
-    params, x, y = batch()
-    shards = [
-        family(
-            penalty,
-            lambda at, i=i: squared_error(at, x[2 * i : 2 * i + 2], y[2 * i : 2 * i + 2]),
-            params,
-            ascent=lambda at, i=i: squared_error(at, x[2 * i : 2 * i + 1], y[2 * i : 2 * i + 1]),
-        )
-        for i in range(8)
-    ]
-    assert_close(mapped(oracle, check_vma=check_vma)(params, x, y, 0)[1], jax.tree.map(lambda *leaves: sum(leaves) / 8, *shards))
+    there = Twin(penalty).step(losses("local"), batch()[0], ascents=losses("local", rows=1))
+    assert_close(mapped(oracle, check_vma=check_vma)(*batch(), 0, {})[1], there)
 
 
 def test_aux_stays_each_shards_own() -> None:
@@ -206,11 +209,11 @@ def test_sharded_arrays_under_plain_jit(name: str) -> None:
     placed = jax.device_put(params, shardings)
     run = jax.jit(partial(value_and_grad(loss, penalty), step=50), out_shardings=(None, shardings))
     _, gradients = run(placed, jax.device_put(x, NamedSharding(mesh(), SPLIT)))
-    assert_close(gradients, family(penalty, lambda at: loss(at, x), params, 50))
+    assert_close(gradients, Twin(penalty).step([lambda at: loss(at, x)], params, 50))
     assert jax.tree.map(lambda g: g.sharding.spec, gradients) == jax.tree.map(lambda s: s.spec, shardings)
 
 
 def test_an_axis_of_another_name() -> None:
     run = mapped(value_and_grad(squared_error, gradreg.sam(rho=0.3), axis_name="data"))
     with pytest.raises(ValueError, match=r"axis_name must name an axis mapped around the call; got 'data', which is not bound here"):
-        run(*batch(), 0)
+        run(*batch(), 0, {})

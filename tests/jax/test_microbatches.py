@@ -12,7 +12,7 @@ from gradreg import GradientPenalty
 from gradreg.jax import microbatched, value_and_grad
 from tests.penalties import every_penalty
 
-from .cases import Counted, arrays, assert_close, problem, squared_error
+from .cases import Counted, arrays, assert_close, first_state, problem, squared_error
 
 
 def divided(parts: int, *whole: jax.Array) -> list[jax.Array]:
@@ -20,14 +20,20 @@ def divided(parts: int, *whole: jax.Array) -> list[jax.Array]:
 
 
 @every_penalty
-@pytest.mark.parametrize("parts", [2, 8])
 @pytest.mark.usefixtures("x64")
-def test_equals_the_undivided_batch(penalty: GradientPenalty, parts: int) -> None:
+def test_equals_the_undivided_batch(penalty: GradientPenalty) -> None:
+    """Loss, gradient and what is remembered, over two steps."""
     params, x, y = problem()
-    value, gradients = value_and_grad(microbatched(squared_error), penalty)(params, *divided(parts, x, y), step=jnp.int32(50))
-    expected_value, expected = value_and_grad(squared_error, penalty)(params, x, y, step=50)
-    np.testing.assert_allclose(value, expected_value, rtol=1e-14)
-    assert_close(gradients, expected)
+    whole, divided_in_four = value_and_grad(squared_error, penalty), value_and_grad(microbatched(squared_error), penalty)
+    state = expected_state = first_state(whole, params)
+    for step in (50, 51):
+        value, gradients, *following = divided_in_four(params, *divided(4, x, y), step=jnp.int32(step), **state)
+        expected_value, expected, *expected_following = whole(params, x, y, step=step, **expected_state)
+        np.testing.assert_allclose(value, expected_value, rtol=1e-14)
+        assert_close(gradients, expected)
+        for ours, theirs in zip(following, expected_following, strict=True):
+            assert_close(ours, theirs)
+            state, expected_state = {"state": ours}, {"state": theirs}
 
 
 @pytest.mark.usefixtures("x64")

@@ -11,7 +11,7 @@ from gradreg.jax import value_and_grad
 from gradreg.jax.perturbation import combined, gradient_norm, moved, safe_ratio
 from tests.penalties import every_penalty
 
-from .cases import assert_close, problem, squared_error
+from .cases import assert_close, first_state, problem, squared_error
 
 
 def test_one_norm_over_the_selected_leaves() -> None:
@@ -62,8 +62,11 @@ def test_gradients_have_the_dtypes_of_the_parameters(penalty: GradientPenalty, d
     params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
     params["2"] = jax.tree.map(lambda p: p.astype(dtype), params["2"])
     for step in (50, jnp.int32(50)):
-        _, gradients = value_and_grad(squared_error, penalty)(params, x, y, step=step)
+        oracle = value_and_grad(squared_error, penalty)
+        state = first_state(oracle, params)
+        _, gradients, *following = oracle(params, x, y, step=step, **state)
         assert jax.tree.map(lambda g: g.dtype, gradients) == jax.tree.map(lambda p: p.dtype, params)
+        assert jax.tree.map(jnp.dtype, following) == jax.tree.map(jnp.dtype, list(state.values()))
         assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
 
 

@@ -12,8 +12,12 @@ from gradreg import GradientPenalty
 from gradreg.jax import grad, value_and_grad
 from tests.penalties import PENALTIES, every_penalty
 
-from .cases import assert_close, assert_same_bits, problem, squared_error
-from .conftest import supported
+from .cases import assert_close, assert_same_bits, first_state, problem, squared_error
+
+
+def next_state(following: list[Any]) -> dict[str, Any]:
+    """What a step returned beside loss and gradient, for the next."""
+    return {"state": following[0]} if following else {}
 
 
 def with_prediction(params: Any, x: Any, y: Any) -> Any:
@@ -22,17 +26,21 @@ def with_prediction(params: Any, x: Any, y: Any) -> Any:
 
 @every_penalty
 def test_the_forms_of_jax(penalty: GradientPenalty) -> None:
-    """value_and_grad and grad return what their namesakes in jax return, with and without aux."""
+    """value_and_grad and grad return what their namesakes in jax return, with and without aux; and last a state where there is one."""
     params, x, y = problem()
-    value, gradients = value_and_grad(squared_error, penalty)(params, x, y, step=50)
-    (value_too, aux), gradients_too = value_and_grad(with_prediction, penalty, has_aux=True)(params, x, y, step=50)
-    assert_same_bits((value, gradients), (value_too, gradients_too))
+    oracle = value_and_grad(squared_error, penalty)
+    state = first_state(oracle, params)
+    value, gradients, *following = oracle(params, x, y, step=50, **state)
+    (value_too, aux), gradients_too, *following_too = value_and_grad(with_prediction, penalty, has_aux=True)(params, x, y, step=50, **state)
+    assert_same_bits((value, gradients, following), (value_too, gradients_too, following_too))
+    assert len(following) == len(state)
     assert aux["largest"] == jnp.max(jnp.abs(x))
     assert aux["name_free_count"] == 8
     assert jax.tree.structure(gradients) == jax.tree.structure(params)
-    assert_same_bits(grad(squared_error, penalty)(params, x, y, step=50), gradients)
-    alone, aux = grad(with_prediction, penalty, has_aux=True)(params, x, y, step=50)
-    assert_same_bits(alone, gradients)
+    alone = grad(squared_error, penalty)(params, x, y, step=50, **state)
+    assert_same_bits(alone, (gradients, *following) if state else gradients)
+    alone, aux, *following_alone = grad(with_prediction, penalty, has_aux=True)(params, x, y, step=50, **state)
+    assert_same_bits((alone, following_alone), (gradients, following))
     assert aux["largest"] == jnp.max(jnp.abs(x))
 
 
@@ -45,17 +53,18 @@ def test_no_penalty_is_jax_value_and_grad(has_aux: bool) -> None:
 
 
 @every_penalty
-@pytest.mark.parametrize("has_aux", [False, True])
-def test_aux_is_the_first_pass(penalty: GradientPenalty, has_aux: bool) -> None:
-    """Statistics that depend on the parameters are those at θ, not at the perturbed ones."""
+def test_aux_is_the_first_pass(penalty: GradientPenalty) -> None:
+    """Statistics that depend on the parameters are those at θ, not at the perturbed ones, unless nothing is evaluated at θ."""
     params, x, y = problem()
 
     def fun(params: Any, x: Any, y: Any) -> Any:
         return squared_error(params, x, y), params["0"]["bias"] + jnp.mean(x)
 
     for step in (50, jnp.int32(50), jnp.int32(0)):
-        (_, aux), _ = value_and_grad(fun, penalty, has_aux=True)(params, x, y, step=step)
-        assert_same_bits(aux, fun(params, x, y)[1])
+        oracle = value_and_grad(fun, penalty, has_aux=True)
+        (_, aux), *_ = oracle(params, x, y, step=step, **first_state(oracle, params))
+        at_theta = not isinstance(penalty.direction, gradreg.Random)  # which moves before it has looked, as memories do once they hold
+        assert np.array_equal(aux, fun(params, x, y)[1]) == at_theta
 
 
 def test_keyword_arguments_reach_fun_and_step_does_not() -> None:
@@ -84,18 +93,22 @@ def test_scan_and_vmap_over_seeds(penalty: GradientPenalty) -> None:
     oracle = value_and_grad(squared_error, penalty)
 
     def train(params: Any, scale: Any) -> Any:
-        def one(params: Any, step: jax.Array) -> Any:
-            loss, gradients = oracle(params, x, y, step=step)
-            return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients), loss
+        def one(carry: Any, step: jax.Array) -> Any:
+            params, state = carry
+            loss, gradients, *following = oracle(params, x, y, step=step, **state)
+            return (jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients), next_state(following)), loss
 
-        return jax.lax.scan(one, jax.tree.map(lambda p: scale * p, params), jnp.arange(5))
+        start = jax.tree.map(lambda p: scale * p, params)
+        return jax.lax.scan(one, (start, first_state(oracle, start)), jnp.arange(5))
 
     scales = jnp.array([0.5, 1.0])
-    finals, losses = jax.jit(jax.vmap(train, in_axes=(None, 0)))(params, scales)
+    (finals, _), losses = jax.jit(jax.vmap(train, in_axes=(None, 0)))(params, scales)
     for i, scale in enumerate(scales):
         single = jax.tree.map(lambda p, s=scale: s * p, params)
+        state = first_state(oracle, single)
         for step in range(5):
-            loss, gradients = oracle(single, x, y, step=step)
+            loss, gradients, *following = oracle(single, x, y, step=step, **state)
+            state = next_state(following)
             np.testing.assert_allclose(losses[i, step], loss, rtol=1e-5)
             single = jax.tree.map(lambda p, g: p - 0.1 * g, single, gradients)
         assert_close(jax.tree.map(lambda p, i=i: p[i], finals), single, tolerance=1e-5)
@@ -104,10 +117,11 @@ def test_scan_and_vmap_over_seeds(penalty: GradientPenalty) -> None:
 @every_penalty
 def test_steps_of_any_integer_kind(penalty: GradientPenalty) -> None:
     params, x, y = problem()
-    oracle = grad(squared_error, penalty)
-    expected = oracle(params, x, y, step=4)
+    oracle = value_and_grad(squared_error, penalty)
+    state = first_state(oracle, params)
+    expected = oracle(params, x, y, step=4, **state)[:2]
     for step in (np.int64(4), np.array(4), jnp.int32(4), jnp.uint8(4)):
-        assert_close(oracle(params, x, y, step=step), expected, tolerance=1e-6)
+        assert_close(oracle(params, x, y, step=step, **state)[:2], expected, tolerance=1e-6)
 
 
 def test_parameters_selects_leaves_by_path() -> None:
@@ -129,10 +143,11 @@ def test_parameters_selects_leaves_by_path() -> None:
 def test_regrouping_the_tree_changes_nothing() -> None:
     params, x, y = problem()
     leaves, structure = jax.tree.flatten(params)
-    for penalty in filter(supported, PENALTIES.values()):
-        nested = grad(squared_error, penalty)(params, x, y, step=50)
-        flat = grad(lambda leaves: squared_error(structure.unflatten(leaves), x, y), penalty)(leaves, step=50)
-        assert_close(jax.tree.leaves(nested), flat, tolerance=1e-6)
+    for penalty in PENALTIES.values():
+        oracle, of_list = (value_and_grad(f, penalty) for f in (squared_error, lambda at: squared_error(structure.unflatten(at), x, y)))
+        nested = oracle(params, x, y, step=50, **first_state(oracle, params))
+        flat = of_list(leaves, step=50, **first_state(of_list, leaves))
+        assert_close(jax.tree.leaves(nested[1]), flat[1], tolerance=1e-6)
 
 
 def test_python_floats_and_empty_subtrees_are_parameters_too() -> None:
@@ -172,6 +187,18 @@ def total(params: Any) -> Any:
             ValueError,
             r"ascent must be None with mixing='unit'",
         ),
+        (
+            lambda: value_and_grad(total, gradreg.gsam(rho=0.1, a=0.2), ascent=total),
+            ValueError,
+            r"ascent must be None with mixing='surrogate",
+        ),
+        (
+            lambda: value_and_grad(total, gradreg.remembered(epsilon=0.1), ascent=total),
+            ValueError,
+            r"ascent must be None for a direction that needs no gradient, remembered\(decay 0\.5\); got a function",
+        ),
+        (lambda: value_and_grad(total, FGR).init(THETA), ValueError, r"init is for penalties that carry a state.*got F-GR.*without state="),
+        (lambda: value_and_grad(total, None).init(THETA), ValueError, r"init is for penalties that carry a state.*got None"),
         (lambda: value_and_grad(total, FGR, axis_name=3), TypeError, r"axis_name must be a string, a tuple of strings or None; got 3"),
         (lambda: value_and_grad(total, FGR, scope="golbal"), ValueError, r"unknown scope 'golbal'\. Did you mean 'global'\?"),
         (lambda: value_and_grad(total, FGR, scope="global"), ValueError, r"scope must be 'local' without axis_name; got 'global'"),

@@ -72,7 +72,7 @@ def value_and_grad(
 
     Raises:
         TypeError, ValueError: here, for arguments of the wrong kind; when traced, for a loss that is no real floating scalar, parameters
-            that are not real floating arrays, a predicate or a mask that selects none, a bad step, a state that is forgotten or not of these
+            that are not real floating arrays, a predicate or a mask that selects none, a bad step, a state forgotten or not of these
             parameters, and an ``axis_name`` that is not mapped.
 
     Sources: those of each penalty's constructor; scope: Foret et al. 2021, arXiv 2010.01412, section 4.1 (m-sharpness).
