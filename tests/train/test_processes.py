@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +47,15 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def launch(folder: Path, runs: list[tuple[Path, dict[str, Any]]], processes: int = 2) -> None:
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(sys.path)}
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def launch(folder: Path, runs: list[tuple[Path, dict[str, Any]]]) -> None:
     file = folder / "runs.json"
     file.write_text(json.dumps([[str(path), settings] for path, settings in runs]))
-    script = str(Path(__file__).with_name("several_runs.py"))
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), script, str(file)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=400, env=environment)
+    words = [*LAUNCHER, str(Path(__file__).with_name("several_runs.py")), str(file)]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=400, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
 
 
@@ -121,3 +125,21 @@ def test_a_launcher_told_otherwise_than_the_recipe_is_an_error(tmp_path, capsys,
 def test_a_model_is_not_divided_among_one(tmp_path, capsys):
     assert cli.main(["train", "digits-noisy-labels", "--parallel", "fsdp", "--out", str(tmp_path / "run")]) == 2
     assert "parallel must be 'ddp' with one process, which has nobody to share the model with" in capsys.readouterr().err
+
+
+def test_processes_that_are_told_to_stop_agree_on_the_step_and_save(tmp_path):
+    run = tmp_path / "run"
+    words = ["digits-noisy-labels", "--epochs", "100000", "--device", "cpu", "--out", str(run)]
+    launcher = subprocess.Popen(
+        [*LAUNCHER, "-m", "gradreg", "train", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+    )
+    for _ in range(6000):
+        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 3:
+            break
+        time.sleep(0.01)
+    launcher.send_signal(signal.SIGTERM)  # which passes it on to both
+    said, _ = launcher.communicate(timeout=60)
+    assert "stopped by SIGTERM after step" in said
+    checkpoints = list((run / "checkpoints").iterdir())
+    assert [path.name.endswith(".unfinished") for path in checkpoints] == [False]
+    assert int(checkpoints[0].name.removeprefix("step-")) % 20 == 0

@@ -19,6 +19,9 @@ from gradreg.train.state import TrainingState
 _ASK_EVERY = 20
 """Steps after which several processes agree on whether to save: asking costs them an all-reduce."""
 
+_SECOND_THOUGHTS = 2.0
+"""Seconds after which another SIGINT is meant as one."""
+
 
 class Stopped(Exception):
     """The run was told to stop, and has been saved.
@@ -51,16 +54,21 @@ class Saver:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While inside, SIGTERM and SIGINT ask the run to save itself and stop; a second one has its usual effect."""
+        """While inside, SIGTERM and SIGINT ask the run to save itself and stop; a SIGINT some seconds after that ends it at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
+        told_at = float("inf")
+
         def stop(number: int, frame: FrameType | None) -> None:
-            self._signal = number
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            nonlocal told_at
+            # Launchers pass on a signal that the terminal or the scheduler has sent to every process already: that is one wish, not two.
+            if number == signal.SIGINT and time.monotonic() - told_at > _SECOND_THOUGHTS:
+                raise KeyboardInterrupt
+            self._signal = self._signal or number
+            told_at = min(told_at, time.monotonic())
 
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
