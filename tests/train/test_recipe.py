@@ -77,7 +77,11 @@ def test_a_block_with_another_name_is_replaced_whole():
         ("model: mlp", TypeError, r"model must be a mapping of keys to values; got 'mlp' \(str\)"),
         ("model: {name: mlp, 3: 4}", TypeError, r"model must be a mapping of keys to values; got \{'name': 'mlp', 3: 4\}"),
         ("model: &a {name: mlp, x: [*a]}", ValueError, r"model\.x\.0 must not be a part of itself"),
-        ("model: {name: mlp, x: 2020-01-01}", TypeError, r"model\.x must be made of numbers, texts, lists and mappings; got datetime\.date"),
+        (
+            "model: {name: mlp, x: 2020-01-01}",
+            TypeError,
+            r"model\.x must be made of numbers, texts, lists and mappings; got datetime\.date",
+        ),
         ("model: {name: mlp, x: .nan}", ValueError, r"model\.x must be finite; got nan"),
         ('data: {root: "\\uDCFF"}', ValueError, "data.root must be text that UTF-8 can hold"),
         (f"optimizer: {{lr: 1{400 * '0'}}}", ValueError, "a number must be < 1.8e308"),
