@@ -2,12 +2,12 @@
 
     python benchmarks/peers.py --seconds 60 --out benchmarks/results/peers
 
-Time and memory as in step_cost.py: one process, a random order in each round, medians of the ratio to two plain passes within the round; memory at
-the peak of a first step over plain training. A step is an average one: LookSAM's rounds go through all steps of its period.
+Time and memory as in step_cost.py: one process, a random order in each round, medians of the ratio to two plain passes within the
+round; memory at the peak of a first step over plain training. A step is an average one: a round goes through all steps of LookSAM's period.
 
-What is computed: five steps of SGD with momentum on a small network in float64, by gradreg, by pytorch_optimizer, and by the paper's formulas
-written out (tests/torch/twins.py); the largest difference of a weight from the paper's, relative to the largest change of a weight. A note says
-where theirs computes something else.
+What is computed: ten steps of SGD with momentum on a small network in float64, by gradreg, by pytorch_optimizer, and by the paper's
+formulas written out (tests/torch/twins.py); the largest difference of a weight from the paper's, relative to the largest change of a
+weight. A note says where theirs computes something else.
 """
 
 from __future__ import annotations
@@ -295,9 +295,9 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | {far['gradreg']:.0e} | {far['pytorch_optimizer']:.0e} | {note} |")
     e = results["environment"]
     notes = (
-        f"Time: {results['clock']} clock, median ratio to two plain passes. Memory: extra bytes at the peak of a first step over plain training, in "
-        "sizes of the parameters. Difference: of the weights after two periods in float64, relative to the way they went; pytorch_optimizer "
-        "takes its norms in float32.\n\n"
+        f"Time: {results['clock']} clock, median ratio to two plain passes. Memory: extra bytes at the peak of a first step over plain "
+        "training, in sizes of the parameters. Difference: of the weights after two periods in float64, relative to the way they went; "
+        "pytorch_optimizer takes its norms in float32.\n\n"
         f"{e['device']}, {e['threads']} thread(s), torch {e['torch']}, pytorch_optimizer {e['pytorch_optimizer']}, {e['date']}. "
         f"`{results['command']}`"
     )
