@@ -43,7 +43,7 @@ def test_help_of_a_command_explains_every_key(command, capsys):
         "--optimizer.lr": "learning rate at its peak",
         "--data.label_noise": "share of the training labels",
         "--penalty": "the gradient penalty by",
-        "--batch_size": "training examples a step",
+        "--batch_size": "training examples of an optimizer step",
         "--schedule.warmup_epochs": "epochs of linear warm-up",
     }.items():
         assert key in text
@@ -51,7 +51,7 @@ def test_help_of_a_command_explains_every_key(command, capsys):
 
 
 BAD_INPUT = {
-    "no recipe": (["train"], "the following arguments are required: recipe"),
+    "no recipe": (["train"], "train needs a recipe or --resume RUN; got neither"),
     "unknown recipe": (["train", "digits-nois"], "unknown recipe 'digits-nois'. Did you mean 'digits-noisy-labels'?"),
     "unknown key": (["train", "digits-noisy-labels", "--epoch", "3"], "unknown option '--epoch'. Did you mean '--epochs'?"),
     "unknown nested key": (
