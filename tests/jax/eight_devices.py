@@ -16,7 +16,7 @@ import gradreg
 from gradreg import Decoupled, GradientPenalty
 from gradreg.jax import microbatched, value_and_grad
 from gradreg.jax.oracle import Scope
-from tests.penalties import PENALTIES, every_penalty
+from tests.penalties import PENALTIES
 
 from .cases import Loss, arrays, assert_close, first_state, problem, squared_error
 from .twin import Twin
@@ -50,12 +50,13 @@ def mapped(oracle: Callable[..., Any], *, check_vma: bool = True) -> Callable[..
     return jax.jit(jax.shard_map(shard, mesh=mesh(), check_vma=check_vma, **specs))
 
 
+@cache
 def losses(scope: str, *, rows: int = 2) -> list[Loss]:
     """local: each shard's own, on the first ``rows`` of its two examples; global: that of the whole batch."""
     _, x, y = batch()
     if scope == "global":
-        return [lambda at: squared_error(at, x, y)]
-    return [lambda at, i=i: squared_error(at, x[2 * i : 2 * i + rows], y[2 * i : 2 * i + rows]) for i in range(8)]
+        return [jax.jit(lambda at: squared_error(at, x, y))]
+    return [jax.jit(lambda at, i=i: squared_error(at, x[2 * i : 2 * i + rows], y[2 * i : 2 * i + rows])) for i in range(8)]
 
 
 @cache
@@ -68,14 +69,31 @@ def test_there_are_eight_devices() -> None:
     assert jax.device_count() == 8
 
 
+KINDS = [
+    "sam",
+    "gnp-unit",
+    "fgr-mixing",
+    "bgr",
+    "cgr",
+    "exact-norm",
+    "sam-zero-warm-up",
+    "asam",
+    "friendly",
+    "friendly-mixing",
+    "remembered",
+]
+KINDS += ["random", "sparse-fisher", "sparse-random", "sam-3-steps", "gsam", "gap-remembered", "wsam-decoupled", "looksam", "sam-every-2"]
+"""One of each kind: what differs in numbers alone is the same program."""
+
+
 @scopes
-@every_penalty
+@pytest.mark.parametrize("penalty", [PENALTIES[name] for name in KINDS], ids=KINDS)
 def test_scopes_under_shard_map(penalty: GradientPenalty, scope: Scope) -> None:
-    """Over steps whose memories, the same on every shard, are carried on."""
+    """Over two steps whose memories, the same on every shard, are carried on."""
     params, x, y = batch()
     oracle, twin = value_and_grad(squared_error, penalty, axis_name="batch", scope=scope), Twin(penalty)
     run, state = mapped(oracle), first_state(oracle, params)
-    for step in (0, 1, 4):
+    for step in (0, 1):
         value, gradients, *following = run(params, x, y, jnp.int32(step), state)
         assert_close(gradients, twin.step(losses(scope), params, step))
         if penalty.direction.needs_gradient:
@@ -124,12 +142,18 @@ def test_the_scopes_differ() -> None:
         ("cgr", "local", 1),
         ("cgr", "global", 2),
         ("sam-zero-warm-up", "local", 1),
+        ("friendly", "local", 2),
+        ("friendly", "global", 2),
+        ("remembered", "local", 1),
+        ("remembered", "global", 1),
+        ("looksam", "local", 1),
+        ("gsam", "local", 1),
     ],
 )
 def test_all_reduces_of_the_compiled_program(name: str, scope: Scope, all_reduces: int, check_vma: bool) -> None:
     penalty = None if name == "plain" else PENALTIES[name]
-    run = mapped(value_and_grad(squared_error, penalty, axis_name="batch", scope=scope), check_vma=check_vma)
-    program = run.lower(*batch(), jnp.int32(50), {}).compile().as_text()
+    oracle = value_and_grad(squared_error, penalty, axis_name="batch", scope=scope)
+    program = mapped(oracle, check_vma=check_vma).lower(*batch(), jnp.int32(50), first_state(oracle, batch()[0])).compile().as_text()
     assert sum("all-reduce(" in line or "all-reduce-start(" in line for line in program.splitlines()) == all_reduces
 
 
@@ -211,6 +235,45 @@ def test_sharded_arrays_under_plain_jit(name: str) -> None:
     _, gradients = run(placed, jax.device_put(x, NamedSharding(mesh(), SPLIT)))
     assert_close(gradients, Twin(penalty).step([lambda at: loss(at, x)], params, 50))
     assert jax.tree.map(lambda g: g.sharding.spec, gradients) == jax.tree.map(lambda s: s.spec, shardings)
+
+
+@pytest.mark.parametrize("name", ["friendly", "sparse-fisher", "looksam", "wsam-decoupled"])
+def test_memories_of_sharded_arrays_are_sharded_as_the_parameters_are(name: str) -> None:
+    """Two steps under plain jit against the twin, the state donated."""
+    penalty = PENALTIES[name]
+
+    def loss(weights: Any, x: Any) -> Any:
+        return jnp.mean(jnp.tanh(x @ weights) ** 2)
+
+    weights, x = map(jnp.asarray, arrays((16, 3), (8, 16)))
+    sharding = NamedSharding(mesh(), SPLIT)
+    placed, oracle, twin = jax.device_put(weights, sharding), value_and_grad(loss, penalty), Twin(penalty)
+    run = jax.jit(lambda weights, x, step, state: oracle(weights, x, step=step, state=state), donate_argnames="state")
+    state = oracle.init(placed)
+    for step in range(2):
+        whole = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == weights.shape]
+        assert all(leaf.sharding.is_equivalent_to(sharding, 2) for leaf in whole)
+        assert whole
+        _, gradients, state = run(placed, x, jnp.int32(step), state)
+        assert_close(gradients, twin.step([lambda at: loss(at, x)], weights, step))
+
+
+def test_a_fisher_mask_of_each_device_for_itself() -> None:
+    """Without ``axis_name`` every device trains a model of its own, here from a start of its own."""
+    penalty = PENALTIES["sparse-fisher"]
+    oracle = value_and_grad(squared_error, penalty)
+    params, x, y = batch()
+    starts = jax.tree.map(lambda leaf: jnp.stack([(1 + i / 8) * leaf for i in range(8)]), params)
+
+    def shard(params: Any, state: Any) -> Any:
+        own, state = jax.tree.map(lambda leaf: leaf[0], (params, state))
+        return jax.tree.map(lambda leaf: leaf[None], oracle(own, x, y, step=0, state=state)[1])
+
+    run = jax.jit(jax.shard_map(shard, mesh=mesh(), in_specs=SPLIT, out_specs=SPLIT))
+    gradients = run(starts, jax.vmap(oracle.init)(starts))
+    for i in (0, 7):
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], starts)
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], gradients), Twin(penalty).step(losses("global"), own))
 
 
 def test_an_axis_of_another_name() -> None:

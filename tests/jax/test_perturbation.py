@@ -1,5 +1,7 @@
 """The arithmetic over trees: one norm, no division by zero, and 32 bits at least."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,10 @@ def test_a_weight_of_zero_leaves_a_non_finite_gradient_out() -> None:
     assert float(actual) == 2.0
 
 
+def dtypes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.dtype, tree)
+
+
 @every_penalty
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_gradients_have_the_dtypes_of_the_parameters(penalty: GradientPenalty, dtype: jnp.dtype) -> None:
@@ -65,8 +71,8 @@ def test_gradients_have_the_dtypes_of_the_parameters(penalty: GradientPenalty, d
         oracle = value_and_grad(squared_error, penalty)
         state = first_state(oracle, params)
         _, gradients, *following = oracle(params, x, y, step=step, **state)
-        assert jax.tree.map(lambda g: g.dtype, gradients) == jax.tree.map(lambda p: p.dtype, params)
-        assert jax.tree.map(jnp.dtype, following) == jax.tree.map(jnp.dtype, list(state.values()))
+        assert dtypes(gradients) == dtypes(params)
+        assert dtypes(following) == dtypes(list(state.values()))
         assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
 
 

@@ -174,19 +174,28 @@ def test_unnormalised_sam_is_fgr_with_gamma_epsilon() -> None:
 
 
 def test_flooding_alternates_fgr_and_bgr() -> None:
-    """A step of size η below the flood level and one above it move θ by −η²·ΔR, with ΔR the gradient that F-GR or B-GR adds."""
+    """Two jitted steps of size η on the flooded loss, one on each side of the level, move θ by −η²·ΔR: what F-GR or B-GR adds for γ = 1."""
     loss, params = loss_and_params()
-    eta = 0.05
-
-    def moved(first_sign: int) -> Any:
+    eta, plain = 0.05, jax.grad(loss)(params)
+    rise = eta * sum(jnp.sum(g**2) for g in jax.tree.leaves(plain)) / 2  # half of what a step changes the loss by
+    for side, build in ((+1, gradreg.fgr), (-1, gradreg.bgr)):
+        flooding = gradreg.Flooding(level=float(loss(params) + side * rise))
+        flooded = jax.jit(jax.value_and_grad(lambda at, flooding=flooding: flooding(loss(at))))
         at = params
-        for sign in (first_sign, -first_sign):
-            at = jax.tree.map(lambda p, g, s=sign: p - s * eta * g, at, jax.grad(loss)(at))
-        return jax.tree.map(jnp.subtract, at, params)
+        for _ in range(2):
+            value, gradients = flooded(at)
+            assert value > flooding.level
+            at = jax.tree.map(lambda p, g: p - eta * g, at, gradients)
+        strong = regularized(build(gamma=1.0, epsilon=eta))
+        expected = jax.tree.map(lambda s, p: -(eta**2) * (s - p), strong, plain)
+        assert_close(jax.tree.map(jnp.subtract, at, params), expected, tolerance=1e-9)
 
-    for first_sign, build in ((-1, gradreg.fgr), (+1, gradreg.bgr)):
-        plain, strong = jax.grad(loss)(params), regularized(build(gamma=1.0, epsilon=eta))
-        assert_close(moved(first_sign), jax.tree.map(lambda s, p: -(eta**2) * (s - p), strong, plain), tolerance=1e-9)
+
+def test_individual_flooding_is_a_mean_over_samples() -> None:
+    """Samples above their level are descended on, those below are ascended on."""
+    flooding = gradreg.IndividualFlooding(level=1.0)
+    gradients = jax.jit(jax.grad(lambda theta: flooding(theta**2)))(jnp.array([0.5, 2.0]))
+    assert gradients.tolist() == [-0.5, 2.0]
 
 
 def test_one_ascent_step_estimates_the_hessian_product_to_first_order() -> None:
@@ -235,8 +244,13 @@ def test_evaluations_when_the_program_runs(penalty: GradientPenalty, traced: boo
         (gradreg.bgr(gamma=0.1, epsilon=0.3), lambda layers: 6 * layers - 2),
         (gradreg.cgr(gamma=0.1, epsilon=0.3), lambda layers: 9 * layers - 3),
         (gradreg.exact(gamma=0.1), lambda layers: 9 * layers - 5),
+        (gradreg.remembered(epsilon=0.1), lambda layers: 3 * layers - 1),
+        (gradreg.random_sam(rho=0.1), lambda layers: 3 * layers - 1),
+        (gradreg.friendly_sam(rho=0.1), lambda layers: 6 * layers - 2),
+        (gradreg.gsam(rho=0.1, a=0.2), lambda layers: 6 * layers - 2),
+        (gradreg.sam(rho=0.1, steps=3), lambda layers: 12 * layers - 4),
     ],
-    ids=["plain", "sam", "fgr", "bgr", "cgr", "exact"],
+    ids=["plain", "sam", "fgr", "bgr", "cgr", "exact", "remembered", "random", "friendly", "gsam", "sam-3-steps"],
 )
 @pytest.mark.parametrize("layers", [2, 4])
 def test_matrix_products_of_the_compiled_program(penalty: GradientPenalty | None, products: Any, layers: int) -> None:
@@ -247,9 +261,10 @@ def test_matrix_products_of_the_compiled_program(penalty: GradientPenalty | None
             x = jnp.tanh(x @ w)
         return jnp.sum(x**2)
 
-    weights, x = [jnp.ones((64, 64))] * layers, jnp.ones((64, 64))
-    compiled = jax.jit(grad(loss, penalty)).lower(weights, x).compile()
-    product = 2 * 64**3  # all elementwise work together is less than one
+    weights, x = [jnp.ones((128, 128))] * layers, jnp.ones((128, 128))
+    oracle = value_and_grad(loss, penalty)
+    compiled = jax.jit(oracle).lower(weights, x, **first_state(oracle, weights)).compile()
+    product = 2 * 128**3  # all elementwise work together is less than one
     assert compiled.cost_analysis()["flops"] // product == products(layers)
 
 
