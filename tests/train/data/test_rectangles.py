@@ -20,6 +20,7 @@ def test_rectangles_lie_within_and_have_the_area_asked_for(size, scale):
     for first, length, whole in ((drawn.tops, drawn.heights, height), (drawn.lefts, drawn.widths, width)):
         assert first.min() >= 0
         assert (first + length).max() <= whole
+        assert (first + length)[length < whole].max() == whole  # the last place is drawn as well
     assert fits.float().mean() > 0.9
     assert (drawn.heights[~fits] == height).all()
     assert (drawn.widths[~fits] == width).all()
