@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -62,3 +63,30 @@ def test_refused_options_are_named():
         create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="adamw", options={"betta": 1}))
     with pytest.raises(ValueError, match=r"optimizer.nesterov must be false for 'adamw'"):
         create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="adamw", nesterov=True))
+
+
+def test_optimizers_of_torch_by_their_class():
+    optimizer = create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="torch.RMSprop", lr=0.2, momentum=0.5, options={"alpha": 0.8}))
+    assert type(optimizer) is torch.optim.RMSprop
+    assert {key: optimizer.param_groups[0][key] for key in ("lr", "momentum", "alpha")} == {"lr": 0.2, "momentum": 0.5, "alpha": 0.8}
+    spared = OptimizerConfig(name="torch.ASGD", lr=0.2, weight_decay=0.1, decay_biases_and_norms=False)
+    groups = create_optimizer(torch.nn.Linear(2, 2), spared).param_groups
+    assert {len(p.shape): group["weight_decay"] for group in groups for p in group["params"]} == {2: 0.1, 1: 0.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (OptimizerConfig(name="torch.RMSProp"), "unknown optimizer 'torch.RMSProp'. Did you mean 'torch.RMSprop'"),
+        (OptimizerConfig(name="torch.LBFGS"), "unknown optimizer 'torch.LBFGS'"),
+        (OptimizerConfig(name="torch.Adam", nesterov=True), "optimizer.nesterov must be false for 'torch.Adam', which does not know it"),
+        (
+            OptimizerConfig(name="torch.Rprop", weight_decay=0.1),
+            "optimizer.weight_decay must be 0 for 'torch.Rprop', which has none; got 0.1",
+        ),
+        (OptimizerConfig(name="torch.Adam", options={"beta": 1}), "refuses its options {'beta': 1}"),
+    ],
+)
+def test_what_an_optimizer_of_torch_refuses_is_said(config, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        create_optimizer(torch.nn.Linear(2, 2), config)

@@ -20,6 +20,8 @@ def is_adaptive(optimizer: str) -> bool:
     >>> [name for name in ("sgd", "adamw", "rmsprop", "lion", "nesterov") if is_adaptive(name)]
     ['adamw', 'rmsprop', 'lion']
     """
+    if optimizer.startswith("torch."):
+        return not optimizer.startswith(("torch.SGD", "torch.ASGD"))
     found = timm.optim.get_optimizer_info(optimizer)
     return (found.has_eps or found.has_betas) and not optimizer.startswith(("sgd", "lars", "nlars", "larc", "nlarc"))
 

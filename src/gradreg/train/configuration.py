@@ -17,7 +17,7 @@ class OptimizerConfig:
     """The optimizer, by timm's factory.
 
     Args:
-        name: "sgd", "adamw" or any other name of timm.optim.list_optimizers().
+        name: "sgd", "adamw" or any other name of timm.optim.list_optimizers(); or "torch." and a class of torch.optim, as in "torch.ASGD".
         lr: learning rate at its peak, > 0.
         momentum: momentum of SGD-like optimizers, 0 to 1.
         nesterov: Nesterov's form of SGD's momentum.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import timm.optim
 import timm.scheduler
 import torch
@@ -13,6 +16,10 @@ from torch.optim import Optimizer
 from gradreg import checks
 from gradreg.train.configuration import OptimizerConfig, ScheduleConfig
 
+_TORCH = "torch."
+_WITHOUT_STEP = ("Optimizer", "LBFGS", "SparseAdam")
+"""Of torch.optim, what is no optimizer for a loop that hands gradients over: one wants a closure, one sparse gradients."""
+
 
 def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """The optimizer over the model's trainable parameters.
@@ -21,6 +28,8 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
         ValueError: an unknown name (the nearest known one is named), or options that the optimizer refuses.
     """
     names = [str(name) for name in timm.optim.list_optimizers()]
+    if config.name.startswith(_TORCH):
+        return _of_torch(model, config)
     if config.name not in names:
         raise ValueError(checks.unknown("optimizer", config.name, names))
     # In timm's naming "sgd" means Nesterov's form; here it is what the key ``nesterov`` says.
@@ -39,6 +48,28 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
         )
     except TypeError as error:
         raise ValueError(f"optimizer {config.name!r} refuses its options {options or 'none'}: {error}") from error
+
+
+def _of_torch(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """An optimizer of ``torch.optim`` by its class name; momentum is given to those that have it."""
+    known = {name: cls for name, cls in vars(torch.optim).items() if isinstance(cls, type) and issubclass(cls, Optimizer)}
+    known = {name: cls for name, cls in known.items() if name not in _WITHOUT_STEP}
+    name = config.name.removeprefix(_TORCH)
+    if name not in known:
+        raise ValueError(checks.unknown("optimizer", config.name, [f"{_TORCH}{name}" for name in known]))
+    accepted = inspect.signature(known[name]).parameters
+    common = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov, "weight_decay": config.weight_decay}
+    if config.nesterov and "nesterov" not in accepted:
+        raise ValueError(f"optimizer.nesterov must be false for {config.name!r}, which does not know it; got true.")
+    if config.weight_decay and "weight_decay" not in accepted:
+        raise ValueError(f"optimizer.weight_decay must be 0 for {config.name!r}, which has none; got {config.weight_decay:g}.")
+    options = {**{key: value for key, value in common.items() if key in accepted}, **config.options}
+    spared = config.weight_decay > 0 and not config.decay_biases_and_norms
+    weights: Any = timm.optim.param_groups_weight_decay(model, config.weight_decay) if spared else model.parameters()
+    try:
+        return known[name](weights, **options)
+    except TypeError as error:
+        raise ValueError(f"optimizer {config.name!r} refuses its options {config.options or 'none'}: {error}") from error
 
 
 def create_schedule(optimizer: Optimizer, config: ScheduleConfig, *, epochs: int, steps_per_epoch: int) -> Scheduler | None:
