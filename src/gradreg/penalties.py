@@ -162,6 +162,12 @@ class GradientPenalty:
         """Whether the plain gradient is part of the result of a finite difference with c = ``coefficient``."""
         return self.mixing != "plain" or self.difference != "forward" or coefficient != 1.0
 
+    def starts_unmoved_at(self, step: int) -> bool:
+        """Whether the first pass of ``step`` is at the unmoved parameters: its loss, norm and batch statistics are plain training's."""
+        if self.direction.needs_gradient or self.strength_at(step) == 0.0:
+            return True
+        return self.needs_plain(cast(float, self.coefficient_at(step)))
+
     @overload
     def evaluations_at(self, step: int, *, ascent_share: None = None) -> int: ...
     @overload

@@ -24,8 +24,10 @@ PENALTIES = {
     "bgr": gradreg.bgr(gamma=0.1, epsilon=0.3),
     "cgr": gradreg.cgr(gamma=0.1, epsilon=0.3),
     "exact": gradreg.exact(gamma=0.1),
+    "friendly": gradreg.friendly_sam(rho=0.2),
+    "wsam-decoupled": gradreg.wsam(rho=0.2, gamma=0.7, decoupled=True),
 }
-CALLS = {"sam": 2, "gnp": 2, "fgr": 2, "bgr": 2, "cgr": 3, "exact": 1}
+CALLS = {"sam": 2, "gnp": 2, "fgr": 2, "bgr": 2, "cgr": 3, "exact": 1, "friendly": 2, "wsam-decoupled": 2}
 
 
 def wrapped(model: nn.Module, penalty: gradreg.GradientPenalty | None) -> RegularizedOptimizer:
@@ -78,6 +80,7 @@ def test_a_step_is_the_hand_written_one(name: str, form: Callable[..., Any]):
         x, y = batch(i)
         expected = regularizer.backward(lambda x=x, y=y: cross_entropy(theirs(x), y))
         sgd.step()
+        regularizer.decoupled_step(sgd)
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     assert len(calls) == 3 * CALLS[name]
     difference = largest_difference(weights(mine), weights(theirs))

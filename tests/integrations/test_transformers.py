@@ -97,7 +97,14 @@ def by_hand(
     return model
 
 
-PENALTIES = {"none": None, "sam": SAM, "gnp": gradreg.gnp(r=0.3, alpha=0.8), "fgr": FGR, "cgr": gradreg.cgr(gamma=0.2, epsilon=0.4)}
+PENALTIES = {
+    "none": None,
+    "sam": SAM,
+    "gnp": gradreg.gnp(r=0.3, alpha=0.8),
+    "fgr": FGR,
+    "cgr": gradreg.cgr(gamma=0.2, epsilon=0.4),
+    "friendly": gradreg.friendly_sam(rho=0.3),
+}
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -168,6 +175,13 @@ def test_a_resumed_run_equals_the_uninterrupted_one(restore_callbacks: bool, tmp
     assert resumed.regularizer.step == 4
     assert resumed.regularizer.metrics.evaluations == whole.regularizer.metrics.evaluations == 7  # no radius, no second pass, at step 0
     assert resumed.state.log_history[:4] == whole.state.log_history[:4]
+
+
+def test_a_resumed_run_says_that_its_memory_begins_anew(tmp_path: Path):
+    penalty, options = gradreg.friendly_sam(rho=0.3), {"save_strategy": "steps", "save_steps": 2}
+    trained(tmp_path, penalty, **options)
+    with pytest.warns(UserWarning, match=r"checkpoints do not hold what .*friendly.* remembers: it begins anew"):
+        trained(tmp_path, penalty, resume=str(tmp_path / "checkpoint-2"), **options)
 
 
 def test_training_again_starts_the_clock_again(tmp_path: Path):

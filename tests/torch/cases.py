@@ -4,22 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gradreg import GradientPenalty
+from gradreg import Gradient, GradientPenalty
 from tests.penalties import PENALTIES, every_penalty
 
 __all__ = ["PENALTIES", "every_penalty"]  # for the tests that import all their cases from here
 
 FINITE = {name: penalty for name, penalty in PENALTIES.items() if penalty.difference != "exact"}
 
-every_finite_difference = pytest.mark.parametrize("penalty", FINITE.values(), ids=FINITE)
+BASE = {n: p for n, p in PENALTIES.items() if (p.direction, p.mask, p.ascent_steps) == (Gradient(), None, 1) and isinstance(p.mixing, str)}
+"""The penalties of the two tables of ``gradreg.penalties``, without what relatives change."""
+
+UNMOVED_FIRST = {name: penalty for name, penalty in PENALTIES.items() if penalty.starts_unmoved_at(100)}
+"""Those whose first pass is that of plain training."""
+
+
+def _takes_ascent(penalty: GradientPenalty) -> bool:
+    try:
+        penalty.check_ascent("closures")
+    except ValueError:
+        return False
+    return True
+
+
+TAKES_ASCENT = {name: penalty for name, penalty in PENALTIES.items() if _takes_ascent(penalty)}
+
+
+def _each(penalties: dict[str, GradientPenalty]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("penalty", penalties.values(), ids=penalties)
+
+
+every_base_penalty = _each(BASE)
+every_penalty_unmoved_first = _each(UNMOVED_FIRST)
+every_penalty_that_takes_ascent = _each(TAKES_ASCENT)
+every_finite_difference_unmoved_first = _each({name: penalty for name, penalty in FINITE.items() if name in UNMOVED_FIRST})
+every_finite_difference = _each(FINITE)
 
 DURING_WARMUP = 2
 """A step at which all penalties but those in a zero-warm-up have a strength, and the warming ones a smaller one than at the end."""
+
+
+def calls_at(step: int, penalty: GradientPenalty) -> int:
+    """How often a closure is called at ``step``: double backprop calls it once."""
+    return 1 if penalty.difference == "exact" else penalty.evaluations_at(step)
 
 
 @dataclass
@@ -77,6 +109,16 @@ def regularizer_at(step: int, model: nn.Module, penalty: GradientPenalty | None,
     regularizer = GradientRegularizer(model, penalty, **options)  # type: ignore[arg-type]
     regularizer.load_state_dict({**regularizer.state_dict(), "step": step})
     return regularizer
+
+
+def assert_same_state(actual: Any, expected: Any) -> None:
+    """Equal nested dictionaries of numbers and tensors, bit for bit."""
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_same_state(actual[key], value)
+    else:
+        assert torch.equal(actual, expected) if isinstance(expected, Tensor) else actual == expected
 
 
 def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-11) -> None:

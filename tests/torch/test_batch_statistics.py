@@ -11,8 +11,8 @@ from .cases import (
     PENALTIES,
     Problem,
     assert_same_bits,
-    every_finite_difference,
-    every_penalty,
+    every_finite_difference_unmoved_first,
+    every_penalty_unmoved_first,
     gradients,
     regularizer_at,
     values,
@@ -66,7 +66,7 @@ def problem_with(layer) -> Problem:
 
 
 @every_layer
-@every_penalty
+@every_penalty_unmoved_first
 def test_only_the_first_pass_changes_them(penalty: GradientPenalty, layer) -> None:
     problem, twin = problem_with(layer), problem_with(layer)
     before = values(twin.model)
@@ -78,13 +78,13 @@ def test_only_the_first_pass_changes_them(penalty: GradientPenalty, layer) -> No
 
 
 @every_layer
-@every_finite_difference
+@every_finite_difference_unmoved_first
 def test_every_pass_changes_them_on_request(penalty: GradientPenalty, layer) -> None:
     problem, twin = problem_with(layer), problem_with(layer)
     regularizer_at(100, problem.model, penalty, freeze_batch_statistics=False).backward(problem.closure())
     twin.loss()
     counters = [n for n, value in values(twin.model).items() if n.endswith(("num_batches_tracked", "calls")) and int(value) == 1]
-    assert [int(values(problem.model)[n]) for n in counters] == [3 if penalty.difference == "central" else 2] * len(counters)
+    assert [int(values(problem.model)[n]) for n in counters] == [penalty.evaluations_at(100)] * len(counters)
     different = [n for n, value in values(twin.model).items() if not torch.equal(value, values(problem.model)[n])]
     assert different
     assert not any("constant" in n or "weight" in n for n in different)
@@ -99,7 +99,7 @@ def test_the_counter_of_batches_counts_steps() -> None:
 
 
 @every_layer
-@every_finite_difference
+@every_finite_difference_unmoved_first
 def test_micro_batches_change_them_once_each(penalty: GradientPenalty, layer) -> None:
     problem, twin = problem_with(layer), problem_with(layer)
     halves = [slice(0, 4), slice(4, 8)]

@@ -9,7 +9,7 @@ import gradreg
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 
-from .cases import assert_same_bits, every_penalty, tanh_problem, values
+from .cases import assert_same_bits, assert_same_state, every_penalty, tanh_problem, values
 
 
 def train(steps: int, interrupted_at: int | None, penalty: GradientPenalty) -> tuple[dict[str, torch.Tensor], GradientRegularizer]:
@@ -30,6 +30,7 @@ def train(steps: int, interrupted_at: int | None, penalty: GradientPenalty) -> t
         optimizer.zero_grad()
         regularizer.backward(problem.closure())
         optimizer.step()
+        regularizer.decoupled_step(optimizer)
     return values(problem.model), regularizer
 
 
@@ -39,7 +40,7 @@ def test_resumed_training_is_the_uninterrupted_one(penalty: GradientPenalty) -> 
     resumed, second = train(8, 3, penalty)
     assert_same_bits(resumed, whole)
     assert dict(second.metrics) == pytest.approx(dict(first.metrics), nan_ok=True)
-    assert second.state_dict() == first.state_dict()
+    assert_same_state(second.state_dict(), first.state_dict())
 
 
 def test_state_is_plain_numbers() -> None:

@@ -116,7 +116,8 @@ def mixed_precision(rank: int, world: int) -> dict[str, Any]:
     return found
 
 
-WARMING_UP = {name: PENALTIES[name].warmup("strength", steps=6) for name in ("sam", "gnp", "fgr", "bgr", "cgr")}
+REMEMBERING = ("friendly", "remembered", "sparse-fisher", "looksam")
+WARMING_UP = {name: PENALTIES[name].warmup("strength", steps=6) for name in (*REMEMBERING, "sam", "gnp", "fgr", "bgr", "cgr")}
 
 
 def resumed(rank: int, world: int, folder: str) -> dict[str, list[dict[str, Tensor]]]:
@@ -135,6 +136,7 @@ def resumed_with(penalty: gradreg.GradientPenalty, rank: int, world: int, folder
             optimizer.zero_grad()
             regularizer.backward(problem.closure())
             optimizer.step()
+            regularizer.decoupled_step(optimizer)
 
     problem, optimizer, regularizer = start()
     train(problem, optimizer, regularizer, 2)
@@ -191,11 +193,11 @@ def check(results: list[dict[str, Any]]) -> None:
             gradient, restored, found_norm, _, _, clipped_from, clipped = found[name]
             assert_close(gradient, expected, tolerance=1e-12)
             assert restored, name
-            assert found_norm == pytest.approx(plain_norm, rel=1e-12)
+            assert found_norm == pytest.approx(plain_norm, rel=1e-12, nan_ok=True)
             assert clipped_from == pytest.approx(norm, rel=1e-12)
             assert_close(clipped, {n: g * 0.1 / (norm + 1e-6) for n, g in expected.items()}, tolerance=1e-12)
-        for place in (3, 4):
-            assert sum(found[name][place] for found in results) / len(results) == pytest.approx(loss, rel=1e-12)
+        for place, expected_loss in ((3, loss), (4, float(problem_of(0, 1).loss().detach()))):
+            assert sum(found[name][place] for found in results) / len(results) == pytest.approx(expected_loss, rel=1e-12)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -214,7 +216,7 @@ def test_tensor_parallel_equals_one_process(two_ranks: dict[str, list[Any]]) -> 
             gradient, restored, norm = found[name]
             assert_close(gradient, expected, tolerance=1e-12)
             assert restored, name
-            assert norm == pytest.approx(plain_norm, rel=1e-12)
+            assert norm == pytest.approx(plain_norm, rel=1e-12, nan_ok=True)
 
 
 @pytest.mark.parametrize("name", FINITE)

@@ -13,7 +13,7 @@ from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 
 from . import twins
-from .cases import PENALTIES, every_finite_difference, every_penalty, plain_gradients, regularizer_at, tanh_problem
+from .cases import BASE, PENALTIES, every_penalty, plain_gradients, regularizer_at, tanh_problem
 
 
 class Operations(TorchDispatchMode):
@@ -37,7 +37,10 @@ def test_values(penalty: GradientPenalty) -> None:
     norm = float(twins.norm(plain_gradients(problem)))
     regularizer.backward(problem.closure())
     metrics = regularizer.metrics
-    assert metrics.gradient_norm == metrics["gradient_norm"] == pytest.approx(norm, rel=1e-12)
+    if penalty.starts_unmoved_at(step):
+        assert metrics.gradient_norm == metrics["gradient_norm"] == pytest.approx(norm, rel=1e-12)
+    else:
+        assert math.isnan(metrics.gradient_norm)
     assert metrics.strength == penalty.strength_at(step)
     assert metrics.evaluations == penalty.evaluations_at(step)
     if penalty.difference == "exact":
@@ -111,20 +114,21 @@ def test_nothing_waits_for_the_device_until_a_value_is_read(penalty: GradientPen
         assert "aten::mm" in operations.names or "aten::addmm" in operations.names
         assert not {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal"} & set(operations.names)
         float(regularizer.metrics.gradient_norm)
-        assert "aten::_local_scalar_dense" in operations.names
+        if penalty is None or penalty.starts_unmoved_at(4):
+            assert "aten::_local_scalar_dense" in operations.names
 
 
 @pytest.mark.parametrize("penalty", [None, *PENALTIES.values()], ids=["none", *PENALTIES])
 def test_own_operations_do_not_grow_with_the_number_of_tensors(penalty: GradientPenalty | None) -> None:
     """What is dispatched outside the closure and the backward pass; the double backward's products are autograd's own."""
-    if penalty is not None and penalty.difference == "exact":
-        pytest.skip("an exact penalty forms one product of gradient and direction per tensor")
+    if penalty is not None and (penalty.difference == "exact" or isinstance(penalty.direction, gradreg.Random)):
+        pytest.skip("an exact penalty forms one product of gradient and direction per tensor; random directions are drawn tensor by tensor")
 
     def own_operations(layers: int) -> int:
         torch.manual_seed(0)
         model = torch.nn.Sequential(*[torch.nn.Linear(3, 3) for _ in range(layers)])
         x = torch.randn(2, 3)
-        regularizer = regularizer_at(10, model, penalty)
+        regularizer, optimizer = regularizer_at(10, model, penalty), torch.optim.SGD(model.parameters(), lr=0.1)
         with Operations() as operations:
 
             def closure() -> torch.Tensor:
@@ -139,6 +143,7 @@ def test_own_operations_do_not_grow_with_the_number_of_tensors(penalty: Gradient
                 operations.recording = True
 
             regularizer.backward(closure, backward=backward)  # allocates its copies, a tensor each
+            regularizer.decoupled_step(optimizer)
             model.zero_grad()
             operations.names.clear()
             regularizer.backward(closure, backward=backward)
@@ -146,16 +151,16 @@ def test_own_operations_do_not_grow_with_the_number_of_tensors(penalty: Gradient
 
     few, many = own_operations(2), own_operations(40)
     assert few == many
-    assert many < 30
+    assert many < 60
 
 
-@every_finite_difference
+@pytest.mark.parametrize("penalty", [p for p in BASE.values() if p.difference != "exact"], ids=str)
 def test_the_cosine_between_the_two_gradients_on_request(penalty: GradientPenalty) -> None:
     problem = tanh_problem()
-    regularizer = regularizer_at(3, problem.model, penalty, measure_cosine=True)
+    regularizer = regularizer_at(4, problem.model, penalty, measure_cosine=True)
     before = {name: p.detach().clone() for name, p in problem.model.named_parameters()}
     first = plain_gradients(problem)
-    scale = penalty.radius_at(3) / (torch.cat([g.flatten() for g in first.values()]).norm() if penalty.power == 1 else 1.0)
+    scale = penalty.radius_at(4) / (torch.cat([g.flatten() for g in first.values()]).norm() if penalty.power == 1 else 1.0)
     with torch.no_grad():
         for name, p in problem.model.named_parameters():
             p.add_(first[name], alpha=float(scale) * (-1 if penalty.difference == "backward" else 1))

@@ -8,7 +8,7 @@ import gradreg
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 
-from .cases import every_penalty, regularizer_at
+from .cases import every_base_penalty, regularizer_at
 
 
 class Quadratic(nn.Module):
@@ -74,7 +74,7 @@ def test_unit_mixing_takes_the_normalised_plain_gradient() -> None:
     torch.testing.assert_close(model.gradient(), expected, rtol=1e-13, atol=0)
 
 
-@every_penalty
+@every_base_penalty
 def test_every_penalty_at_a_step_of_its_schedule(penalty: GradientPenalty) -> None:
     model, step = Quadratic(), 7
     g = model.A @ model.theta.detach()

@@ -14,8 +14,9 @@ from .cases import (
     PENALTIES,
     Problem,
     assert_close,
-    every_finite_difference,
+    every_finite_difference_unmoved_first,
     every_penalty,
+    every_penalty_that_takes_ascent,
     gradients,
     regularizer_at,
 )
@@ -65,21 +66,21 @@ def test_each_micro_batch_keeps_its_own_mask(penalty: GradientPenalty) -> None:
     halves = [ours.closure(slice(0, 3)), ours.closure(slice(3, 8))]
     regularizer_at(100, ours.model, penalty).backward(halves)
     seen = ours.model.seen
-    assert len(seen) == (6 if penalty.difference == "central" else 4)
+    assert len(seen) == 2 * (2 if penalty.difference == "exact" else penalty.evaluations_at(100))
     for i, mask in enumerate(seen):
         assert torch.equal(mask, (first, second)[i % 2])
 
 
-@every_finite_difference
+@every_penalty_that_takes_ascent
 def test_with_ascent_the_closure_has_one_mask_in_all_its_passes(penalty: GradientPenalty) -> None:
-    if penalty.mixing == "unit":
-        pytest.skip("refused: see test_bad_input")
     ours = problem()
     part, whole = drawn_masks(7, [(3, 6), (8, 6)])
     torch.manual_seed(7)
     regularizer_at(100, ours.model, penalty).backward(ours.closure(), ascent=ours.closure(slice(0, 3)))
-    assert torch.equal(ours.model.seen[0], part)
-    assert all(torch.equal(mask, whole) for mask in ours.model.seen[1:])
+    steps = penalty.ascent_steps
+    assert all(torch.equal(mask, part) for mask in ours.model.seen[:steps])
+    assert len(ours.model.seen) > steps
+    assert all(torch.equal(mask, whole) for mask in ours.model.seen[steps:])
 
 
 @every_penalty
@@ -94,10 +95,10 @@ def test_generator_stands_where_one_forward_pass_leaves_it(penalty: GradientPena
         assert torch.equal(torch.get_rng_state(), expected)
 
 
-@every_finite_difference
+@every_finite_difference_unmoved_first
 def test_afresh_on_request(penalty: GradientPenalty) -> None:
     ours = problem()
-    passes = 3 if penalty.difference == "central" else 2
+    passes = penalty.evaluations_at(100)
     expected = drawn_masks(7, [(8, 6)] * passes)
     torch.manual_seed(7)
     regularizer_at(100, ours.model, penalty, replay_rng=False).backward(ours.closure())

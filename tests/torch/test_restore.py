@@ -14,6 +14,7 @@ from .cases import (
     Problem,
     assert_close,
     assert_same_bits,
+    calls_at,
     dropout_batchnorm_problem,
     every_finite_difference,
     every_penalty,
@@ -91,7 +92,7 @@ def test_random_models(dtype: torch.dtype, blocks: list[str], unused: bool, seed
 @pytest.mark.parametrize("gradient_present", [False, True], ids=["no-gradient", "gradient-present"])
 @pytest.mark.parametrize("inside", ["closure", "backward"])
 def test_after_an_exception_at_any_call(penalty: GradientPenalty, gradient_present: bool, inside: str) -> None:
-    for failing_call in range(3):
+    for failing_call in range(4):
         problem = dropout_batchnorm_problem()
         if gradient_present:
             problem.loss().backward()
@@ -113,7 +114,7 @@ def test_after_an_exception_at_any_call(penalty: GradientPenalty, gradient_prese
             loss.backward()
 
         regularizer = regularizer_at(100, problem.model, penalty)
-        if failing_call >= {"central": 3, "exact": 1}.get(penalty.difference, 2):
+        if failing_call >= calls_at(100, penalty):
             regularizer.backward(closure, backward=backward)
             continue
         with pytest.raises(KeyboardInterrupt, match="injected"):
@@ -132,7 +133,7 @@ def test_the_step_after_an_exception_is_as_if_nothing_had_happened(penalty: Grad
     problem.model.zero_grad()
 
     regularizer = regularizer_at(100, problem.model, penalty)
-    losses = [problem.loss, lambda: torch.zeros(2)]
+    losses = [*[problem.loss] * (penalty.evaluations_at(100) - 1), lambda: torch.zeros(2)]
 
     def closure() -> Tensor:
         return losses.pop(0)()
@@ -178,3 +179,4 @@ def test_parameters_are_in_place_when_an_optimizer_steps(penalty: GradientPenalt
             {n: p.detach() for n, p in problem.model.named_parameters()},
             {n: b.add(change[n], alpha=-0.5) for n, b in before.items()},
         )
+        regularizer.decoupled_step(optimizer)

@@ -40,6 +40,7 @@ class Training:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.scaler.step(self.optimizer)
+            self.regularizer.decoupled_step(self.optimizer)
             self.scaler.update()
             self.scheduler.step()
         return losses

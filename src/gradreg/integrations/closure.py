@@ -112,6 +112,7 @@ class RegularizedOptimizer(torch.optim.Optimizer):
             p.grad = None
         loss = self.regularizer.backward(lambda: _loss_of(closure, parameters))
         self.optimizer.step()
+        self.regularizer.decoupled_step(self.optimizer)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

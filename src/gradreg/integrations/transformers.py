@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -128,10 +129,16 @@ class RegularizedTrainerMixin(_Base):
         parameters = None if choose is None else lambda name, p: choose(names.get(id(p), name), p)
         self.regularizer = GradientRegularizer(model, self.penalty, parameters=parameters, scope=self.scope)
         saved = cast("dict[str, Any]", self.state.stateful_callbacks).get("RegularizerState") if self.state.global_step else None
+        if saved and self.penalty is not None and self.penalty.has_memory:
+            warnings.warn(
+                f"the Trainer's checkpoints do not hold what {self.penalty} remembers: it begins anew. Train without interruption, or in a "
+                "loop of your own that saves regularizer.state_dict().",
+                stacklevel=2,
+            )
         self._set_clock(self.regularizer, saved["attributes"]["evaluations"] if saved else 0)
 
     def _set_clock(self, regularizer: GradientRegularizer, evaluations: int) -> None:
-        regularizer.load_state_dict({"step": self.state.global_step, "evaluations": evaluations})
+        regularizer.load_state_dict({**regularizer.state_dict(), "step": self.state.global_step, "evaluations": evaluations})
 
     def _regularized(self, backward: Callable[[Tensor], object]) -> Tensor:
         """The regularized gradient of the micro-batches that wait; returns their loss."""

@@ -63,20 +63,24 @@ def averaged(
 ) -> list[Tensor]:
     """``decay·m + (1 − decay)·gradients·factor``: new tensors."""
     fresh = list(torch._foreach_mul(memory.shards(KIND, parameters), decay))
-    torch._foreach_add_(fresh, torch._foreach_mul(list(gradients), factor * (1.0 - decay)))
+    share = factor * (1.0 - decay)
+    if isinstance(share, float):
+        torch._foreach_add_(fresh, list(gradients), alpha=share)
+    else:
+        torch._foreach_add_(fresh, torch._foreach_mul(list(gradients), share))
     return fresh
 
 
-def along_gradient(direction: Direction, ascent: Ascent, average: Sequence[Tensor]) -> Ascent:
+def along_gradient(direction: Direction, ascent: Ascent, average: list[Tensor]) -> Ascent:
     """``ascent``, which holds the gradient and its norm, turned into ``direction``; ``average`` of the gradients is for ``Friendly``."""
     if not ascent.vectors:
         return ascent
     if isinstance(direction, Adaptive):
         ascent.vectors, ascent.norm = _adaptive(direction, ascent.parameters, ascent.vectors)
     elif isinstance(direction, Friendly):
-        taken = list(torch._foreach_mul(list(average), -direction.sigma * ascent.weight * ascent.scale))
-        torch._foreach_add_(taken, ascent.vectors)
-        ascent.vectors, ascent.norm = taken, norm_of_shards(taken, ascent.parameters)
+        left = list(torch._foreach_mul(average, -direction.sigma * ascent.weight * ascent.scale))
+        torch._foreach_add_(left, ascent.vectors)
+        ascent.vectors, ascent.norm = left, norm_of_shards(left, ascent.parameters)
     return ascent
 
 

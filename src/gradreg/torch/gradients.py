@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradreg.torch.parallel import Parallelism, local_shards, placed_like
 
 Gradients = dict[nn.Parameter, Tensor]
-"""This rank's shards of gradients."""
+"""Gradients by parameter."""
 
 Earlier = list[Tensor | None]
 """What ``.grad`` of each trainable parameter held before a step."""
@@ -59,7 +59,7 @@ class Grads:
     def agreed(self, *, averaged: bool) -> Gradients:
         """The gradients on which all ranks agree: as they are if ``averaged`` already, else averages of copies, 0 where a rank has none."""
         if averaged or not self._parallelism.averages:
-            return self.shards()
+            return self.of(self._trainable)
         whole = [torch.zeros_like(p, requires_grad=False) if p.grad is None else p.grad.clone() for p in self._trainable]
         self._parallelism.average(whole)
         return dict(zip(self._trainable, whole, strict=True))

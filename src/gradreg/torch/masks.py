@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradreg.masks import Sparse
 from gradreg.torch.draws import chosen
 from gradreg.torch.memory import Memory
-from gradreg.torch.parallel import reducing_groups
+from gradreg.torch.parallel import local_shards, reducing_groups
 
 KIND = "mask"
 """What a Fisher mask is called in the memory."""
@@ -57,8 +57,12 @@ class SparseMask:
         return self.again(parameters)
 
     def again(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """The same choice, for another move of the same step."""
-        return [self._chosen[p] for p in parameters]
+        """The same choice, for another move of the same step; of a parameter that had no gradient when it was made, nothing."""
+        here = local_shards(parameters)
+        return [
+            self._chosen[p] if p in self._chosen else torch.zeros_like(shard, dtype=torch.bool)
+            for p, shard in zip(parameters, here, strict=True)
+        ]
 
     def _period(self, step: int) -> int:
         return step // self._mask.every

@@ -209,7 +209,8 @@ class Step:
     def _along(self, penalty: GradientPenalty, ascent: Ascent, agreed: Gradients) -> Ascent:
         """``ascent`` along the gradient turned into the penalty's direction; what is remembered takes in ``agreed``."""
         counted = set(self.perturbed)
-        agreed = {p: g for p, g in agreed.items() if p in counted}
+        found = {p: g for p, g in agreed.items() if p in counted}
+        agreed = dict(zip(found, local_shards(list(found.values())), strict=True))
         average: list[Tensor] = []
         if isinstance(penalty.direction, Friendly) and agreed:
             fresh = self._averaged(penalty.direction.beta, agreed, ascent.weight)
@@ -251,7 +252,7 @@ class Step:
         self.grads.settle()
         shards = self.grads.shards()
         parameters = [p for p in aside if p in shards]
-        result, plain = [shards[p] for p in parameters], [aside[p] for p in parameters]
+        result, plain = [shards[p] for p in parameters], local_shards([aside[p] for p in parameters])
         if not parameters:
             return
         if at_theta != 0.0:
@@ -262,9 +263,11 @@ class Step:
             part = mixing.orthogonal_part(result, plain, parameters)
             self.memory.propose(mixing.KIND, parameters, self._without_scale(part))
         elif isinstance(penalty.mixing, Decoupled):
-            correction = self._without_scale(torch._foreach_sub(result, plain))
-            self.correction = dict(zip(parameters, correction, strict=True))
-            torch._foreach_copy_(result, plain)
+            torch._foreach_sub_(result, plain)
+            torch._foreach_add_(plain, result, alpha=0.0)  # 0, or NaN where a moved pass overflowed: a scaler must see that
+            for p in parameters:
+                p.grad = aside[p]
+            self.correction = dict(zip(parameters, self._without_scale(result), strict=True))
 
     def _without_scale(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         scale = self.evaluation.scale(tensors[0])

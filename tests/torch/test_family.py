@@ -1,0 +1,267 @@
+"""Every relative against its paper, transcribed, over five steps of SGD with momentum; and the points where one is another."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import grad
+
+import gradreg
+from gradreg import (
+    Adaptive,
+    Decoupled,
+    Friendly,
+    GradientPenalty,
+    Remembered,
+    Reuse,
+    Sparse,
+    SurrogateGap,
+)
+from gradreg.torch import GradientRegularizer
+
+from . import twins
+from .cases import assert_close, gradients, regularizer_at, tanh_problem, values
+
+STEPS, RATE, MOMENTUM = 5, 0.1, 0.9
+MATRICES = ("0.weight", "2.weight")
+TwinStep = Callable[[twins.Loss, twins.Parameters, int], twins.Parameters]
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    x, y = (torch.randn(8, n, dtype=torch.float64, generator=generator) for n in (3, 2))
+    return x, 2 * y
+
+
+def trained(penalty: GradientPenalty | None) -> list[dict[str, Tensor]]:
+    """The parameters after each step, by the engine and ``torch.optim.SGD``."""
+    model, places = tanh_problem().model, []
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
+    regularizer = GradientRegularizer(model, penalty)
+    for step in range(STEPS):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        regularizer.backward(lambda x=x, y=y: nn.functional.mse_loss(model(x), y))
+        optimizer.step()
+        regularizer.decoupled_step(optimizer)
+        places.append(values(model))
+    return places
+
+
+def trained_twin(gradient: TwinStep, beside: TwinStep | None = None) -> list[dict[str, Tensor]]:
+    """The same with ``gradient`` in the place of the engine's and the optimizer written out; ``beside`` is subtracted beside it."""
+    model = tanh_problem().model
+    theta, places = twins.parameters_of(model), []
+    momentum = twins.scaled(0.0, theta)
+    for step in range(STEPS):
+        loss = twins.loss_of(model, *batch(step))
+        extra = None if beside is None else beside(loss, theta, step)
+        momentum = twins.total(twins.scaled(MOMENTUM, momentum), gradient(loss, theta, step))
+        theta = twins.plus(theta, -RATE, momentum)
+        theta = theta if extra is None else twins.plus(theta, -RATE, extra)
+        places.append(theta)
+    return places
+
+
+def remembering(step: Callable[..., tuple[twins.Parameters, twins.Parameters]]) -> TwinStep:
+    """A twin that hands what it returns beside the gradient to its next call."""
+    state: dict[str, Any] = {}
+
+    def gradient(loss: twins.Loss, theta: twins.Parameters, number: int) -> twins.Parameters:
+        result, state["m"] = step(loss, theta, number, state.get("m", twins.scaled(0.0, theta)))
+        return result
+
+    return gradient
+
+
+def remembered(loss: twins.Loss, theta: twins.Parameters, _: int, m: twins.Parameters) -> tuple[twins.Parameters, twins.Parameters]:
+    """∇L(θ + ε·m), m ← 0.4·m + 0.6·G."""
+    result = grad(loss)(twins.plus(theta, 0.3, m))
+    return result, twins.total(twins.scaled(0.4, m), twins.scaled(0.6, result))
+
+
+def sparse(loss: twins.Loss, theta: twins.Parameters, step: int, mask: twins.Parameters) -> tuple[twins.Parameters, twins.Parameters]:
+    """Mi et al. 2022, algorithm 1, the batch's gradient for the Fisher information: ∇L(θ + m ⊙ ρ·g/‖g‖), m chosen at steps 0, 3, ..."""
+    g = grad(loss)(theta)
+    mask = twins.largest_of(g, 0.6) if step % 3 == 0 else mask
+    return grad(loss)(plus_masked(theta, 0.5 / twins.norm(g), g, mask)), mask
+
+
+def plus_masked(theta: twins.Parameters, factor: Tensor, g: twins.Parameters, mask: twins.Parameters) -> twins.Parameters:
+    return twins.plus(theta, factor, {name: mask[name] * v for name, v in g.items()})
+
+
+def random_direction(loss: twins.Loss, theta: twins.Parameters, step: int) -> twins.Parameters:
+    """∇L(θ + ρ·s/‖s‖)."""
+    s = {name: 2 * (twins.draw(1, step, place, v.numel()).view_as(v) % 2).double() - 1 for place, (name, v) in enumerate(theta.items())}
+    return grad(loss)(twins.plus(theta, 0.5 / twins.norm(s), s))
+
+
+def three_steps(loss: twins.Loss, theta: twins.Parameters, _: int) -> twins.Parameters:
+    """∇L at the end of three normalised ascent steps of ρ / 3."""
+    at = theta
+    for _ in range(3):
+        g = grad(loss)(at)
+        at = twins.plus(at, 0.5 / 3 / twins.norm(g), g)
+    return grad(loss)(at)
+
+
+def sharpness(loss: twins.Loss, theta: twins.Parameters, _: int) -> twins.Parameters:
+    """γ/(1 − γ)·(g₂ − g) of Yue et al. 2023, γ = 0.6."""
+    there, g = twins.sam(loss, theta, 0.3), grad(loss)(theta)
+    return twins.scaled(0.6 / 0.4, twins.total(there, twins.scaled(-1.0, g)))
+
+
+TWINS: dict[str, tuple[GradientPenalty, TwinStep, TwinStep | None]] = {
+    "asam": (gradreg.asam(rho=0.6, eta=0.1), lambda f, at, _: twins.asam(f, at, 0.6, 0.1, MATRICES), None),
+    "asam, all": (
+        gradreg.asam(rho=0.6, eta=0.1, one_dimensional=True),
+        lambda f, at, _: twins.asam(f, at, 0.6, 0.1, list(at)),
+        None,
+    ),
+    "layerwise": (gradreg.layerwise_sam(rho=0.4, eta=0.1), lambda f, at, _: twins.layerwise(f, at, 0.4, 0.1, MATRICES), None),
+    "friendly": (
+        gradreg.friendly_sam(rho=0.3, sigma=0.7, beta=0.6),
+        remembering(lambda f, at, _, m: twins.friendly(f, at, m, 0.3, 0.7, 0.6)),
+        None,
+    ),
+    "remembered": (gradreg.remembered(epsilon=0.3, decay=0.4), remembering(remembered), None),
+    "random": (gradreg.random_sam(rho=0.5, seed=1), random_direction, None),
+    "sparse": (gradreg.sam(rho=0.5).sparse(0.4, every=3), remembering(sparse), None),
+    "three steps": (gradreg.sam(rho=0.5, steps=3), three_steps, None),
+    "gsam": (gradreg.gsam(rho=0.3, a=0.4), lambda f, at, _: twins.gsam(f, at, 0.3, 0.4), None),
+    "wsam": (gradreg.wsam(rho=0.3, gamma=0.6), lambda f, at, _: twins.gnp(f, at, 0.3, 0.6 / 0.4), None),
+    "wsam, decoupled": (gradreg.wsam(rho=0.3, gamma=0.6, decoupled=True), lambda f, at, _: grad(f)(at), sharpness),
+    "looksam": (
+        gradreg.looksam(rho=0.4, k=3, a=0.7),
+        remembering(lambda f, at, step, g_v: twins.looksam(f, at, step, g_v, 0.4, 3, 0.7)),
+        None,
+    ),
+    "every third": (
+        gradreg.sam(rho=0.5).every(3),
+        lambda f, at, step: twins.sam(f, at, 0.5) if step % 3 == 0 else grad(f)(at),
+        None,
+    ),
+    "every third, compensated": (
+        gradreg.gnp(r=0.5, alpha=0.2).every(3, compensate=True),
+        lambda f, at, step: twins.gnp(f, at, 0.5, 0.6) if step % 3 == 0 else grad(f)(at),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_five_steps_as_in_the_paper(name: str) -> None:
+    penalty, gradient, beside = TWINS[name]
+    for ours, theirs in zip(trained(penalty), trained_twin(gradient, beside), strict=True):
+        assert_close(ours, theirs, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_five_steps_are_not_those_of_sam(name: str) -> None:
+    """The test above means something only if this holds."""
+    sam, other = trained(gradreg.sam(rho=0.5))[-1], trained(TWINS[name][0])[-1]
+    assert max(float((other[n] - sam[n]).abs().max()) for n in sam) > 1e-4
+
+
+SAM = gradreg.sam(rho=0.4)
+REDUCTIONS: dict[str, tuple[GradientPenalty, GradientPenalty]] = {
+    "layerwise with huge eta": (gradreg.layerwise_sam(rho=0.4 / 1e9, eta=1e9, one_dimensional=True), SAM),
+    "asam with huge eta: T is constant": (gradreg.asam(rho=0.4 / 1e9, eta=1e9, one_dimensional=True), SAM),
+    "friendly, sigma 0": (gradreg.friendly_sam(rho=0.4, sigma=0.0), SAM),
+    "gsam, a 0": (gradreg.gsam(rho=0.4, a=0.0), SAM),
+    "wsam, gamma 1/2": (gradreg.wsam(rho=0.4, gamma=0.5), SAM),
+    "wsam": (gradreg.wsam(rho=0.4, gamma=0.8), gradreg.gnp(r=0.4, alpha=4.0)),
+    "looksam, k 1": (gradreg.looksam(rho=0.4, k=1), SAM),
+    "looksam, a 0": (gradreg.looksam(rho=0.4, k=3, a=0.0), SAM.every(3)),
+    "one ascent step": (replace(gradreg.fgr(gamma=0.2, epsilon=0.4), ascent_steps=1), gradreg.fgr(gamma=0.2, epsilon=0.4)),
+    "nothing masked": (SAM.sparse(0.0), SAM),
+    "nothing masked at random": (SAM.sparse(0.0, choice="random"), SAM),
+    "always": (SAM.with_probability(1.0), SAM),
+    "every step": (SAM.every(1), SAM),
+    "remembering with no radius to speak of": (gradreg.remembered(epsilon=1e-14), gradreg.gnp(r=0.4, alpha=0.0)),
+}
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_reductions(name: str) -> None:
+    one, other = REDUCTIONS[name]
+    assert_close(trained(one)[-1], trained(other)[-1], tolerance=1e-8 if "huge" in name else 1e-12)
+
+
+def test_decoupled_without_an_optimizer_of_its_own_is_coupled() -> None:
+    """For plain SGD it makes no difference through which door a gradient goes."""
+    ends = []
+    for decoupled in (False, True):
+        problem = tanh_problem()
+        optimizer = torch.optim.SGD(problem.model.parameters(), lr=RATE)
+        regularizer = GradientRegularizer(problem.model, gradreg.wsam(rho=0.3, gamma=0.8, decoupled=decoupled))
+        for _ in range(3):
+            optimizer.zero_grad()
+            regularizer.backward(problem.closure())
+            optimizer.step()
+            regularizer.decoupled_step(optimizer)
+        ends.append(values(problem.model))
+    assert_close(ends[1], ends[0], tolerance=1e-12)
+
+
+def test_the_decoupled_step_must_not_be_forgotten() -> None:
+    problem = tanh_problem()
+    optimizer = torch.optim.SGD([{"params": problem.model[0].parameters()}], lr=RATE)  # type: ignore[index]
+    regularizer = GradientRegularizer(problem.model, gradreg.wsam(rho=0.3, gamma=0.8, decoupled=True))
+    regularizer.backward(problem.closure())
+    with pytest.raises(RuntimeError, match=r"decoupled_step\(optimizer\) must come after optimizer.step\(\) and before the next backward"):
+        regularizer.backward(problem.closure())
+    with pytest.raises(RuntimeError, match=r"before state_dict\(\); it is missing"):
+        regularizer.state_dict()
+    with pytest.raises(ValueError, match="optimizer must hold all parameters that the regularizer trains; got one that lacks 2 of 4"):
+        regularizer.decoupled_step(optimizer)
+    optimizer.add_param_group({"params": list(problem.model[2].parameters()), "lr": 0.0})  # type: ignore[index]
+    before = values(problem.model)
+    regularizer.decoupled_step(optimizer)
+    changed = {name for name, value in values(problem.model).items() if not torch.equal(value, before[name])}
+    assert changed == {"0.weight", "0.bias"}, "each group by its own learning rate"
+    regularizer.decoupled_step(optimizer)
+    assert changed, "a second call changes nothing more"
+
+
+def test_several_steps_are_a_finite_difference_of_first_order() -> None:
+    """[∇L(θ⁽ˢ⁾) − g]/(Sε) = H·g + O(Sε): halving ε halves the error; power 1 alike."""
+    for power in (1, 2):
+        exact = gradreg.exact(gamma=1.0, power=power)
+        errors = []
+        for radius in (4e-3, 2e-3, 1e-3):
+            penalty = GradientPenalty(power=power, strength=1.0, radius=radius, ascent_steps=3)
+            problem = tanh_problem()
+            regularizer_at(0, problem.model, exact).backward(problem.closure())
+            expected = gradients(problem.model)
+            problem.model.zero_grad()
+            regularizer_at(0, problem.model, penalty).backward(problem.closure())
+            errors.append(float(twins.norm({n: g - expected[n] for n, g in gradients(problem.model).items()})))
+        assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
+        assert errors[1] / errors[2] == pytest.approx(2, rel=0.05)
+
+
+def test_parts_compose() -> None:
+    """Direction, mask, mixing and difference together, against the twin, over four steps."""
+    for penalty in (
+        GradientPenalty(power=1, strength=0.2, radius=0.4, direction=Friendly(sigma=0.6), mixing=SurrogateGap(a=0.3)).sparse(0.3, every=2),
+        GradientPenalty(power=1, strength=0.4, radius=0.4, direction=Adaptive(eta=0.2), mixing=Reuse(k=2, a=0.5)),
+        GradientPenalty(power=2, strength=0.2, radius=0.3, difference="central", direction=Friendly(), mixing=Decoupled()),
+        GradientPenalty(power=2, strength=0.2, radius=0.3, direction=Remembered(), mask=Sparse(sparsity=0.4, choice="random", every=2)),
+        GradientPenalty(power=1, strength=0.4, radius=0.4, direction=Friendly(), mixing=Reuse(k=3, a=0.5)).every(2),
+        GradientPenalty(power=1, strength=0.2, radius=0.4, ascent_steps=2, mixing=SurrogateGap(a=0.3)).sparse(0.3),
+    ):
+        problem, memory = tanh_problem(), twins.Remembered()
+        regularizer = GradientRegularizer(problem.model, penalty)
+        optimizer = torch.optim.SGD(problem.model.parameters(), lr=RATE)
+        for step in range(4):
+            theta, loss = twins.parameters_of(problem.model), twins.loss_of(problem.model, problem.x, problem.y)
+            optimizer.zero_grad()
+            regularizer.backward(problem.closure())
+            assert_close(gradients(problem.model), twins.family(penalty, loss, theta, step=step, memory=memory), tolerance=1e-11)
+            optimizer.step()
+            regularizer.decoupled_step(optimizer)

@@ -1,0 +1,115 @@
+"""What penalties remember: no earlier gradients, no loss scales, no overflows, nothing of a step that failed."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import gradreg
+from gradreg.torch import GradientRegularizer
+
+from . import twins
+from .cases import assert_close, assert_same_bits, gradients, tanh_problem
+
+MEMORIES = {
+    "friendly": gradreg.friendly_sam(rho=0.3, sigma=0.7, beta=0.6),
+    "remembered": gradreg.remembered(epsilon=0.3, decay=0.4),
+    "sparse": gradreg.sam(rho=0.5).sparse(0.4, every=3),
+    "looksam": gradreg.looksam(rho=0.4, k=3, a=0.7),
+}
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_gradient_that_was_there_before_enters_no_memory(name: str) -> None:
+    with_earlier, without = tanh_problem(), tanh_problem()
+    ours, twin = (GradientRegularizer(problem.model, MEMORIES[name]) for problem in (with_earlier, without))
+    for _ in range(4):
+        for problem, regularizer in ((with_earlier, ours), (without, twin)):
+            for p in problem.model.parameters():
+                p.grad = torch.full_like(p, 7.0) if problem is with_earlier else None
+            regularizer.backward(problem.closure())
+        assert_close({n: g - 7.0 for n, g in gradients(with_earlier.model).items()}, gradients(without.model), tolerance=1e-12)
+
+
+@pytest.mark.parametrize("overflowing", [0, 1])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_an_overflow_leaves_the_memory_finite_and_without_the_loss_scale(name: str, overflowing: int) -> None:
+    """After it, training goes on as with a regularizer that never saw the overflow, at another loss scale."""
+    problem, scaler = tanh_problem(torch.float32), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    regularizer = GradientRegularizer(problem.model, MEMORIES[name])
+    for _ in range(3):
+        problem.model.zero_grad()
+        regularizer.backward(problem.closure(), scaler=scaler)
+    calls: list[int] = []
+
+    def closure() -> Tensor:
+        calls.append(0)
+        return problem.loss() * (1e38 if len(calls) == overflowing + 1 else 1.0)
+
+    state = {
+        kind: {n: t.clone() for n, t in found.items()} for kind, found in regularizer.state_dict()["memory"].items() if kind != "period"
+    }
+    problem.model.zero_grad()
+    regularizer.backward(closure, scaler=scaler)
+    for kind, found in regularizer.state_dict()["memory"].items():
+        if kind == "period":
+            continue
+        assert all(bool(torch.isfinite(t).all()) for t in found.values())
+        if len(calls) > overflowing and overflowing == 0:
+            assert_same_bits(found, state[kind])
+    plain = tanh_problem(torch.float32)
+    unscaled = GradientRegularizer(plain.model, MEMORIES[name])
+    for _ in range(3):
+        plain.model.zero_grad()
+        unscaled.backward(plain.closure())
+    for kind, found in state.items():
+        for n, tensor in unscaled.state_dict()["memory"][kind].items():
+            torch.testing.assert_close(found[n], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_an_exception_leaves_the_memory_as_it_was(name: str) -> None:
+    problem, twin = tanh_problem(), tanh_problem()
+    ours, theirs = (GradientRegularizer(p.model, MEMORIES[name]) for p in (problem, twin))
+
+    def failing(loss: Tensor) -> None:
+        raise KeyboardInterrupt("injected")
+
+    for step in range(4):
+        problem.model.zero_grad()
+        twin.model.zero_grad()
+        if step in (0, 2):
+            with pytest.raises(KeyboardInterrupt, match="injected"):
+                ours.backward(problem.closure(), backward=failing)
+        ours.backward(problem.closure())
+        theirs.backward(twin.closure())
+        assert_same_bits(gradients(problem.model), gradients(twin.model))
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_a_state_without_its_memory_or_with_another_s_is_refused(name: str) -> None:
+    regularizer = GradientRegularizer(tanh_problem().model, MEMORIES[name])
+    with pytest.raises(ValueError, match=r"state must have the keys step and evaluations and memory; got \['evaluations', 'step'\]"):
+        regularizer.load_state_dict({"step": 1, "evaluations": 2})
+    with pytest.raises(ValueError, match=r"memory must hold \w+ and period; got \['period'\]"):
+        regularizer.load_state_dict({"step": 1, "evaluations": 2, "memory": {"period": 0}})
+    state = regularizer.state_dict()
+    (kind,) = set(state["memory"]) - {"period"}
+    for bad, message in (
+        ({"0.weigth": torch.zeros(5, 3)}, "unknown parameter in memory .* '0.weigth'. Did you mean '0.weight'"),
+        ({"0.weight": torch.zeros(4, 3)}, r"of '0.weight' must have the shape \(5, 3\); got \(4, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            regularizer.load_state_dict({**state, "memory": {**state["memory"], kind: bad}})
+    assert regularizer.step == 0
+
+
+def test_a_remembered_direction_forgets_nothing_in_a_warm_up() -> None:
+    """What is remembered takes in the plain gradient of steps at which the penalty does not act."""
+    penalty = gradreg.remembered(epsilon=0.3, decay=0.0).every(2)
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, penalty)
+    for _ in range(3):  # plain for want of a memory, plain, and along what was remembered of the second
+        problem.model.zero_grad()
+        regularizer.backward(problem.closure())
+    theta, loss = twins.parameters_of(problem.model), twins.loss_of(problem.model, problem.x, problem.y)
+    assert_close(gradients(problem.model), twins.fgr(loss, theta, 0.3, 0.3))
