@@ -132,7 +132,7 @@ METHODS: dict[str, Method] = {
         gradreg.asam(rho=RHO, eta=ETA),
         two_steps("SAM", rho=RHO, adaptive=True),
         without_memory(lambda f, at: twins.asam(f, at, RHO, ETA, [n for n, v in at.items() if v.dim() > 1])),
-        note="T = |θ|, without η, for biases and normalization layers too",
+        note="T = \\|θ\\|, without η, for biases and normalization layers too",
     ),
     "GSAM": Method(gradreg.gsam(rho=RHO, a=GAP), surrogate_gap, without_memory(lambda f, at: twins.gsam(f, at, RHO, GAP))),
     "WSAM, coupled": Method(

@@ -90,7 +90,7 @@ MUTANTS = (
     Mutant("family: reused part not rescaled", "mixing.py", "a * ratio_or_zero(norm_of_shards(gradients, like), norm_of_shards(reused, like))", "torch.tensor(a)"),
     Mutant("family: plain gradient's own weight forgotten", "step.py", "            torch._foreach_add_(result, plain, alpha=at_theta)\n", "            pass\n"),
     Mutant("family: decoupled overflow hidden", "step.py", "            torch._foreach_add_(plain, result, alpha=0.0)", "            pass"),
-    Mutant("family: decoupled step with the wrong sign", "decoupled.py", "for p in here], -rate)", "for p in here], rate)"),
+    Mutant("family: decoupled step with the wrong sign", "decoupled.py", "alpha=-rate)", "alpha=rate)"),
     Mutant("family: each ascent step of the whole radius", "step.py", "radius / penalty.ascent_steps", "radius"),
     Mutant("family: one ascent step for all", "step.py", "            for _ in range(1, passes.ascent_steps):", "            for _ in range(0):"),
     Mutant("family: mask ignored", "step.py", "        if self.mask is not None and ascent.vectors:", "        if False:"),

@@ -85,6 +85,23 @@ def test_an_exception_leaves_the_memory_as_it_was(name: str) -> None:
         assert_same_bits(gradients(problem.model), gradients(twin.model))
 
 
+def test_nothing_stays_of_a_parameter_that_only_a_failed_step_used() -> None:
+    problem = tanh_problem()
+    problem.model[2].register_parameter("extra", torch.nn.Parameter(torch.ones(3, dtype=torch.float64)))  # type: ignore[index]
+    regularizer, calls = GradientRegularizer(problem.model, MEMORIES["friendly"]), []
+
+    def closure() -> Tensor:
+        calls.append(0)
+        return problem.loss() + problem.model[2].extra.square().sum() if len(calls) == 1 else torch.zeros(2)  # type: ignore[index]
+
+    with pytest.raises(ValueError, match="closure must return a scalar loss"):
+        regularizer.backward(closure)
+    regularizer.backward(problem.closure())
+    average = regularizer.state_dict()["memory"]["average"]
+    assert not average["2.extra"].any()
+    assert average["2.weight"].any()
+
+
 @pytest.mark.parametrize("name", MEMORIES)
 def test_a_state_without_its_memory_or_with_another_s_is_refused(name: str) -> None:
     regularizer = GradientRegularizer(tanh_problem().model, MEMORIES[name])

@@ -50,6 +50,8 @@ class Correction:
                 f"{len(pending)}. Pass the optimizer that updates the model."
             )
         for rate, here in groups:
-            if here:
+            if here and isinstance(rate, Tensor):
                 torch._foreach_add_(local_shards(here), torch._foreach_mul([pending[p] for p in here], -rate))
+            elif here:
+                torch._foreach_add_(local_shards(here), [pending[p] for p in here], alpha=-rate)
         self._pending = None
