@@ -98,7 +98,8 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_answered_in_words(case, capsys):
+def test_bad_input_is_answered_in_words(case, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     words, message = BAD_INPUT[case]
     assert run(*words) == 2
     error = capsys.readouterr().err

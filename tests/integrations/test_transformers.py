@@ -275,6 +275,9 @@ def test_what_it_cannot_do_is_refused_at_the_start(tmp_path: Path):
         RegularizedTrainer(language_model(), arguments(tmp_path, optim="lomo"), train_dataset=examples(), penalty=SAM)
     with pytest.raises(ValueError, match="parameters must select at least one"):
         RegularizedTrainer(language_model(), arguments(tmp_path), train_dataset=examples(), penalty=SAM, parameters=lambda n, p: False)
+    decoupled = gradreg.wsam(rho=0.1, gamma=0.4, decoupled=True)
+    with pytest.raises(ValueError, match=r"penalty must not be decoupled under the Trainer.*Use gradreg\.wsam"):
+        RegularizedTrainer(language_model(), arguments(tmp_path), train_dataset=examples(), penalty=decoupled)
     with pytest.raises(TypeError, match=r"penalty must be a GradientPenalty or None; got 0\.05"):
         RegularizedTrainer(language_model(), arguments(tmp_path), train_dataset=examples(), penalty=0.05)  # type: ignore[arg-type]
 

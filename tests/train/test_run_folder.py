@@ -44,6 +44,21 @@ def test_a_folder_is_never_shared_by_two_configurations(tmp_path, capsys):
     assert (tmp_path / "run" / "result.json").read_bytes() == before
 
 
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, capsys):
+    assert cli.main(["train", *WORDS, "--data.name", "mnist", "--data.root", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+    assert "data.root must hold MNIST" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_out_every_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert cli.main(["train", *WORDS, "--variant", "sam"]) == 0
+    made = list((tmp_path / "runs" / "train").iterdir())
+    assert len(made) == 2
+    assert all(path.name.startswith("digits-noisy-labels-sam-seed-0-") for path in made)
+
+
 def test_a_diverged_run_exits_with_1_and_its_metrics_are_json(tmp_path, capsys):
     out = tmp_path / "run"
     assert cli.main(["train", *WORDS, "--optimizer.lr", "1e12", "--out", str(out)]) == 1

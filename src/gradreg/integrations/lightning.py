@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from gradreg.integrations.refusals import refuse_decoupled
 from gradreg.penalties import GradientPenalty
 from gradreg.torch import GradientRegularizer
 from gradreg.torch.regularizer import Scope
@@ -42,13 +43,14 @@ class GradientRegularization(Callback):
         scope: "local" or "global", under data parallelism: see ``GradientRegularizer``.
 
     Raises:
-        ValueError: when fitting starts: manual optimization (which needs no callback), a ``training_step`` that draws batches by itself, or
-            a strategy that runs the backward pass by itself.
+        ValueError: a decoupled penalty; when fitting starts: manual optimization (which needs no callback), a ``training_step`` that draws
+            batches by itself, or a strategy that runs the backward pass by itself.
     """
 
     def __init__(self, penalty: GradientPenalty | None, *, parameters: Selection | None = None, scope: Scope = "local") -> None:
         super().__init__()
         GradientRegularizer(nn.Linear(1, 1), penalty, scope=scope)  # so that a bad value fails here
+        refuse_decoupled(penalty, "Lightning")
         self.penalty = penalty
         self.parameters = parameters
         self.scope: Scope = scope

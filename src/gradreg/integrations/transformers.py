@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from gradreg.integrations.refusals import refuse_decoupled
 from gradreg.penalties import GradientPenalty
 from gradreg.torch import GradientRegularizer
 from gradreg.torch.regularizer import Scope
@@ -76,6 +77,7 @@ class RegularizedTrainerMixin(_Base):
         self.regularizer: GradientRegularizer | None = None
         self._waiting: list[_MicroBatch] = []
         _check_supported(self)
+        refuse_decoupled(penalty, "the Trainer")
         GradientRegularizer(cast(nn.Module, self.model), penalty, parameters=parameters, scope=scope)  # refuses here what it refuses
         self.add_callback(RegularizerState())
 

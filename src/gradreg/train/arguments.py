@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from gradreg import checks
 from gradreg.train.configuration import Config
+
+# Pickling asks every module for its attributes, and torch.compile pickles; jsonargparse warns when asked for those that it has deprecated.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 
 class CommandParser:

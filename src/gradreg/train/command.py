@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ def main(words: Sequence[str]) -> int:
         recipe = recipes.load(options["recipe"])
         config = configuration(recipe.settings(options["variant"], base=parser.settings(words, recipe.base)))
         name = recipe.name
-        folder = Path(options["out"] or _new_folder(recipe.name, options["variant"], config.seed))
+        folder = Path(options["out"]) if options["out"] else _new_folder(recipe.name, options["variant"], config.seed)
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -85,8 +86,10 @@ def _interrupted(folder: str, words: Sequence[str]) -> tuple[Path, str, Config]:
     return Path(folder), Path(folder).name, RunFolder(Path(folder)).configuration()
 
 
-def _new_folder(recipe: str, variant: str | None, seed: int) -> str:
-    return f"runs/train/{recipe}{f'-{variant}' if variant else ''}-seed-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _new_folder(recipe: str, variant: str | None, seed: int) -> Path:
+    stem = f"runs/train/{recipe}{f'-{variant}' if variant else ''}-seed-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
+    return next(path for path in map(Path, names) if not path.exists())
 
 
 def _conclude(console: Any, result: dict[str, Any], folder: Path) -> int:

@@ -171,6 +171,7 @@ class Run:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
         state.scaler.step(state.optimizer)
+        state.regularizer.decoupled_step(state.optimizer)
         state.scaler.update()
         state.progress.metrics = state.regularizer.metrics
         if self.schedule is not None:

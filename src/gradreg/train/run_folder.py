@@ -120,8 +120,6 @@ class RunFolder:
         devices = devices or Devices(config)
         if devices.main:
             files.make_directory(self.path, purpose="--out")
-            files.write_text(self.path / CONFIGURATION, yaml.safe_dump(asdict(config), sort_keys=False))
-            files.write_json(self.path / ENVIRONMENT, environment.describe())
         devices.wait()
         checkpoints = Checkpoints(self.path / CHECKPOINTS, keep=config.checkpoint.keep)
         newest = next(checkpoints.whole(report if devices.main else lambda message: None), None)
@@ -130,6 +128,8 @@ class RunFolder:
 
         def begin(history: Sequence[Epoch]) -> None:
             nonlocal trackers
+            files.write_text(self.path / CONFIGURATION, yaml.safe_dump(asdict(config), sort_keys=False))
+            files.write_json(self.path / ENVIRONMENT, environment.describe())
             if newest is not None:
                 report(f"going on from {newest.name}, with {len(history)} of {config.epochs} epochs done")
             # What a run that was cut off wrote after its last checkpoint will be written again.
@@ -157,6 +157,8 @@ class RunFolder:
         finally:
             if trackers is not None:
                 trackers.close()
+            if devices.main and not any(self.path.iterdir()):  # what was asked for could not even begin
+                self.path.rmdir()
         result = outcome.summary()
         if devices.main:
             self._save_weights(outcome)
