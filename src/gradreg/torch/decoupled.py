@@ -50,8 +50,10 @@ class Correction:
                 f"{len(pending)}. Pass the optimizer that updates the model."
             )
         for rate, here in groups:
-            if here and isinstance(rate, Tensor):
+            if not here:
+                continue
+            if isinstance(rate, Tensor):
                 torch._foreach_add_(local_shards(here), torch._foreach_mul([pending[p] for p in here], -rate))
-            elif here:
+            else:
                 torch._foreach_add_(local_shards(here), [pending[p] for p in here], alpha=-rate)
         self._pending = None
