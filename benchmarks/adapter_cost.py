@@ -11,15 +11,9 @@ disturbs both alike. By hand means: a plain loop for the closure optimizer, Ligh
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import itertools
-import json
-import os
-import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -40,6 +34,7 @@ from gradreg.integrations.closure import RegularizedOptimizer
 from gradreg.integrations.lightning import GradientRegularization
 from gradreg.integrations.transformers import RegularizedTrainer
 from gradreg.torch import GradientRegularizer
+from reporting import command, environment, report
 
 PENALTY = gradreg.fgr(gamma=0.05, epsilon=0.1)
 Times = list[float]
@@ -197,23 +192,6 @@ def measure(adapter: Run, by_hand: Run, rounds: int, steps: int) -> dict[str, An
     }
 
 
-def environment() -> dict[str, Any]:
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        processor = names[0] if names else processor
-    packages = ("torch", "lightning", "transformers", "accelerate")
-    return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "device": processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "gradreg": gradreg.__version__,
-        **{package: importlib.metadata.version(package) for package in packages},
-    }
-
-
 def table(results: dict[str, Any]) -> str:
     lines = ["| adapter | model | by hand, ms | adapter, ms | ratio (quartiles) |", "|---|---|---|---|---|"]
     for name, r in results["adapters"].items():
@@ -243,21 +221,16 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
     results: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/adapter_cost.py", *sys.argv[1:]]),
+        "command": command(),
         "rounds": options.rounds,
         "steps": options.steps,
-        "environment": environment(),
+        "environment": environment(("torch", "lightning", "transformers", "accelerate")),
         "adapters": {},
     }
     for name in options.adapters:
         workload, adapter, by_hand = ADAPTERS[name]
         results["adapters"][name] = {"workload": workload, **measure(adapter, by_hand, options.rounds, options.steps)}
-    text = table(results)
-    print(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
-        options.out.with_suffix(".md").write_text(text)
+    report(results, table(results), options.out)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ the workers stay from epoch to epoch, and their start is not counted.
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,8 +23,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from gradreg import files
-from gradreg.train import environment
 from gradreg.train.data.catalogue import SETS
 from gradreg.train.data.colours import ColourScale
 from gradreg.train.data.configuration import AugmentationConfig
@@ -34,6 +30,7 @@ from gradreg.train.data.finishing import Finish
 from gradreg.train.data.memory import MemoryImages
 from gradreg.train.data.requests import Processes
 from gradreg.train.data.sets import TrainingSet
+from reporting import command, environment, report
 
 BATCH = 128
 COLOURS = SETS["cifar10"].colours
@@ -98,9 +95,9 @@ def table(results: dict[str, Any]) -> str:
     e = results["environment"]
     notes = (
         f"Median of {results['rounds']} alternating epochs of {results['images']:,} images in batches of {BATCH}. gradreg: one process, "
-        f"{e['torch_threads']} thread(s); torchvision: {results['workers']} worker processes.\n\n"
-        f"{e['processor']}, {e['cores']} cores, torch {e['packages']['torch']}, torchvision {e['packages']['torchvision']}, "
-        f"{results['date']}. `{results['command']}`"
+        f"{e['threads']} thread(s); torchvision: {results['workers']} worker processes.\n\n"
+        f"{e['device']}, {e['cores']} cores, torch {e['torch']}, torchvision {e['torchvision']}, "
+        f"{e['date']}. `{results['command']}`"
     )
     return "\n".join(lines) + "\n\n" + notes + "\n"
 
@@ -115,9 +112,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/data_pipeline.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "environment": environment.describe(),
+        "command": command(),
+        "environment": environment(("torch", "torchvision")),
         "rounds": options.rounds,
         "images": options.images,
         "workers": options.workers,
@@ -126,12 +122,7 @@ def main() -> None:
             for name, augmentation in TASKS.items()
         },
     }
-    text = table(results)
-    print(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(options.out.with_suffix(".json"), results)
-        files.write_text(options.out.with_suffix(".md"), text)
+    report(results, table(results), options.out)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,9 @@ round trains one epoch of each, in a random order; the reported ratio is the med
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +20,13 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-import gradreg
 from gradreg.train import models
 from gradreg.train.arguments import configuration
 from gradreg.train.configuration import Config
 from gradreg.train.data.loading import Data, load
 from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
+from reporting import command, environment, report
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "MLP 784-512-512-512-10, MNIST": {"data": {"name": "mnist", "train_size": 12_800}, "model": {"name": "mlp", "hidden": [512, 512, 512]}},
@@ -103,7 +99,7 @@ def table(results: dict[str, Any]) -> str:
         speeds = f"{r['loop_images_per_second']:,.0f} | {r['bare_images_per_second']:,.0f}"
         lines.append(f"| {name} | {speeds} | {r['ratio']:.3f} ({low:.3f}–{high:.3f}) |")
     e = results["environment"]
-    return "\n".join(lines) + f"\n\n{e['machine']}, {e['threads']} thread(s), torch {e['torch']}.\n`{results['command']}`\n"
+    return "\n".join(lines) + f"\n\n{e['device']}, {e['threads']} thread(s), torch {e['torch']}, {e['date']}.\n`{results['command']}`\n"
 
 
 def main() -> None:
@@ -114,26 +110,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md beside printing the table")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    words = ["python", "benchmarks/loop_throughput.py", *sys.argv[1:]]
-    if "--root" in words:
-        words[words.index("--root") + 1] = "DATA"
     results: dict[str, Any] = {
-        "command": " ".join(words),
+        "command": command(),
         "rounds": options.rounds,
-        "environment": {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "threads": options.threads,
-            "torch": torch.__version__,
-            "gradreg": gradreg.__version__,
-        },
+        "environment": environment(("torch",)),
         "workloads": {name: measure(settings, options.root, options.rounds) for name, settings in SETTINGS.items()},
     }
-    text = table(results)
-    print(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
-        options.out.with_suffix(".md").write_text(text)
+    report(results, table(results), options.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ weight. A note says where theirs computes something else.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -36,7 +35,8 @@ import gradreg
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 from models import WORKLOADS, Workload
-from step_cost import CLOCKS, Step, environment, keep_freed_memory, peak_bytes, seconds
+from reporting import command, environment, report
+from step_cost import CLOCKS, Step, keep_freed_memory, peak_bytes, seconds
 
 Loss = Callable[[], Tensor]
 Update = Callable[[Loss], None]
@@ -321,10 +321,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="CUDA initialization")
 
     results: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/peers.py", *sys.argv[1:]]),
+        "command": command(),
         "clock": options.clock,
         "keep_freed_memory": options.keep_freed_memory,
-        "environment": environment(device),
+        "environment": environment(("torch", "timm", "pytorch_optimizer"), device),
         "differences": differences(),
         "models": {},
     }
@@ -338,12 +338,7 @@ def main() -> None:
             "methods": measure(workload, device, options.seconds, CLOCKS[options.clock]),
         }
         print(f"{workload.description}: done", file=sys.stderr)
-    text = table(results)
-    print(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
-        options.out.with_suffix(".md").write_text(text)
+    report(results, table(results), options.out)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -42,6 +37,7 @@ from torch.profiler import ProfilerActivity, profile
 import gradreg
 from gradreg.torch import GradientRegularizer
 from models import WORKLOADS, Workload
+from reporting import command, environment, report
 
 OURS = {
     "SAM": gradreg.sam(rho=0.05),
@@ -198,22 +194,6 @@ def measure_time(workload: Workload, device: torch.device, budget: float, clock:
     return result
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        processor = names[0] if names else processor
-    return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "gradreg": gradreg.__version__,
-        **{package: importlib.metadata.version(package) for package in ("torch", "timm", "pytorch_optimizer")},
-    }
-
-
 def table(results: dict[str, Any]) -> str:
     lines = ["| model | " + " | ".join(METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
     rows: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
@@ -256,10 +236,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="CUDA initialization")
 
     results: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/step_cost.py", *sys.argv[1:]]),
+        "command": command(),
         "clock": options.clock,
         "keep_freed_memory": options.keep_freed_memory,
-        "environment": environment(device),
+        "environment": environment(("torch", "timm", "pytorch_optimizer"), device),
         "models": {},
     }
     for name in options.models:
@@ -269,12 +249,7 @@ def main() -> None:
             methods[method]["extra_memory"] = extra
         results["models"][name] = {"description": workload.description, "methods": methods}
         print(f"{workload.description}: done", file=sys.stderr)
-    text = table(results)
-    print(text)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
-        options.out.with_suffix(".md").write_text(text)
+    report(results, table(results), options.out)
 
 
 if __name__ == "__main__":
