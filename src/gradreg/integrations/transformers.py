@@ -77,8 +77,8 @@ class RegularizedTrainerMixin(_Base):
         self.regularizer: GradientRegularizer | None = None
         self._waiting: list[_MicroBatch] = []
         _check_supported(self)
-        refuse_decoupled(penalty, "the Trainer")
         GradientRegularizer(cast(nn.Module, self.model), penalty, parameters=parameters, scope=scope)  # refuses here what it refuses
+        refuse_decoupled(penalty, "the Trainer")
         self.add_callback(RegularizerState())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -33,8 +33,8 @@ def decoupled_update(params: Tree, state: State, learning_rate: Any) -> Tree:
 
     Source: Yue et al. 2023, arXiv 2305.15817, algorithm 1.
 
-    >>> decoupled_update(1.0, {"correction": 0.5}, 0.5)
-    Array(0.75, dtype=float32, weak_type=True)
+    >>> float(decoupled_update(1.0, {"correction": 0.5}, 0.5))
+    0.75
     """
     if not isinstance(state, dict) or CORRECTION not in state:  # type: ignore[unnecessary-isinstance]  # what a step returned, or not
         raise ValueError(
