@@ -4,8 +4,8 @@
     python benchmarks/choosing_radius.py mnist-cost --seeds 2 --root DATA
     python benchmarks/choosing_radius.py digits-cost --figure                         # only the figure of stored results
 
-The task is a recipe's, without its variants. The seeds begin at 100: a strength chosen here is chosen on other splits, other wrong labels and
-other initial weights than those on which ``choosing_cost.py`` compares. What is complete under ``--runs`` is not run again.
+The task is a recipe's, without its variants. The seeds begin at 100: a strength chosen here is chosen on other splits, other wrong labels
+and other initial weights than those on which ``choosing_cost.py`` compares. What is complete under ``--runs`` is not run again.
 """
 
 from __future__ import annotations
