@@ -93,26 +93,32 @@ def summary(found: dict[str, Any]) -> dict[str, list[tuple[float | None, float, 
 
 
 def draw(task: str, found: dict[str, Any]) -> None:
-    """One axis a method: every run, the mean over the seeds, and plain training's mean and standard deviation as a band."""
+    """A column a method, each over its radius: all accuracies above, those near plain training's (a band of mean ± sd) below."""
     from matplotlib.figure import Figure
 
     table = summary(found)
     (_, plain, deviation, _) = table.pop(PLAIN)[0]
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    axes = figure.subplots(1, len(table), sharey=True)
-    for axis, (method, points) in zip(axes, table.items(), strict=True):
-        axis.axhspan(plain - deviation, plain + deviation, color="grey", alpha=0.25, linewidth=0)
-        axis.axhline(plain, color="grey", linestyle="--", linewidth=1, label="plain, mean ± sd")
+    best = max(mean for points in table.values() for _, mean, _, _ in points)
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    axes = figure.subplots(2, len(table), sharex="col", sharey="row")
+    for column, (method, points) in enumerate(table.items()):
         own = [r for r in found["runs"] if r["method"] == method and not r["diverged"]]
-        axis.plot([r["radius"] for r in own], [100 * r["test_accuracy"] for r in own], ".", color="#0072B2", alpha=0.4, label="each run")
-        axis.plot([p[0] for p in points], [p[1] for p in points], "-o", color="#0072B2", markersize=4, label="mean over seeds")
-        axis.set(xscale="log", xlabel=SYMBOLS[method])
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("test accuracy, %")
-    axes[0].legend(fontsize=8, loc="lower left")
+        for axis in axes[:, column]:
+            axis.axhspan(plain - deviation, plain + deviation, color="grey", alpha=0.25, linewidth=0)
+            axis.axhline(plain, color="grey", linestyle="--", linewidth=1, label="plain, mean ± sd")
+            axis.plot([r["radius"] for r in own], [100 * r["test_accuracy"] for r in own], ".", color="#0072B2", alpha=0.4, label="each run")
+            axis.plot([p[0] for p in points], [p[1] for p in points], "-o", color="#0072B2", markersize=4, label="mean over seeds")
+            axis.set(xscale="log")
+            axis.grid(alpha=0.3)
+        axes[1, column].set_xlabel(SYMBOLS[method])
+    for axis in axes[:, 0]:
+        axis.set_ylabel("test accuracy, %")
+    margin = best - plain
+    axes[1, 0].set_ylim(plain - 1.5 * margin, best + margin)
+    axes[0, 0].legend(fontsize=8, loc="lower left")
     figure.suptitle(task, fontsize=10)
     FIGURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURES / f"choosing-radius-{task}.png", dpi=100)
+    figure.savefig(FIGURES / f"choosing-radius-{task}.png", dpi=90)
 
 
 def main() -> None:
