@@ -57,7 +57,7 @@ def draw(found: list[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
 
     methods = list(dict.fromkeys(r["method"] for r in found))
-    figure = Figure(figsize=(12, 5.6), layout="constrained")
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
     axes = figure.subplots(2, len(methods), sharex=True, sharey="row")
     for column, method in enumerate(methods):
         own = [r for r in found if r["method"] == method]
@@ -69,8 +69,10 @@ def draw(found: list[dict[str, Any]]) -> None:
         axes[0, column].set_title(SYMBOLS[method], fontsize=10)
         axes[0, column].axhline(0, color="black", linewidth=0.6)
         axes[1, column].axhline(math.log(CLASSES), color="grey", linestyle="--", linewidth=1)
-        axes[1, column].set(xlabel="epoch", ylim=(0, 3))
-        axes[1, column].legend(fontsize=7, title="radius: test accuracy", title_fontsize=7, loc="lower left")
+        axes[1, column].set(xlabel="epoch", ylim=(0.8, 2.5))
+        axes[1, column].legend(
+            fontsize=7, title="radius: test accuracy", title_fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2)
+        )
         for axis in axes[:, column]:
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("cosine of the two gradients")
