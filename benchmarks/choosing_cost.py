@@ -6,7 +6,8 @@
 
 Every variant is trained on every seed as the recipe says, and plain training also for as many gradient evaluations as F-GR spends
 (``gradreg compare`` does this for every total; here one is enough). The gain kept is (variant - plain) / (F-GR - plain), a ratio of mean
-test accuracies whose differences are paired by seed; its 95 % interval comes from drawing seeds with replacement (bootstrap, percentiles).
+test accuracies whose differences are paired by seed; its 95 % interval comes from drawing seeds with replacement (bootstrap, percentiles)
+and is left out where there are fewer than three.
 What is complete under ``--runs`` is not run again.
 """
 
@@ -22,7 +23,7 @@ from scipy import stats
 
 from gradreg import files
 from gradreg.study.plan import Job, make_plan
-from gradreg.study.statistics import paired_difference
+from gradreg.study.statistics import deviation, paired_difference
 from gradreg.study.workers import default_workers, run_jobs
 from gradreg.train import recipe as recipes
 from gradreg.train.run_folder import RunFolder
@@ -54,22 +55,25 @@ def measure(task: str, seeds: int, root: str | None, runs: Path, workers: int) -
     for name, group in wanted.items():
         ended = [RunFolder(runs / job.folder).result() or {} for job in group]
         variants[name] = {
-            "cost": np.mean([job.evaluations for job in group]) / unit,
+            "cost": float(np.mean([job.evaluations for job in group])) / unit,
             "test_accuracies": [None if r["diverged"] else r["test_accuracy"] for r in ended],
         }
     return {"task": task, "seeds": [job.seed for job in wanted[PLAIN]], "variants": variants}
 
 
-def gain_kept(variant: np.ndarray, plain: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
-    """The ratio of the mean gains in percent, and its interval; one accuracy a seed, the seeds in the same order."""
+def gain_kept(variant: np.ndarray, plain: np.ndarray, reference: np.ndarray) -> str:
+    """The ratio of the mean gains in percent, with its interval; one accuracy a seed, the seeds in the same order."""
 
     def ratio(v: np.ndarray, p: np.ndarray, r: np.ndarray, axis: int = -1) -> np.ndarray:
         return 100 * (v - p).mean(axis=axis) / (r - p).mean(axis=axis)
 
+    kept = f"{ratio(variant, plain, reference):.0f}"
+    if len(plain) < 3:
+        return kept
     interval = stats.bootstrap(
         (variant, plain, reference), ratio, paired=True, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
-    return float(ratio(variant, plain, reference)), float(interval.low), float(interval.high)
+    return f"{kept} [{interval.low:.0f}, {interval.high:.0f}]"
 
 
 def table(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -90,9 +94,9 @@ def table(found: dict[str, Any]) -> list[dict[str, Any]]:
                 "name": name,
                 "cost": found["variants"][name]["cost"],
                 "accuracy": float(columns[0].mean()),
-                "deviation": float(columns[0].std(ddof=1)),
+                "deviation": deviation(list(columns[0])),
                 "gain": None if name == PLAIN else paired_difference(own, accuracies[PLAIN]),
-                "kept": None if name in (PLAIN, REFERENCE) else gain_kept(*columns),
+                "kept": "" if name in (PLAIN, REFERENCE) else gain_kept(*columns),
                 "diverged": len(found["seeds"]) - len(own),
             }
         )
@@ -108,36 +112,34 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             lines.append(f"| {row['name']} | {row['cost']:.2f} | all diverged | | |")
             continue
         gain = "" if row["gain"] is None else f"{row['gain'].mean:+.2f} {row['gain']}"
-        kept = "" if row["kept"] is None else "{:.0f} [{:.0f}, {:.0f}]".format(*row["kept"])
-        lines.append(f"| {row['name']} | {row['cost']:.2f} | {row['accuracy']:.2f} ± {row['deviation']:.2f}{failed} | {gain} | {kept} |")
+        spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
+        lines.append(f"| {row['name']} | {row['cost']:.2f} | {row['accuracy']:.2f}{spread}{failed} | {gain} | {row['kept']} |")
     return "\n".join(lines)
 
 
 def draw(task: str, rows: list[dict[str, Any]]) -> None:
-    """Gain over plain training, with its interval, by variant: the cheapest at the top, coloured by cost."""
+    """Gain over plain training, with its interval where there is one: the cheapest variant at the top, coloured by cost."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     shown = [row for row in rows if row.get("gain") is not None][::-1]
-    figure = Figure(figsize=(8, 0.9 + 0.24 * len(shown)), layout="constrained")
-    axis = figure.add_subplot()
-    colours = mpl.colormaps["viridis_r"]
-    lowest = min(0.0, *(row["gain"].mean for row in shown if row["gain"].mean > -5), 0.0)
-    highest = max(row["gain"].high for row in shown)
-    for place, row in enumerate(shown):
-        gain = row["gain"]
-        axis.plot([gain.low, gain.high], [place, place], color=colours((row["cost"] - 1) / 1.2), linewidth=2)
-        axis.plot(gain.mean, place, "o", color=colours((row["cost"] - 1) / 1.2), markersize=5)
     reference = next(row["gain"].mean for row in shown if row["name"] == REFERENCE)
+    figure = Figure(figsize=(8, 1.1 + 0.24 * len(shown)), layout="constrained")
+    axis = figure.add_subplot()
+    for place, row in enumerate(shown):
+        gain, colour = row["gain"], mpl.colormaps["viridis_r"]((row["cost"] - 1) / 1.2)
+        axis.plot(gain.mean, place, "o", color=colour, markersize=5)
+        if gain.low is not None:
+            axis.plot([gain.low, gain.high], [place, place], color=colour, linewidth=2)
     for share, style in ((0.6, ":"), (0.95, "--")):
         axis.axvline(share * reference, color="grey", linestyle=style, linewidth=1, label=f"{100 * share:.0f} % of F-GR's gain")
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(shown)), [f"{row['name']}  ({row['cost']:.2f})" for row in shown], fontsize=8)
-    axis.set(xlabel="test accuracy over plain, points, paired by seed, 95 % interval", xlim=(lowest - 1.5, highest + 0.5), title=task)
+    axis.set(xlabel="test accuracy over plain, points, paired by seed", xlim=(-1.2 * reference, 1.8 * reference), title=task)
     axis.legend(fontsize=8, loc="lower left")
     axis.grid(alpha=0.3, axis="x")
     FIGURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURES / f"choosing-cost-{task}.png", dpi=100)
+    figure.savefig(FIGURES / f"choosing-cost-{task}.png", dpi=90)
 
 
 def main() -> None:

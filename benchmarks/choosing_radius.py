@@ -106,7 +106,9 @@ def draw(task: str, found: dict[str, Any]) -> None:
         for axis in axes[:, column]:
             axis.axhspan(plain - deviation, plain + deviation, color="grey", alpha=0.25, linewidth=0)
             axis.axhline(plain, color="grey", linestyle="--", linewidth=1, label="plain, mean ± sd")
-            axis.plot([r["radius"] for r in own], [100 * r["test_accuracy"] for r in own], ".", color="#0072B2", alpha=0.4, label="each run")
+            axis.plot(
+                [r["radius"] for r in own], [100 * r["test_accuracy"] for r in own], ".", color="#0072B2", alpha=0.4, label="each run"
+            )
             axis.plot([p[0] for p in points], [p[1] for p in points], "-o", color="#0072B2", markersize=4, label="mean over seeds")
             axis.set(xscale="log")
             axis.grid(alpha=0.3)
