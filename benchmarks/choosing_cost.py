@@ -1,0 +1,165 @@
+"""How much of F-GR's gain over plain training each variant of a recipe keeps, and what it costs.
+
+    python benchmarks/choosing_cost.py digits-cost --seeds 10                         # runs, results and figure
+    python benchmarks/choosing_cost.py mnist-cost --seeds 5 --root DATA
+    python benchmarks/choosing_cost.py digits-cost --figure                           # only the figure and table of stored results
+
+Every variant is trained on every seed as the recipe says, and plain training also for as many gradient evaluations as F-GR spends
+(``gradreg compare`` does this for every total; here one is enough). The gain kept is (variant - plain) / (F-GR - plain), a ratio of mean
+test accuracies whose differences are paired by seed; its 95 % interval comes from drawing seeds with replacement (bootstrap, percentiles)
+and is left out where there are fewer than three.
+What is complete under ``--runs`` is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from gradreg import files
+from gradreg.study.plan import Job, make_plan
+from gradreg.study.statistics import deviation, paired_difference
+from gradreg.study.workers import default_workers, run_jobs
+from gradreg.train import recipe as recipes
+from gradreg.train.run_folder import RunFolder
+
+RESULTS = Path(__file__).parent / "results" / "choosing"
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
+PLAIN, REFERENCE, LONGER = "none", "fgr", "none, as many gradients as fgr"
+RESAMPLES = 10_000
+
+
+def jobs(task: str, seeds: int, root: str | None) -> dict[str, list[Job]]:
+    """Name -> the runs of that name, one a seed."""
+    recipe = recipes.load(task)
+    base = recipe.base if root is None else recipes.merge(recipe.base, {"data": {"root": root}})
+    plan = make_plan(recipe, base, penalties=None, seeds=seeds)
+    found: dict[str, list[Job]] = {name: [j for j in plan.jobs if (j.variant, j.budget) == (name, "epochs")] for name in plan.variants}
+    found[LONGER] = [j for j in plan.jobs if (j.budget, j.evaluations) == ("gradients", plan.rivals[REFERENCE])]
+    return found
+
+
+def measure(task: str, seeds: int, root: str | None, runs: Path, workers: int) -> dict[str, Any]:
+    """Run what is missing, seed after seed; the content of the task's results."""
+    wanted = jobs(task, seeds, root)
+    missing = [job for group in zip(*wanted.values(), strict=True) for job in group if RunFolder(runs / job.folder).result() is None]
+    for job, result in run_jobs(missing, runs, workers=workers):
+        print(job.folder, result["test_accuracy"], flush=True)
+    unit = wanted[PLAIN][0].evaluations
+    variants: dict[str, Any] = {}
+    for name, group in wanted.items():
+        ended = [RunFolder(runs / job.folder).result() or {} for job in group]
+        variants[name] = {
+            "cost": float(np.mean([job.evaluations for job in group])) / unit,
+            "test_accuracies": [None if r["diverged"] else r["test_accuracy"] for r in ended],
+        }
+    return {"task": task, "seeds": [job.seed for job in wanted[PLAIN]], "variants": variants}
+
+
+def gain_kept(variant: np.ndarray, plain: np.ndarray, reference: np.ndarray) -> str:
+    """The ratio of the mean gains in percent, with its interval; one accuracy a seed, the seeds in the same order."""
+
+    def ratio(v: np.ndarray, p: np.ndarray, r: np.ndarray, axis: int = -1) -> np.ndarray:
+        return 100 * (v - p).mean(axis=axis) / (r - p).mean(axis=axis)
+
+    kept = f"{ratio(variant, plain, reference):.0f}"
+    if len(plain) < 3:
+        return kept
+    interval = stats.bootstrap(
+        (variant, plain, reference), ratio, paired=True, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return f"{kept} [{interval.low:.0f}, {interval.high:.0f}]"
+
+
+def table(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a variant, the cheapest first: cost, accuracy, gain in points with its paired interval, and gain kept."""
+    accuracies = {
+        name: {s: 100 * a for s, a in zip(found["seeds"], v["test_accuracies"], strict=True) if a is not None}
+        for name, v in found["variants"].items()
+    }
+    rows: list[dict[str, Any]] = []
+    for name, own in accuracies.items():
+        if not own:
+            rows.append({"name": name, "cost": found["variants"][name]["cost"], "diverged": len(found["seeds"])})
+            continue
+        seeds = sorted(own)
+        columns = [np.array([accuracies[n][s] for s in seeds]) for n in (name, PLAIN, REFERENCE)]
+        rows.append(
+            {
+                "name": name,
+                "cost": found["variants"][name]["cost"],
+                "accuracy": float(columns[0].mean()),
+                "deviation": deviation(list(columns[0])),
+                "gain": None if name == PLAIN else paired_difference(own, accuracies[PLAIN]),
+                "kept": "" if name in (PLAIN, REFERENCE) else gain_kept(*columns),
+                "diverged": len(found["seeds"]) - len(own),
+            }
+        )
+    return sorted(rows, key=lambda row: row["cost"])
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as the table of docs/choosing.md."""
+    lines = ["| variant | evaluations a step | test accuracy, % | over plain, points | gain kept, % |", "|---|---|---|---|---|"]
+    for row in rows:
+        failed = f" ({row['diverged']} diverged)" if row["diverged"] else ""
+        if "accuracy" not in row:
+            lines.append(f"| {row['name']} | {row['cost']:.2f} | all diverged | | |")
+            continue
+        gain = "" if row["gain"] is None else f"{row['gain'].mean:+.2f} {row['gain']}"
+        spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
+        lines.append(f"| {row['name']} | {row['cost']:.2f} | {row['accuracy']:.2f}{spread}{failed} | {gain} | {row['kept']} |")
+    return "\n".join(lines)
+
+
+def draw(task: str, rows: list[dict[str, Any]]) -> None:
+    """Gain over plain training, with its interval where there is one: the cheapest variant at the top, coloured by cost."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    shown = [row for row in rows if row.get("gain") is not None][::-1]
+    reference = next(row["gain"].mean for row in shown if row["name"] == REFERENCE)
+    figure = Figure(figsize=(8, 1.1 + 0.24 * len(shown)), layout="constrained")
+    axis = figure.add_subplot()
+    for place, row in enumerate(shown):
+        gain, colour = row["gain"], mpl.colormaps["viridis_r"]((row["cost"] - 1) / 1.2)
+        axis.plot(gain.mean, place, "o", color=colour, markersize=5)
+        if gain.low is not None:
+            axis.plot([gain.low, gain.high], [place, place], color=colour, linewidth=2)
+    for share, style in ((0.6, ":"), (0.95, "--")):
+        axis.axvline(share * reference, color="grey", linestyle=style, linewidth=1, label=f"{100 * share:.0f} % of F-GR's gain")
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(shown)), [f"{row['name']}  ({row['cost']:.2f})" for row in shown], fontsize=8)
+    axis.set(xlabel="test accuracy over plain, points, paired by seed", xlim=(-1.2 * reference, 1.8 * reference), title=task)
+    axis.legend(fontsize=8, loc="lower left")
+    axis.grid(alpha=0.3, axis="x")
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURES / f"choosing-cost-{task}.png", dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", help="a recipe with the variants none and fgr")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--root", help="folder of the data sets")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (runs/choosing-cost/TASK)")
+    parser.add_argument("--workers", type=int, default=default_workers())
+    parser.add_argument("--figure", action="store_true", help="only draw and print what is stored")
+    options = parser.parse_args()
+    path = RESULTS / f"cost-{options.task}.json"
+    if not options.figure:
+        runs = options.runs or Path("runs/choosing-cost") / options.task
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, measure(options.task, options.seeds, options.root, runs, options.workers))
+    rows = table(json.loads(path.read_text(encoding="utf-8")))
+    print(markdown(rows))
+    draw(options.task, rows)
+
+
+if __name__ == "__main__":
+    main()

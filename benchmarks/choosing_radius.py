@@ -1,0 +1,148 @@
+"""Test accuracy against the radius of SAM, GNP, F-GR and ASAM, up to where they collapse.
+
+    python benchmarks/choosing_radius.py digits-cost --seeds 5                        # runs, results and figure
+    python benchmarks/choosing_radius.py mnist-cost --seeds 2 --root DATA
+    python benchmarks/choosing_radius.py digits-cost --figure                         # only the figure of stored results
+
+The task is a recipe's, without its variants. The seeds begin at 100: a strength chosen here is chosen on other splits, other wrong labels
+and other initial weights than those on which ``choosing_cost.py`` compares. What is complete under ``--runs`` is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradreg import files
+from gradreg.study.plan import Job, gradient_evaluations
+from gradreg.study.workers import default_workers, run_jobs
+from gradreg.train import recipe as recipes
+from gradreg.train.arguments import configuration
+from gradreg.train.run_folder import RunFolder
+
+RESULTS = Path(__file__).parent / "results" / "choosing"
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
+FIRST_SEED = 100
+PLAIN = "plain"
+METHODS: dict[str, Callable[[float], dict[str, Any]]] = {
+    "sam": lambda radius: {"name": "sam", "rho": radius},
+    "gnp": lambda radius: {"name": "gnp", "r": radius, "alpha": 0.8},
+    "fgr": lambda radius: {"name": "fgr", "gamma": radius, "epsilon": radius},
+    "asam": lambda radius: {"name": "asam", "rho": radius},
+}
+SYMBOLS = {"sam": "SAM: ρ", "gnp": "GNP: r (α = 0.8)", "fgr": "F-GR: ε = γ", "asam": "ASAM: ρ (η = 0.01)"}
+FINE = {
+    "sam": (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
+    "gnp": (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0),
+    "fgr": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0),
+    "asam": (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0),
+}
+COARSE = {
+    "sam": (0.05, 0.1, 0.2, 0.5, 1.0),
+    "gnp": (0.1, 0.2, 0.5, 1.0, 2.0),
+    "fgr": (0.1, 0.5, 1.0, 2.0, 5.0),
+    "asam": (0.5, 1.0, 2.0, 4.0, 8.0),
+}
+RADII = {"digits-cost": FINE, "mnist-cost": COARSE, "cifar10-cost": COARSE}
+
+
+def jobs(task: str, seeds: int, root: str | None) -> list[tuple[str, float | None, Job]]:
+    """The runs of a task: method, radius and job, seed after seed."""
+    base = recipes.load(task).base
+    if root is not None:
+        base = recipes.merge(base, {"data": {"root": root}})
+    points = [(PLAIN, None), *((method, radius) for method, radii in RADII[task].items() for radius in radii)]
+    found: list[tuple[str, float | None, Job]] = []
+    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+        for method, radius in points:
+            penalty = None if radius is None else METHODS[method](radius)
+            config = configuration({**base, "penalty": penalty, "seed": seed})
+            name = method if radius is None else f"{method}-{radius:g}"
+            found.append((method, radius, Job(name, seed, "epochs", gradient_evaluations(config), config)))
+    return found
+
+
+def measure(task: str, seeds: int, root: str | None, runs: Path, workers: int) -> dict[str, Any]:
+    """Run what is missing; the content of the task's results."""
+    wanted = jobs(task, seeds, root)
+    missing = [job for _, _, job in wanted if RunFolder(runs / job.folder).result() is None]
+    for job, result in run_jobs(missing, runs, workers=workers):
+        print(job.folder, result["test_accuracy"], flush=True)
+    records: list[dict[str, Any]] = []
+    for method, radius, job in wanted:
+        result = RunFolder(runs / job.folder).result() or {}
+        records.append({"method": method, "radius": radius, "seed": job.seed, **{k: result[k] for k in ("test_accuracy", "diverged")}})
+    return {"task": task, "runs": records}
+
+
+def summary(found: dict[str, Any]) -> dict[str, list[tuple[float | None, float, float, int]]]:
+    """method -> (radius, mean accuracy in %, standard deviation, runs that diverged and are left out), by radius."""
+    table: dict[str, list[tuple[float | None, float, float, int]]] = {}
+    points = dict.fromkeys((r["method"], r["radius"]) for r in found["runs"])
+    for method, radius in points:
+        group = [r for r in found["runs"] if (r["method"], r["radius"]) == (method, radius)]
+        values = [100 * r["test_accuracy"] for r in group if not r["diverged"]]
+        mean, deviation = (float(np.mean(values)), float(np.std(values, ddof=1))) if len(values) > 1 else (float("nan"), float("nan"))
+        table.setdefault(method, []).append((radius, mean, deviation, len(group) - len(values)))
+    return table
+
+
+def draw(task: str, found: dict[str, Any]) -> None:
+    """A column a method, each over its radius: all accuracies above, those near plain training's (a band of mean ± sd) below."""
+    from matplotlib.figure import Figure
+
+    table = summary(found)
+    (_, plain, deviation, _) = table.pop(PLAIN)[0]
+    best = max(mean for points in table.values() for _, mean, _, _ in points)
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    axes = figure.subplots(2, len(table), sharex="col", sharey="row")
+    for column, (method, points) in enumerate(table.items()):
+        own = [r for r in found["runs"] if r["method"] == method and not r["diverged"]]
+        for axis in axes[:, column]:
+            axis.axhspan(plain - deviation, plain + deviation, color="grey", alpha=0.25, linewidth=0)
+            axis.axhline(plain, color="grey", linestyle="--", linewidth=1, label="plain, mean ± sd")
+            axis.plot(
+                [r["radius"] for r in own], [100 * r["test_accuracy"] for r in own], ".", color="#0072B2", alpha=0.4, label="each run"
+            )
+            axis.plot([p[0] for p in points], [p[1] for p in points], "-o", color="#0072B2", markersize=4, label="mean over seeds")
+            axis.set(xscale="log")
+            axis.grid(alpha=0.3)
+        axes[1, column].set_xlabel(SYMBOLS[method])
+    for axis in axes[:, 0]:
+        axis.set_ylabel("test accuracy, %")
+    margin = best - plain
+    axes[1, 0].set_ylim(plain - 1.5 * margin, best + margin)
+    axes[0, 0].legend(fontsize=8, loc="lower left")
+    figure.suptitle(task, fontsize=10)
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(FIGURES / f"choosing-radius-{task}.png", dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=tuple(RADII))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--root", help="folder of the data sets")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (runs/choosing-radius/TASK)")
+    parser.add_argument("--workers", type=int, default=default_workers())
+    parser.add_argument("--figure", action="store_true", help="only draw what is stored")
+    options = parser.parse_args()
+    path = RESULTS / f"radius-{options.task}.json"
+    if not options.figure:
+        runs = options.runs or Path("runs/choosing-radius") / options.task
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, measure(options.task, options.seeds, options.root, runs, options.workers))
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for method, points in summary(found).items():
+        for radius, mean, deviation, diverged in points:
+            print(f"{method:6} {radius or '':>6}  {mean:.2f} ± {deviation:.2f}" + (f"  {diverged} diverged" if diverged else ""))
+    draw(options.task, found)
+
+
+if __name__ == "__main__":
+    main()
