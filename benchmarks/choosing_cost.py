@@ -127,7 +127,7 @@ def draw(task: str, rows: list[dict[str, Any]]) -> None:
     figure = Figure(figsize=(8, 1.1 + 0.24 * len(shown)), layout="constrained")
     axis = figure.add_subplot()
     for place, row in enumerate(shown):
-        gain, colour = row["gain"], mpl.colormaps["viridis_r"]((row["cost"] - 1) / 1.2)
+        gain, colour = row["gain"], mpl.colormaps["viridis_r"](0.2 + 0.7 * (row["cost"] - 1))
         axis.plot(gain.mean, place, "o", color=colour, markersize=5)
         if gain.low is not None:
             axis.plot([gain.low, gain.high], [place, place], color=colour, linewidth=2)
