@@ -136,7 +136,7 @@ def draw(task: str, rows: list[dict[str, Any]]) -> None:
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(shown)), [f"{row['name']}  ({row['cost']:.2f})" for row in shown], fontsize=8)
     axis.set(xlabel="test accuracy over plain, points, paired by seed", xlim=(-1.2 * reference, 1.8 * reference), title=task)
-    axis.legend(fontsize=8, loc="lower left")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     axis.grid(alpha=0.3, axis="x")
     FIGURES.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURES / f"choosing-cost-{task}.png", dpi=90)
