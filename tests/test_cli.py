@@ -52,7 +52,7 @@ def test_help_of_a_command_explains_every_key(command, capsys):
 
 BAD_INPUT = {
     "no recipe": (["train"], "train needs a recipe or --resume RUN; got neither"),
-    "unknown recipe": (["train", "digits-nois"], "unknown recipe 'digits-nois'. Did you mean 'digits-noisy-labels'?"),
+    "unknown recipe": (["train", "digits-noisy-label"], "unknown recipe 'digits-noisy-label'. Did you mean 'digits-noisy-labels'?"),
     "unknown key": (["train", "digits-noisy-labels", "--epoch", "3"], "unknown option '--epoch'. Did you mean '--epochs'?"),
     "unknown nested key": (
         ["train", "digits-noisy-labels", "--optimizer.lrr=3"],

@@ -96,6 +96,28 @@ def test_a_run_told_to_stop_saves_itself_and_goes_on(tmp_path, capsys):
     assert_same_run(stopped, tmp_path / "whole")
 
 
+def test_a_run_cut_off_between_an_epochs_last_step_and_its_record_repeats_the_record(tmp_path, monkeypatch):
+    """Where nothing is left to train, what the record says of the last step must come from the checkpoint."""
+    from gradreg.train.loop import Run
+
+    words = [*WORDS, "--checkpoint.every_minutes", "1e-9"]
+    assert cli.main(["train", *words, "--out", str(tmp_path / "whole")]) == 0
+    third = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[2])
+    assert third["weight_decay"] != 0.01  # AutoL2 has left its beginning
+    record = Run._record
+
+    def cut_off(run: Run, epoch: int, *rest: float) -> None:
+        if epoch == 3:
+            raise RuntimeError("cut off")
+        record(run, epoch, *rest)
+
+    monkeypatch.setattr(Run, "_record", cut_off)
+    assert cli.main(["train", *words, "--out", str(tmp_path / "cut")]) == 1
+    monkeypatch.undo()
+    assert cli.main(["train", "--resume", str(tmp_path / "cut")]) == 0
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
 def interrupted(folder: Path, epochs: int = 3) -> Path:
     """A complete run, cut back to the state in which it was just before its end."""
     run = folder / "run"

@@ -174,6 +174,8 @@ class Run:
         state.regularizer.decoupled_step(state.optimizer)
         state.scaler.update()
         state.progress.metrics = state.regularizer.metrics
+        held = state.optimizer.param_groups[0]["weight_decay"]
+        state.progress.weight_decay = held if state.weight_decay is None else state.weight_decay.value
         if self.schedule is not None:
             self.schedule.step_update(state.regularizer.step)
         if state.ema is not None:
@@ -234,7 +236,7 @@ class Run:
             gradient_norm=metrics["gradient_norm"],
             strength=metrics["strength"],
             radius=None if math.isnan(metrics["radius"]) else metrics["radius"],
-            weight_decay=optimizer.param_groups[0]["weight_decay"] if state.weight_decay is None else state.weight_decay.value,
+            weight_decay=state.progress.weight_decay,
             validation_loss=None if validation is None else validation.loss,
             validation_accuracy=None if validation is None else validation.accuracy,
             ema_test_loss=None if averaged is None else averaged.loss,

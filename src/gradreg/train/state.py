@@ -46,6 +46,7 @@ class Progress:
         batch: batches done of the epoch after them.
         losses: the loss of each of these.
         metrics: the regularizer's, of the last step.
+        weight_decay: the coefficient of the last step.
         history: one record for each epoch done.
         first_loss: loss of the run's first step.
         seconds: seconds spent training.
@@ -55,6 +56,7 @@ class Progress:
     batch: int = 0
     losses: list[Tensor] = field(default_factory=list)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    weight_decay: float = 0.0
     history: list[Epoch] = field(default_factory=list)
     first_loss: float = float("nan")
     seconds: float = 0.0
@@ -154,7 +156,7 @@ class TrainingState:
         return {
             "processes": devices.processes,
             "progress": {
-                **{key: getattr(progress, key) for key in ("epoch", "batch", "first_loss", "seconds")},
+                **{key: getattr(progress, key) for key in ("epoch", "batch", "weight_decay", "first_loss", "seconds")},
                 "losses": [loss.cpu() for loss in progress.losses],
                 "metrics": dict(progress.metrics),
                 "history": [asdict(epoch) for epoch in progress.history],
