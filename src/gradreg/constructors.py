@@ -7,7 +7,8 @@ from dataclasses import replace
 from gradreg import checks
 from gradreg.directions import Adaptive, Friendly, Random, Remembered
 from gradreg.mixing import Decoupled, Mixing, Reuse, SurrogateGap
-from gradreg.penalties import NO_PENALTY, Difference, GradientPenalty, constructor, value_of
+from gradreg.naming import constructor
+from gradreg.penalties import NO_PENALTY, Difference, GradientPenalty, value_of
 from gradreg.schedules import Schedule, Value
 
 
