@@ -94,7 +94,7 @@ class Memory:
         *,
         finite_only: bool,
     ) -> None:
-        """``m ← decay·m + (1 − decay)·factor·gradients`` at once, for a step that cannot fail any more; ``finite_only`` as in ``commit``."""
+        """``m ← decay·m + (1 − decay)·factor·gradients`` at once: for a step that cannot fail any more. ``finite_only``: see ``commit``."""
         if not parameters or (finite_only and not _finite(gradients, parameters)):
             return
         remembered = self.shards(kind, parameters)
