@@ -43,6 +43,7 @@ class Step:
         mask: which coordinates are moved, or None for all.
         average_direction: under data parallelism, average the first gradient over the ranks before it becomes the direction.
         measure_cosine: measure the cosine between the first gradient and the next.
+        measure_norm: measure the norm of the gradient where it is of no other use.
         cosine: what was measured; NaN if nothing was.
         correction: what ``Decoupled`` leaves to be applied beside the optimizer, without the loss scale.
     """
@@ -60,18 +61,19 @@ class Step:
     mask: SparseMask | None
     average_direction: bool
     measure_cosine: bool
+    measure_norm: bool
     cosine: float | Tensor = float("nan")
     correction: Gradients = field(default_factory=dict)
 
     def plain(self, penalty: GradientPenalty | None) -> tuple[Tensor, Tensor | float]:
-        """One pass, as without a penalty: returns the loss and the gradient's norm (NaN if ``.grad`` held something before).
+        """One pass, as without a penalty: returns the loss and the gradient's norm, NaN if not measured or ``.grad`` held something.
 
         What ``penalty`` remembers takes in the gradient.
         """
         if penalty is None or not penalty.direction.has_memory:
-            fresh = all(p.grad is None for p in self.evaluation.trainable)
+            alone = self.measure_norm and all(p.grad is None for p in self.evaluation.trainable)
             loss = self.evaluation.run(self.closures, 1.0, synchronise=True)
-            return loss, self._plain_norm() if fresh else float("nan")
+            return loss, self._plain_norm() if alone else float("nan")
         return self._alone(penalty, reused=None)
 
     def reusing(self, penalty: GradientPenalty, reuse: Reuse) -> tuple[Tensor, Tensor | float]:
@@ -86,7 +88,7 @@ class Step:
         except BaseException:
             self.grads.put_back(earlier)
             raise
-        norm = self._plain_norm()
+        norm = self._plain_norm() if self.measure_norm else float("nan")
         self._remember(penalty)
         if reused is not None:
             self.grads.settle()

@@ -159,6 +159,7 @@ class Run:
         step = state.regularizer.step
         set_weight_decay(state.weight_decay, step, state.model, batch, self.devices, config.precision)
         state.optimizer.zero_grad()
+        state.regularizer.measure_norm = state.progress.batch + 1 == self.steps_per_epoch  # the step of which the epoch's record tells
         fraction = self.penalty.ascent_fraction
         ascent = None if fraction is None else self._closures(batch, max(1, math.ceil(fraction * len(batch.labels))))
         loss = state.regularizer.backward(
