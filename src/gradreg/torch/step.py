@@ -242,19 +242,19 @@ class Step:
         return overflow
 
     def _mix(self, penalty: GradientPenalty, aside: Gradients, at_theta: float) -> None:
-        """Turn what the moved passes gathered into the result, with the plain gradient that was held ``aside``."""
+        """Turn what the moved passes gathered into the result, with the plain gradient that was held ``aside``.
+
+        Where only one of them reached a parameter, the other's gradient is 0 there.
+        """
         if not aside:
             return
-        if at_theta != 0.0:
-            for p in aside:
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p, requires_grad=False)
+        for p in aside:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p, requires_grad=False)
         self.grads.settle()
         shards = self.grads.shards()
-        parameters = [p for p in aside if p in shards]
-        result, plain = [shards[p] for p in parameters], local_shards([aside[p] for p in parameters])
-        if not parameters:
-            return
+        aside = {p: aside[p] if p in aside else torch.zeros_like(p, requires_grad=False) for p in shards}
+        parameters, result, plain = list(shards), list(shards.values()), local_shards(list(aside.values()))
         if at_theta != 0.0:
             torch._foreach_add_(result, plain, alpha=at_theta)
         if isinstance(penalty.mixing, SurrogateGap):
