@@ -244,7 +244,7 @@ class GradientRegularizer:
             raise ValueError("model must have at least one parameter with requires_grad=True; got none. Unfreeze some before this step.")
         self._correction.check_applied("the next backward()")
         strength = 0.0 if penalty is None else penalty.strength_at(number)
-        if penalty is not None and strength != 0.0 and ascents is not None:
+        if penalty is not None and ascents is not None:
             penalty.check_ascent("closures")
         self._check_averaging(strength)
 
