@@ -174,7 +174,7 @@ class Step:
                 self._move(penalty, self._along(penalty, ascent, agreed), radius)
             else:
                 self._move(penalty, self._without_gradient(penalty), radius)
-        alignment = Alignment(list(first), list(first.values()), weight) if self.measure_cosine else None
+        alignment = Alignment(list(first), list(first.values()), weight) if self.measure_cosine and first else None
         del first  # or the first gradient would live on beside the second
         if passes.keeps_first == "aside":
             if self.average_direction and self.evaluation.parallelism.reuses_gradients:
