@@ -184,6 +184,7 @@ class Step:
         if passes.keeps_first != "accumulated":
             self.grads.clear()
         elif penalty.mixing == "unit":
+            self.grads.settle()
             kept = list(self.grads.shards().values())
             torch._foreach_mul_(kept, self.evaluation.scaled(ratio_or_zero(1.0 - coefficient, norm)))
         return loss, self.evaluation.unscaled(norm if weight == 1.0 else norm / abs(weight)), overflow, agreed, alignment
