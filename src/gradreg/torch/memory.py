@@ -69,8 +69,11 @@ class Memory:
         self._proposed = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The tensors by kind and by name of the parameter, for those that require a gradient, and ``period``."""
-        tensors = {kind: {name: self._tensor(kind, p) for p, name in self._names.items() if p.requires_grad} for kind in self._kinds}
+        """The tensors by kind and by name of the parameter, and ``period``; of frozen parameters, what they had before."""
+        tensors = {
+            kind: {name: self._tensor(kind, p) for p, name in self._names.items() if p.requires_grad or p in held}
+            for kind, held in self._tensors.items()
+        }
         return {**tensors, "period": -1 if self.period is None else self.period}
 
     @torch.no_grad()
