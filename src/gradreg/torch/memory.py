@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradreg import checks
 from gradreg.torch.norms import norm_of_shards
 from gradreg.torch.parallel import local_shards
+from gradreg.torch.precision import LOW_PRECISION
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Memory:
 
     Args:
         names: the parameters that may be remembered, and their names in a checkpoint.
-        kinds: what is remembered of each, and in which dtype: None for the parameter's own.
+        kinds: what is remembered of each, and in which dtype: None for the parameter's own, or float32 if that has 16 bits.
     """
 
     def __init__(self, names: Mapping[nn.Parameter, str], kinds: Mapping[str, torch.dtype | None]) -> None:
@@ -111,5 +112,6 @@ class Memory:
     def _tensor(self, kind: str, p: nn.Parameter) -> Tensor:
         tensors = self._tensors[kind]
         if p not in tensors:
-            tensors[p] = torch.zeros_like(p, dtype=self._kinds[kind] or p.dtype, requires_grad=False)
+            wide = torch.float32 if p.dtype in LOW_PRECISION else p.dtype  # in 16 bits an average would stop short of what it averages
+            tensors[p] = torch.zeros_like(p, dtype=self._kinds[kind] or wide, requires_grad=False)
         return tensors[p]

@@ -316,7 +316,7 @@ class GradientRegularizer:
 
 
 def _remembered_kinds(penalty: GradientPenalty | None) -> dict[str, torch.dtype | None]:
-    """What ``penalty`` remembers of each parameter, and in which dtype if not the parameter's own."""
+    """What ``penalty`` remembers of each parameter, and in which dtype if not one of the memory's choice."""
     kinds: dict[str, torch.dtype | None] = {}
     if penalty is not None and penalty.direction.has_memory:
         kinds[directions.KIND] = None
