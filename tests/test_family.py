@@ -226,7 +226,7 @@ def test_text() -> None:
         (gradreg.looksam(rho=0.5, k=3), "SAM(rho 0.5), reuse(every 3 steps, a 0.7)"),
         (gradreg.remembered(epsilon=0.2), "F-GR(gamma 0.2, epsilon 0.2), direction remembered(decay 0.5)"),
         (sam(rho=0.5, steps=3).sparse(0.9), "SAM(rho 0.5), 90% sparse, by fisher, every 100 steps, 3 ascent steps"),
-        (sam(rho=0.5).every(3), "GNP(r 0.5, lambda [0.5 x 1 every 3 steps])"),
+        (sam(rho=0.5).every(3), "SAM(rho [0.5 x 1 every 3 steps])"),
         (Every(k=3), "1 every 3 steps"),
         (Chance(p=0.5), "1 with probability 0.5 (seed 0)"),
     ):
@@ -299,6 +299,16 @@ def test_text() -> None:
             lambda: GradientPenalty.from_dict({"name": "sam", "mask": {"mask": "norm"}}),
             ValueError,
             "^unknown mask 'norm'. Did you mean 'norms'",
+        ),
+        (
+            lambda: GradientPenalty.from_dict({"name": "sam", "mask": "norms"}),
+            TypeError,
+            r"^a mask must be a mapping with the key 'mask', one of norms, sparse; got 'norms' \(str\)",
+        ),
+        (
+            lambda: mask_from_dict({"sparsity": 0.5}),
+            TypeError,
+            "^a mask must be a mapping with the key 'mask', one of norms, sparse; got {'sp",
         ),
         (lambda: direction_from_dict({"direction": "friendly", "sgma": 1}), ValueError, "^unknown key of direction 'friendly': 'sgma'"),
         (lambda: mixing_from_dict({"mixing": "reuse", "k": 1}), TypeError, "^mixing 'reuse' needs k, a; got only k"),

@@ -330,8 +330,8 @@ class GradientPenalty:
             return f"{name}(gamma {_text(self.strength)}, epsilon {_text(self.radius)})"
         if self.difference != "forward":
             return f"gradient norm, {self.difference} difference(lambda {_text(self.strength)}, r {_text(self.radius)})"
-        if self.strength == self.radius:
-            return f"SAM(rho {_text(self.radius)})"
+        if self.coefficient_is_one:
+            return f"SAM(rho {_text(self.strength)})"
         unit = ", unit mixing" if self.mixing == "unit" else ""
         if isinstance(self.strength, float) and isinstance(self.radius, float):
             return f"GNP(r {self.radius:g}, alpha {self.strength / self.radius:g}{unit})"

@@ -196,6 +196,15 @@ def test_the_cosine_between_the_two_gradients_on_request(penalty: GradientPenalt
     assert regularizer.metrics.cosine == pytest.approx(float(expected), abs=1e-9)
 
 
+def test_there_is_no_cosine_where_no_perturbed_parameter_has_a_gradient() -> None:
+    problem = tanh_problem()
+    problem.model.register_parameter("idle", torch.nn.Parameter(torch.ones(2)))
+    options = {"parameters": lambda name, _: name == "idle", "measure_cosine": True}
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.3), **options)
+    regularizer.backward(problem.closure())
+    assert math.isnan(regularizer.metrics.cosine)
+
+
 def test_without_a_request_there_is_no_cosine() -> None:
     problem = tanh_problem()
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.3))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradreg import checks
 from gradreg.torch.norms import norm_of_shards
 from gradreg.torch.parallel import is_sharded, local_shards
+from gradreg.torch.precision import LOW_PRECISION
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Memory:
 
     Args:
         names: the parameters that may be remembered, and their names in a checkpoint.
-        kinds: what is remembered of each, and in which dtype: None for the parameter's own.
+        kinds: what is remembered of each, and in which dtype: None for the parameter's own, or float32 if that has 16 bits.
     """
 
     def __init__(self, names: Mapping[nn.Parameter, str], kinds: Mapping[str, torch.dtype | None]) -> None:
@@ -77,8 +78,9 @@ class Memory:
     ) -> list[Tensor]:
         """``decay·m + (1 − decay)·factor·gradients``: new tensors, to be proposed."""
         remembered = self.shards(kind, parameters)
+        gradients = _in_dtypes_of(remembered, gradients)
         if isinstance(factor, float) and factor == 1.0:
-            return list(torch._foreach_lerp(remembered, list(gradients), 1.0 - decay))
+            return list(torch._foreach_lerp(remembered, gradients, 1.0 - decay))
         fresh = list(torch._foreach_mul(remembered, decay))
         _add(fresh, gradients, (1.0 - decay) * factor)
         return fresh
@@ -98,15 +100,19 @@ class Memory:
         if not parameters or (finite_only and not _finite(gradients, parameters)):
             return
         remembered = self.shards(kind, parameters)
+        gradients = _in_dtypes_of(remembered, gradients)
         if isinstance(factor, float) and factor == 1.0:
-            torch._foreach_lerp_(remembered, list(gradients), 1.0 - decay)
+            torch._foreach_lerp_(remembered, gradients, 1.0 - decay)
             return
         torch._foreach_mul_(remembered, decay)
         _add(remembered, gradients, (1.0 - decay) * factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """The tensors by kind and by name of the parameter, for those that require a gradient, and ``period``."""
-        tensors = {kind: {name: self._tensor(kind, p) for p, name in self._names.items() if p.requires_grad} for kind in self._kinds}
+        """The tensors by kind and by name of the parameter, and ``period``; of frozen parameters, what they had before."""
+        tensors = {
+            kind: {name: self._tensor(kind, p) for p, name in self._names.items() if p.requires_grad or p in held}
+            for kind, held in self._tensors.items()
+        }
         return {**tensors, "period": -1 if self.period is None else self.period}
 
     @torch.no_grad()
@@ -156,7 +162,8 @@ class Memory:
     def _tensor(self, kind: str, p: nn.Parameter) -> Tensor:
         tensors = self._tensors[kind]
         if p not in tensors:
-            tensors[p] = torch.zeros_like(p, dtype=self._kinds[kind] or p.dtype, requires_grad=False)
+            wide = torch.float32 if p.dtype in LOW_PRECISION else p.dtype  # in 16 bits an average would stop short of what it averages
+            tensors[p] = torch.zeros_like(p, dtype=self._kinds[kind] or wide, requires_grad=False)
         return tensors[p]
 
 
@@ -164,8 +171,12 @@ def _finite(shards: Sequence[Tensor], like: Sequence[Tensor]) -> bool:
     return bool(torch.isfinite(norm_of_shards(shards, like)))
 
 
-def _add(to: list[Tensor], gradients: Sequence[Tensor], factor: float | Tensor) -> None:
+def _in_dtypes_of(remembered: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    return [g if g.dtype == m.dtype else g.to(m.dtype) for m, g in zip(remembered, gradients, strict=True)]
+
+
+def _add(to: list[Tensor], gradients: list[Tensor], factor: float | Tensor) -> None:
     if isinstance(factor, float):
-        torch._foreach_add_(to, list(gradients), alpha=factor)
+        torch._foreach_add_(to, gradients, alpha=factor)
     else:
-        torch._foreach_add_(to, torch._foreach_mul(list(gradients), factor))
+        torch._foreach_add_(to, torch._foreach_mul(gradients, factor))

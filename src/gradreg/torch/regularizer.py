@@ -249,7 +249,7 @@ class GradientRegularizer:
             raise ValueError("model must have at least one parameter with requires_grad=True; got none. Unfreeze some before this step.")
         self._correction.check_applied("the next backward()")
         strength = 0.0 if penalty is None else penalty.strength_at(number)
-        if penalty is not None and strength != 0.0 and ascents is not None:
+        if penalty is not None and ascents is not None:
             penalty.check_ascent("closures")
         self._check_averaging(strength)
 
@@ -323,7 +323,7 @@ class GradientRegularizer:
 
 
 def _remembered_kinds(penalty: GradientPenalty | None) -> dict[str, torch.dtype | None]:
-    """What ``penalty`` remembers of each parameter, and in which dtype if not the parameter's own."""
+    """What ``penalty`` remembers of each parameter, and in which dtype if not one of the memory's choice."""
     kinds: dict[str, torch.dtype | None] = {}
     if penalty is not None and penalty.direction.has_memory:
         kinds[directions.KIND] = None

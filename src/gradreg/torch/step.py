@@ -178,7 +178,7 @@ class Step:
                 self._move(penalty, self._along(penalty, ascent, agreed), radius)
             else:
                 self._move(penalty, self._without_gradient(penalty), radius)
-        alignment = Alignment(list(first), list(first.values()), weight) if self.measure_cosine else None
+        alignment = Alignment(list(first), list(first.values()), weight) if self.measure_cosine and first else None
         del first  # or the first gradient would live on beside the second
         if passes.keeps_first == "aside":
             if self.average_direction and self.evaluation.parallelism.reuses_gradients:
@@ -188,6 +188,7 @@ class Step:
         if passes.keeps_first != "accumulated":
             self.grads.clear()
         elif penalty.mixing == "unit":
+            self.grads.settle()
             kept = list(self.grads.shards().values())
             torch._foreach_mul_(kept, self.evaluation.scaled(ratio_or_zero(1.0 - coefficient, norm)))
         return loss, self.evaluation.unscaled(norm if weight == 1.0 else norm / abs(weight)), overflow, agreed, alignment
@@ -253,19 +254,19 @@ class Step:
         return overflow
 
     def _mix(self, penalty: GradientPenalty, aside: Gradients, at_theta: float) -> None:
-        """Turn what the moved passes gathered into the result, with the plain gradient that was held ``aside``."""
+        """Turn what the moved passes gathered into the result, with the plain gradient that was held ``aside``.
+
+        Where only one of them reached a parameter, the other's gradient is 0 there.
+        """
         if not aside:
             return
-        if at_theta != 0.0:
-            for p in aside:
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p, requires_grad=False)
+        for p in aside:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p, requires_grad=False)
         self.grads.settle()
         shards = self.grads.shards()
-        parameters = [p for p in aside if p in shards]
-        result, plain = [shards[p] for p in parameters], local_shards([aside[p] for p in parameters])
-        if not parameters:
-            return
+        aside = {p: aside[p] if p in aside else torch.zeros_like(p, requires_grad=False) for p in shards}
+        parameters, result, plain = list(shards), list(shards.values()), local_shards(list(aside.values()))
         if at_theta != 0.0:
             torch._foreach_add_(result, plain, alpha=at_theta)
         if isinstance(penalty.mixing, SurrogateGap):
