@@ -104,7 +104,7 @@ class Twin:
         if isinstance(direction, Random):
             v = 2.0 * (self._hashes(params, direction.seed, step) % 2) - 1.0
         elif isinstance(direction, Remembered):
-            v = self._average + jnp.zeros_like(g)
+            v = (-self._average if direction.ahead else self._average) + jnp.zeros_like(g)
         elif isinstance(direction, Friendly):
             v = g - direction.sigma * self._average
         elif isinstance(direction, Adaptive):

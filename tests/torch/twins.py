@@ -279,7 +279,8 @@ def formed(
     if isinstance(direction, Friendly):
         g = total(g, scaled(-direction.sigma, memory.average))
     elif isinstance(direction, gradreg.Remembered):
-        g = {n: memory.average.get(n, torch.zeros_like(v)) for n, v in g.items()}
+        sign = -1 if direction.ahead else 1
+        g = {n: sign * memory.average.get(n, torch.zeros_like(v)) for n, v in g.items()}
     elif isinstance(direction, Random):
         odd = {n: draw(direction.seed, step, places[n], v.numel()).view_as(v) % 2 for n, v in g.items()}
         g = {n: (2 * o - 1).to(theta[n].dtype) for n, o in odd.items()}
