@@ -196,8 +196,8 @@ def msam(*, rho: Value, decay: float = 0.9) -> GradientPenalty:
 
     Cost: 1 gradient evaluation, and the memory of one more copy of the parameters. The loss returned is that at the moved parameters.
     Source: Becker et al. 2024, arXiv 2401.12033, algorithm 1.
-    Differs from the paper: m is kept here, so that any optimizer will do; theirs is the optimizer's momentum, which has the same direction but
-    for the weight decay in it.
+    Differs from the paper: m is kept here, so that any optimizer will do; theirs is the optimizer's momentum, which has the same direction
+    but for the weight decay in it.
     """
     radius = _radius(rho)
     return GradientPenalty(power=1, strength=radius, radius=radius, direction=Remembered(decay=decay, ahead=True))
