@@ -227,7 +227,8 @@ def gsam(*, rho: Value, a: float) -> GradientPenalty:
 
     Cost: 2 gradient evaluations; the first gradient is held through the second pass.
     Source: Zhuang et al. 2022, arXiv 2203.08065, algorithm 1.
-    Differs from the paper: a zero gradient is not perturbed; ρ follows the schedule it is given, where theirs follows the learning rate.
+    Differs from the paper: a zero gradient is not perturbed; ρ follows the schedule it is given, where theirs follows the learning rate
+    (for one that falls along half a cosine, ``rho=Cosine(start=..., end=..., steps=...)``).
     """
     radius = _radius(rho)
     return GradientPenalty(power=1, strength=radius, radius=radius, mixing=SurrogateGap(a=a))

@@ -54,7 +54,7 @@ class Gradient(Direction):
 class Adaptive(Direction):
     """The gradient in coordinates that are measured by the parameters themselves: ``v = T²·g``, ``w = T·g``.
 
-    Rescaling a layer and undoing it in the next then changes nothing. T is held fixed when the second gradient is taken.
+    With η = 0, rescaling a layer and undoing it in the next changes nothing. T is held fixed when the second gradient is taken.
 
     Args:
         eta: η ≥ 0, what keeps small parameters movable.

@@ -236,6 +236,19 @@ def test_the_decoupled_step_must_not_be_forgotten() -> None:
     assert changed, "a second call changes nothing more"
 
 
+def test_a_decoupled_step_that_is_not_to_be_taken_is_given_up_by_going_back() -> None:
+    problem = tanh_problem()
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=RATE)
+    regularizer = GradientRegularizer(problem.model, gradreg.wsam(rho=0.3, gamma=0.8, decoupled=True))
+    before, state = values(problem.model), regularizer.state_dict()
+    regularizer.backward(lambda: problem.loss() * float("nan"))
+    regularizer.load_state_dict(state)
+    regularizer.decoupled_step(optimizer)
+    assert_close(values(problem.model), before, tolerance=0.0)
+    regularizer.backward(problem.closure())
+    assert regularizer.step == 1
+
+
 def test_several_steps_are_a_finite_difference_of_first_order() -> None:
     """[∇L(θ⁽ˢ⁾) − g]/(Sε) = H·g + O(Sε): halving ε halves the error; power 1 alike."""
     for power in (1, 2):
