@@ -33,6 +33,7 @@ PENALTIES: dict[str, GradientPenalty] = {
     "friendly-mixing": GradientPenalty(power=2, strength=0.2, radius=0.5, difference="backward", direction=Friendly(sigma=0.7, beta=0.6)),
     "remembered": gradreg.remembered(epsilon=0.3, decay=0.4),
     "remembered-mixing": GradientPenalty(power=2, strength=0.2, radius=0.3, direction=Remembered(decay=0.4)),
+    "msam": gradreg.msam(rho=0.3, decay=0.8),
     "random": gradreg.random_sam(rho=0.5, seed=1),
     "sparse-fisher": gradreg.sam(rho=0.5).sparse(0.4, every=5),
     "adaptive-sparse-fisher": gradreg.asam(rho=0.6, eta=0.1).sparse(0.4, every=5),

@@ -261,7 +261,7 @@ class GradientPenalty:
     def with_probability(self, p: float, *, seed: int = 0, compensate: bool = False) -> GradientPenalty:
         """The same penalty at each step with probability ``p``, else none (one pass); a new object.
 
-        Whether it acts at a step depends on the seed and the step alone.
+        Whether it acts at a step depends on the seed and the step alone; applied twice with one seed it draws the same twice.
 
         Args:
             p: probability, in (0, 1]; 1 changes nothing.

@@ -9,7 +9,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from gradreg.directions import Adaptive, Direction, Friendly, Random
+from gradreg.directions import Adaptive, Direction, Friendly, Random, Remembered
 from gradreg.torch.draws import signs
 from gradreg.torch.memory import Memory
 from gradreg.torch.norms import norm_of_shards, safe_ratio, tensor_norms
@@ -54,10 +54,10 @@ def drawn(direction: Random, step: int, parameters: Sequence[nn.Parameter], plac
     return Ascent(parameters, vectors, sqrt(max(1, sum(p.numel() for p in parameters))))
 
 
-def remembered(memory: Memory, parameters: Sequence[nn.Parameter]) -> Ascent:
-    """The average of earlier results."""
+def remembered(direction: Remembered, memory: Memory, parameters: Sequence[nn.Parameter]) -> Ascent:
+    """The average of earlier results, or what is opposite to it."""
     average = memory.shards(KIND, parameters)
-    return Ascent(parameters, average, norm_of_shards(average, parameters))
+    return Ascent(parameters, average, norm_of_shards(average, parameters), weight=-1.0 if direction.ahead else 1.0)
 
 
 def along_gradient(direction: Direction, ascent: Ascent, average: list[Tensor]) -> Ascent:

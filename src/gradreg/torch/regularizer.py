@@ -163,7 +163,7 @@ class GradientRegularizer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict()``'s result.
+        """Go on from ``state_dict()``'s result; a step whose ``decoupled_step`` is pending is given up.
 
         Raises:
             ValueError: a missing or unknown key, a negative count, or a memory that does not fit the model.
@@ -208,7 +208,7 @@ class GradientRegularizer:
         Args:
             closure: runs a forward pass and returns the scalar loss; it must not call ``backward``. Or a sequence of such closures
                 (micro-batches): their gradients add up, as those of successive ``loss.backward()`` calls do, and one perturbation is made
-                from the whole sum. Divide each loss by their number for the gradient of the mean.
+                from the whole sum. For the gradient of the mean, multiply each loss by its share of the samples.
             ascent: closure(s) from which the direction comes instead, usually a part of the batch: then ``closure`` is evaluated only at
                 the perturbed parameters if c = strength / radius = 1, and last of all at the unperturbed ones if not. Not for "exact",
                 for a mixing other than "plain", and for a direction that needs no gradient.

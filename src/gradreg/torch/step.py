@@ -209,9 +209,10 @@ class Step:
         return self.evaluation.scaler is not None and not torch.isfinite(norm)
 
     def _without_gradient(self, penalty: GradientPenalty) -> Ascent:
-        if isinstance(penalty.direction, Random):
-            return self._masked(directions.drawn(penalty.direction, self.number, self.perturbed, self.places), {})
-        return self._masked(directions.remembered(self.memory, self.perturbed), {})
+        if isinstance(penalty.direction, Remembered):
+            return self._masked(directions.remembered(penalty.direction, self.memory, self.perturbed), {})
+        assert isinstance(penalty.direction, Random)  # the only other one that needs no gradient
+        return self._masked(directions.drawn(penalty.direction, self.number, self.perturbed, self.places), {})
 
     @torch.no_grad()
     def _along(self, penalty: GradientPenalty, ascent: Ascent, agreed: Gradients) -> Ascent:
