@@ -101,6 +101,8 @@ def draw(task: str, found: dict[str, Any]) -> None:
             )
             axis.plot([p[0] for p in points], [p[1] for p in points], "-o", color="#0072B2", markersize=4, label="mean over seeds")
             axis.set(xscale="log")
+            axis.set_xticks([p[0] for p in points], [f"{p[0]:g}" for p in points], fontsize=8)
+            axis.set_xticks([], minor=True)
             axis.grid(alpha=0.3)
         axes[1, column].set_xlabel(SYMBOLS[method])
     for axis in axes[:, 0]:
