@@ -39,6 +39,7 @@ SMALL = {  # the smallest of each kind, made smaller where a key allows it
     "mlp_fgr": {},
     "mlp_l2": {"hidden": [64]},
     "cnn_l2": {"channels": [4, 8], "hidden": 16},
+    "cnn_bn": {"channels": [4], "convolutions": 2},
     "vit_tiny_patch4_32": {"depth": 2},
     "swin_tiny_patch2_window4_32": {"depths": (1, 1, 2, 1), "embed_dim": 24},
     "swin_tiny_patch4_window4_32": {"depths": (1, 1, 2, 1), "embed_dim": 24},
@@ -130,6 +131,7 @@ def test_unknown_options_and_pretrained_weights_are_refused():
         ("pyramidnet164_48", {"depth": 163}, r"model.depth must be 9 k \+ 2 for a PyramidNet of bottleneck blocks; got 163"),
         ("shakeshake26_2x96d", {"depth": 25}, r"model.depth must be 6 k \+ 2 for a Shake-Shake network; got 25"),
         ("shakeshake26_2x96d", {"channels": 95}, r"model.channels must be even"),
+        ("cnn_bn", {"convolutions": 0}, r"model.convolutions must be >= 1; got 0"),
         ("cnn_l2", {"channels": [2] * 6}, r"model.img_size must be >= 64 for 6 halvings; got 32"),
     ],
 )

@@ -146,7 +146,7 @@ def test_transformers_have_what_their_papers_print_but_for_patches_positions_and
     assert shapes.keys() == {k for k, _ in large.named_parameters()}
 
 
-def test_fully_connected_networks_and_the_cnn_are_what_their_docstrings_say():
+def test_fully_connected_networks_and_the_cnns_are_what_their_docstrings_say():
     sizes = [3072, 512, 512, 512, 10]
     assert listing.describe("mlp_fgr").parameters == sum((a + 1) * b for a, b in pairwise(sizes))
     sizes = [784, 2048, 2048, 2048, 10]
@@ -154,6 +154,8 @@ def test_fully_connected_networks_and_the_cnn_are_what_their_docstrings_say():
     convolutions = [(3, 300), (300, 300), (300, 500), (500, 500)]
     linear = (8 * 8 * 500 + 1) * 500 + 501 * 10
     assert listing.describe("cnn_l2").parameters == sum((9 * a + 1) * b for a, b in convolutions) + linear
+    normalized = [(3, 32), (32, 64), (64, 128)]
+    assert listing.describe("cnn_bn").parameters == sum((9 * a + 2) * b for a, b in normalized) + 129 * 10
 
 
 def test_counting_without_values_counts_the_same():

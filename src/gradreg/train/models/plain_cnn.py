@@ -1,4 +1,4 @@
-"""A convolutional network without normalization and shortcuts."""
+"""A convolutional network without shortcuts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from gradreg.train.models.registration import images, untrained
 
 
 class PlainCNN(nn.Module):
-    """Stages of two 3 x 3 convolutions and a 2 x 2 max-pooling, then a hidden linear layer; ReLU throughout.
+    """Stages of 3 x 3 convolutions and a 2 x 2 max-pooling, then a linear layer, with a hidden one or without; ReLU throughout.
 
     Args:
         num_classes: outputs, ≥ 1.
         in_chans: channels of the images, ≥ 1.
         img_size: height and width of the images in pixels, or one number for both, ≥ 2 for each stage's halving.
         channels: channels of each stage's convolutions, each ≥ 1.
-        hidden: width of the hidden linear layer, ≥ 1.
+        convolutions: how many a stage has, ≥ 1.
+        batch_norm: BatchNorm between each convolution, which then has no bias, and its ReLU.
+        hidden: width of the hidden linear layer, ≥ 1, which reads every pixel; None: none, the output reads each channel's mean.
     """
 
     def __init__(
@@ -29,7 +31,9 @@ class PlainCNN(nn.Module):
         in_chans: int = 3,
         img_size: int | tuple[int, int] = 32,
         channels: tuple[int, ...] = (300, 500),
-        hidden: int = 500,
+        convolutions: int = 2,
+        batch_norm: bool = False,
+        hidden: int | None = 500,
     ) -> None:
         super().__init__()
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -38,14 +42,19 @@ class PlainCNN(nn.Module):
             remedy = "Use fewer stages in model.channels."
             raise ValueError(f"model.img_size must be >= {2 ** len(channels)} for {len(channels)} halvings; got {img_size}. {remedy}")
         layers: list[nn.Module] = []
-        incoming = in_chans
-        for outgoing in (checks.whole("model.channels", width, minimum=1) for width in channels):
-            for before in (incoming, outgoing):
-                layers += [nn.Conv2d(before, outgoing, 3, padding=1), nn.ReLU()]
+        before = in_chans
+        checks.whole("model.convolutions", convolutions, minimum=1)
+        for channels_here in (checks.whole("model.channels", width, minimum=1) for width in channels):
+            for _ in range(convolutions):
+                norm = [nn.BatchNorm2d(channels_here)] if batch_norm else []
+                layers += [nn.Conv2d(before, channels_here, 3, padding=1, bias=not batch_norm), *norm, nn.ReLU()]
+                before = channels_here
             layers.append(nn.MaxPool2d(2))
-            incoming = outgoing
-        hidden = checks.whole("model.hidden", hidden, minimum=1)
-        layers += [nn.Flatten(), nn.Linear(incoming * height * width, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)]
+        if hidden is None:
+            layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes)]
+        else:
+            hidden = checks.whole("model.hidden", hidden, minimum=1)
+            layers += [nn.Flatten(), nn.Linear(before * height * width, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -53,7 +62,7 @@ class PlainCNN(nn.Module):
         return self.layers(images)
 
 
-default_cfgs = {"cnn_l2": images(3, 32, fixed=True)}
+default_cfgs = {"cnn_l2": images(3, 32, fixed=True), "cnn_bn": images(3, 32)}
 
 
 @register_model
@@ -65,3 +74,12 @@ def cnn_l2(pretrained: bool = False, **options: Any) -> PlainCNN:
     ``channels`` and ``hidden`` change them.
     """
     return untrained("cnn_l2", PlainCNN, pretrained, options)
+
+
+@register_model
+def cnn_bn(pretrained: bool = False, **options: Any) -> PlainCNN:
+    """A small CNN with BatchNorm, of our own: three stages of one convolution with 32, 64 and 128 channels, and their means.
+
+    ``channels``, ``convolutions``, ``batch_norm`` and ``hidden`` change it.
+    """
+    return untrained("cnn_bn", PlainCNN, pretrained, options, channels=(32, 64, 128), convolutions=1, batch_norm=True, hidden=None)
