@@ -68,6 +68,7 @@ def test_construction(build, error: type[Exception], message: str) -> None:
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
+        ({"name": "ASAM", "rho": 0.1}, ValueError, "^unknown penalty 'ASAM'. Did you mean 'asam'"),
         ({"name": "samm", "rho": 0.1}, ValueError, "^unknown penalty 'samm'. Did you mean 'sam'. Known: sam, gnp, fgr, bgr, cgr, exact"),
         ({"name": "sam", "rhoo": 0.1}, ValueError, "^unknown key of penalty 'sam': 'rhoo'. Did you mean 'rho'"),
         ({"name": "gnp", "alpha": 0.8}, TypeError, "^penalty 'gnp' needs r; got only alpha=0.8"),

@@ -43,6 +43,8 @@ def test_constructors_build_points_of_the_space() -> None:
     assert gradreg.random_sam(rho=0.1, seed=3) == GradientPenalty(power=1, strength=0.1, radius=0.1, direction=Random(seed=3))
     remembered = gradreg.remembered(epsilon=0.2, decay=0.25)
     assert remembered == GradientPenalty(power=2, strength=0.2, radius=0.2, direction=Remembered(decay=0.25))
+    msam = gradreg.msam(rho=0.2, decay=0.25)
+    assert msam == GradientPenalty(power=1, strength=0.2, radius=0.2, direction=Remembered(decay=0.25, ahead=True))
     assert gradreg.gsam(rho=0.1, a=0.4).mixing == SurrogateGap(a=0.4)
     assert gradreg.looksam(rho=0.1, k=3, a=0.5).mixing == Reuse(k=3, a=0.5)
     assert sam(rho=0.1, steps=4).ascent_steps == 4
@@ -74,6 +76,7 @@ def test_weighted_sam_is_gnp() -> None:
         (sam().only_norms(), 2, 1.25),
         (sam().sparse(0.5), 2, 1.25),
         (gradreg.remembered(epsilon=0.2), 1, None),
+        (gradreg.msam(rho=0.2), 1, None),
         (gradreg.random_sam(rho=0.2), 1, None),
         (GradientPenalty(power=2, strength=0.1, radius=0.2, direction=Remembered()), 2, None),
         (GradientPenalty(power=2, strength=0.2, radius=0.2, direction=Remembered(), mixing=SurrogateGap(a=0.1)), 2, None),
@@ -171,7 +174,7 @@ PARTS = [
     (direction_from_dict, Gradient()),
     (direction_from_dict, Adaptive(eta=0.1, scale="tensor", one_dimensional=True)),
     (direction_from_dict, Friendly(sigma=0.5, beta=0.6)),
-    (direction_from_dict, Remembered(decay=0.3)),
+    (direction_from_dict, Remembered(decay=0.3, ahead=True)),
     (direction_from_dict, Random(seed=4)),
     (mask_from_dict, OnlyNorms()),
     (mask_from_dict, Sparse(sparsity=0.5, choice="random", every=5, seed=1)),
@@ -226,7 +229,7 @@ def test_text() -> None:
         (gradreg.looksam(rho=0.5, k=3), "SAM(rho 0.5), reuse(every 3 steps, a 0.7)"),
         (gradreg.remembered(epsilon=0.2), "F-GR(gamma 0.2, epsilon 0.2), direction remembered(decay 0.5)"),
         (sam(rho=0.5, steps=3).sparse(0.9), "SAM(rho 0.5), 90% sparse, by fisher, every 100 steps, 3 ascent steps"),
-        (sam(rho=0.5).every(3), "GNP(r 0.5, lambda [0.5 x 1 every 3 steps])"),
+        (sam(rho=0.5).every(3), "SAM(rho [0.5 x 1 every 3 steps])"),
         (Every(k=3), "1 every 3 steps"),
         (Chance(p=0.5), "1 with probability 0.5 (seed 0)"),
     ):
@@ -242,6 +245,7 @@ def test_text() -> None:
         (lambda: Adaptive(scale="layer"), ValueError, "^unknown scale 'layer'.*Known: element, tensor"),
         (lambda: gradreg.friendly_sam(rho=0.1, beta=1.0), ValueError, r"^beta must be in \[0, 1\); got 1.0"),
         (lambda: gradreg.remembered(epsilon=0.1, decay=1), ValueError, r"^decay must be in \[0, 1\); got 1"),
+        (lambda: Remembered(ahead=1), TypeError, "^ahead must be True or False; got 1"),
         (lambda: gradreg.remembered(epsilon=-1), ValueError, "^epsilon must be finite and > 0; got -1"),
         (lambda: gradreg.random_sam(rho=0.1, seed=2**32), ValueError, r"^seed must be < 2\*\*32; got 4294967296"),
         (lambda: gradreg.gsam(rho=0.1, a=-1), ValueError, "^a must be finite and >= 0; got -1"),
@@ -299,6 +303,16 @@ def test_text() -> None:
             lambda: GradientPenalty.from_dict({"name": "sam", "mask": {"mask": "norm"}}),
             ValueError,
             "^unknown mask 'norm'. Did you mean 'norms'",
+        ),
+        (
+            lambda: GradientPenalty.from_dict({"name": "sam", "mask": "norms"}),
+            TypeError,
+            r"^a mask must be a mapping with the key 'mask', one of norms, sparse; got 'norms' \(str\)",
+        ),
+        (
+            lambda: mask_from_dict({"sparsity": 0.5}),
+            TypeError,
+            "^a mask must be a mapping with the key 'mask', one of norms, sparse; got {'sp",
         ),
         (lambda: direction_from_dict({"direction": "friendly", "sgma": 1}), ValueError, "^unknown key of direction 'friendly': 'sgma'"),
         (lambda: mixing_from_dict({"mixing": "reuse", "k": 1}), TypeError, "^mixing 'reuse' needs k, a; got only k"),

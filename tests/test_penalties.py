@@ -131,7 +131,7 @@ def test_from_dict(data: dict[str, object], penalty: GradientPenalty) -> None:
         (exact(gamma=0.5), "exact(power 2, gamma 0.5)"),
         (exact(gamma=0.5, power=1), "exact(power 1, lambda 0.5)"),
         (sam(rho=Cosine(start=0.2, steps=9)), "SAM(rho [cosine(0.2 -> 0 over 9 steps)])"),
-        (sam(rho=0.1).warmup("zero", steps=9), "GNP(r 0.1, lambda [0.1 from step 9])"),
+        (sam(rho=0.1).warmup("zero", steps=9), "SAM(rho [0.1 from step 9])"),
         (
             GradientPenalty(power=1, strength=0.1, radius=0.2, difference="central"),
             "gradient norm, central difference(lambda 0.1, r 0.2)",

@@ -95,8 +95,9 @@ def unknown(what: str, value: object, known: Iterable[str]) -> str:
     import difflib  # only the error path pays for it
 
     names = list(known)
-    nearest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
-    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    lowered = {name.lower(): name for name in names}
+    nearest = difflib.get_close_matches(str(value).lower(), lowered, n=1, cutoff=0.4)
+    hint = f"Did you mean {lowered[nearest[0]]!r}? " if nearest else ""
     if len(names) > 16:
         names = [*names[:16], f"and {len(names) - 16} more"]
     return f"unknown {what} {value!r}. {hint}Known: {', '.join(names)}."

@@ -178,11 +178,29 @@ def remembered(*, epsilon: Value, decay: float = 0.5) -> GradientPenalty:
         decay: in [0, 1).
 
     Cost: 1 gradient evaluation, and the memory of one more copy of the parameters. The loss returned is that at the moved parameters.
-    Source: none known to us; a relative of MSAM, which takes the optimizer's momentum (whose scale is 1 / (1 − μ) of a gradient) as
-    direction.
+    Source: none known to us. Not MSAM (``msam``), which moves the other way and normalises.
     """
     radius = value_of("epsilon", epsilon, allow_zero=isinstance(epsilon, Schedule))
     return GradientPenalty(power=2, strength=radius, radius=radius, direction=Remembered(decay=decay))
+
+
+@constructor
+def msam(*, rho: Value, decay: float = 0.9) -> GradientPenalty:
+    """Momentum-SAM, at no extra pass: ``G = ∇L(θ − ρ·m/‖m‖)``, then ``m ← decay·m + (1 − decay)·G``.
+
+    The move goes where the momentum goes, down along earlier gradients; ``remembered`` moves up along them.
+
+    Args:
+        rho: perturbation radius ρ, > 0; a float or a schedule.
+        decay: in [0, 1): the optimizer's momentum coefficient in the paper, and 0.9 there.
+
+    Cost: 1 gradient evaluation, and the memory of one more copy of the parameters. The loss returned is that at the moved parameters.
+    Source: Becker et al. 2024, arXiv 2401.12033, algorithm 1.
+    Differs from the paper: m is kept here, so that any optimizer will do; theirs is the optimizer's momentum, which has the same direction
+    but for the weight decay in it.
+    """
+    radius = _radius(rho)
+    return GradientPenalty(power=1, strength=radius, radius=radius, direction=Remembered(decay=decay, ahead=True))
 
 
 @constructor
@@ -209,7 +227,8 @@ def gsam(*, rho: Value, a: float) -> GradientPenalty:
 
     Cost: 2 gradient evaluations; the first gradient is held through the second pass.
     Source: Zhuang et al. 2022, arXiv 2203.08065, algorithm 1.
-    Differs from the paper: a zero gradient is not perturbed; ρ follows the schedule it is given, where theirs follows the learning rate.
+    Differs from the paper: a zero gradient is not perturbed; ρ follows the schedule it is given, where theirs follows the learning rate
+    (for one that falls along half a cosine, ``rho=Cosine(start=..., end=..., steps=...)``).
     """
     radius = _radius(rho)
     return GradientPenalty(power=1, strength=radius, radius=radius, mixing=SurrogateGap(a=a))

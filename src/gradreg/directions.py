@@ -8,7 +8,7 @@ A penalty moves the parameters by ``radius · v / ‖w‖`` (power 1) or ``radiu
     Gradient    g                              g                      yes
     Adaptive    T²·g                           T·g                    yes
     Friendly    g − σ·m, m an EMA of g         v                      yes
-    Remembered  m, an EMA of the results G     v                      none
+    Remembered  ±m, an EMA of the results G    v                      none
     Random      ±1 each, drawn                 v                      none
     ==========  =============================  =====================  ==========================================
 
@@ -54,7 +54,7 @@ class Gradient(Direction):
 class Adaptive(Direction):
     """The gradient in coordinates that are measured by the parameters themselves: ``v = T²·g``, ``w = T·g``.
 
-    Rescaling a layer and undoing it in the next then changes nothing. T is held fixed when the second gradient is taken.
+    With η = 0, rescaling a layer and undoing it in the next changes nothing. T is held fixed when the second gradient is taken.
 
     Args:
         eta: η ≥ 0, what keeps small parameters movable.
@@ -114,20 +114,25 @@ class Remembered(Direction):
 
     Args:
         decay: in [0, 1); 0 remembers the last step alone.
+        ahead: whether the parameters are moved the other way, ``v = −m``: to where descent would take them.
 
-    Source: none known to us for this average; directions from earlier gradients are those of MSAM and its kind.
+    Source: with ``ahead``, Becker et al. 2024, arXiv 2401.12033 (MSAM); none known to us for a move up along this average.
+    Differs from the paper: m is kept here, of regularized gradients alone, in place of the optimizer's momentum, which is 1 / (1 − decay)
+    times as long and has the optimizer's weight decay in it.
     """
 
     decay: float = 0.5
+    ahead: bool = False
 
     needs_gradient: ClassVar[bool] = False
     has_memory: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay", checks.fraction("decay", self.decay))
+        checks.flag("ahead", self.ahead)
 
     def __str__(self) -> str:
-        return f"remembered(decay {self.decay:g})"
+        return f"remembered(decay {self.decay:g}{', ahead' if self.ahead else ''})"
 
 
 @dataclass(frozen=True, kw_only=True)

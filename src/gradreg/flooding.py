@@ -60,7 +60,7 @@ class IndividualFlooding:
     Args:
         level: the flood level b ≥ 0.
 
-    Source: Xie et al. 2022, "iFlood: A Stable and Effective Regularizer", ICLR 2022, equation 3.
+    Source: Xie et al. 2022, "iFlood: A Stable and Effective Regularizer", ICLR 2022 (not on arXiv; openreview.net/forum?id=MsHnJPaBUZE).
     """
 
     level: float

@@ -34,7 +34,7 @@ def from_dict(cls: type[GradientPenalty], data: Mapping[str, Any]) -> GradientPe
     name = arguments.pop("name", None)
     dials = {key: arguments.pop(key) for key in _DIALS if key in arguments}
     for key, value in arguments.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) or (isinstance(value, str) and key in ("direction", "mask")):  # which have no names alone
             arguments[key] = _PARTS.get(key, schedules.schedule_from_dict)(cast("Mapping[str, Any]", value))
     if name is not None and not (isinstance(name, str) and name in CONSTRUCTORS):
         raise ValueError(checks.unknown("penalty", name, CONSTRUCTORS))

@@ -261,7 +261,7 @@ class GradientPenalty:
     def with_probability(self, p: float, *, seed: int = 0, compensate: bool = False) -> GradientPenalty:
         """The same penalty at each step with probability ``p``, else none (one pass); a new object.
 
-        Whether it acts at a step depends on the seed and the step alone.
+        Whether it acts at a step depends on the seed and the step alone; applied twice with one seed it draws the same twice.
 
         Args:
             p: probability, in (0, 1]; 1 changes nothing.
@@ -330,8 +330,8 @@ class GradientPenalty:
             return f"{name}(gamma {_text(self.strength)}, epsilon {_text(self.radius)})"
         if self.difference != "forward":
             return f"gradient norm, {self.difference} difference(lambda {_text(self.strength)}, r {_text(self.radius)})"
-        if self.strength == self.radius:
-            return f"SAM(rho {_text(self.radius)})"
+        if self.coefficient_is_one:
+            return f"SAM(rho {_text(self.strength)})"
         unit = ", unit mixing" if self.mixing == "unit" else ""
         if isinstance(self.strength, float) and isinstance(self.radius, float):
             return f"GNP(r {self.radius:g}, alpha {self.strength / self.radius:g}{unit})"

@@ -30,9 +30,9 @@ def from_plain(data: Mapping[str, Any], tag: str, kinds: Mapping[str, type[T]], 
         ValueError: an unknown kind or key (the nearest known one is named), or a bad value.
         TypeError: no mapping, a missing key, or a value of the wrong type.
     """
-    if not isinstance(cast(object, data), Mapping):
-        raise TypeError(f"a {tag} must be a mapping with the key {tag!r}; got {checks.describe(data)}.")
-    kind = data.get(tag)
+    if not isinstance(cast(object, data), Mapping) or tag not in data:
+        raise TypeError(f"a {tag} must be a mapping with the key {tag!r}, one of {', '.join(kinds)}; got {checks.describe(data)}.")
+    kind = data[tag]
     cls = kinds.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise ValueError(checks.unknown(tag, kind, kinds))

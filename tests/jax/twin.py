@@ -106,7 +106,7 @@ class Twin:
             bits = [hashed(key, i // 32) >> i % 32 & 1 for key, i in self._coordinates(params, direction.seed, step)]
             v = 2.0 * np.array(bits, np.float64) - 1.0
         elif isinstance(direction, Remembered):
-            v = self._average + jnp.zeros_like(g)
+            v = (-self._average if direction.ahead else self._average) + jnp.zeros_like(g)
         elif isinstance(direction, Friendly):
             v = g - direction.sigma * self._average
         elif isinstance(direction, Adaptive):

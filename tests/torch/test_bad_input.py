@@ -91,6 +91,7 @@ def test_a_bad_loss_in_the_second_pass_restores_too(penalty) -> None:
     [
         (gradreg.exact(gamma=0.1), "ascent must be None for an exact penalty, which takes no finite step.*Use fgr"),
         (gradreg.gnp(r=0.1, alpha=0.8, mixing="unit"), "ascent must be None with mixing='unit'.*Use mixing='plain'"),
+        (gradreg.gsam(rho=0.1, a=0.4).warmup("zero", steps=9), "ascent must be None with mixing='surrogate gap"),
     ],
     ids=str,
 )

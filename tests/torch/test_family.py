@@ -83,6 +83,13 @@ def remembered(loss: twins.Loss, theta: twins.Parameters, _: int, m: twins.Param
     return result, twins.total(twins.scaled(0.4, m), twins.scaled(0.6, result))
 
 
+def msam(loss: twins.Loss, theta: twins.Parameters, _: int, v: twins.Parameters) -> tuple[twins.Parameters, twins.Parameters]:
+    """Becker et al. 2024, algorithm 1: g = ∇L(θ − ρ·v/‖v‖), v ← μ·v + g, the momentum of SGD itself."""
+    length = twins.norm(v)
+    result = grad(loss)(twins.plus(theta, -0.3 / length, v) if length > 0 else theta)
+    return result, twins.total(twins.scaled(MOMENTUM, v), result)
+
+
 def sparse(loss: twins.Loss, theta: twins.Parameters, step: int, mask: twins.Parameters) -> tuple[twins.Parameters, twins.Parameters]:
     """Mi et al. 2022, algorithm 1, the batch's gradient for the Fisher information: ∇L(θ + m ⊙ ρ·g/‖g‖), m chosen at steps 0, 3, ..."""
     g = grad(loss)(theta)
@@ -129,6 +136,7 @@ TWINS: dict[str, tuple[GradientPenalty, TwinStep, TwinStep | None]] = {
         None,
     ),
     "remembered": (gradreg.remembered(epsilon=0.3, decay=0.4), remembering(remembered), None),
+    "msam": (gradreg.msam(rho=0.3, decay=MOMENTUM), remembering(msam), None),
     "random": (gradreg.random_sam(rho=0.5, seed=1), random_direction, None),
     "sparse": (gradreg.sam(rho=0.5).sparse(0.4, every=3), remembering(sparse), None),
     "three steps": (gradreg.sam(rho=0.5, steps=3), three_steps, None),
@@ -226,6 +234,19 @@ def test_the_decoupled_step_must_not_be_forgotten() -> None:
     assert changed == {"0.weight", "0.bias"}, "each group by its own learning rate"
     regularizer.decoupled_step(optimizer)
     assert changed, "a second call changes nothing more"
+
+
+def test_a_decoupled_step_that_is_not_to_be_taken_is_given_up_by_going_back() -> None:
+    problem = tanh_problem()
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=RATE)
+    regularizer = GradientRegularizer(problem.model, gradreg.wsam(rho=0.3, gamma=0.8, decoupled=True))
+    before, state = values(problem.model), regularizer.state_dict()
+    regularizer.backward(lambda: problem.loss() * float("nan"))
+    regularizer.load_state_dict(state)
+    regularizer.decoupled_step(optimizer)
+    assert_close(values(problem.model), before, tolerance=0.0)
+    regularizer.backward(problem.closure())
+    assert regularizer.step == 1
 
 
 def test_several_steps_are_a_finite_difference_of_first_order() -> None:

@@ -51,6 +51,27 @@ def test_values(penalty: GradientPenalty) -> None:
         assert metrics.coefficient == penalty.coefficient_at(step)
 
 
+@pytest.mark.parametrize("penalty", [None, gradreg.sam(rho=0.3).every(2), gradreg.friendly_sam(rho=0.3).every(2)], ids=str)
+def test_the_norm_of_a_plain_pass_is_measured_on_demand(penalty: GradientPenalty | None) -> None:
+    def two_steps(*, measure_norm: bool) -> tuple[list[float], int]:
+        problem = tanh_problem()
+        regularizer = GradientRegularizer(problem.model, penalty, measure_norm=measure_norm)
+        norms = []
+        with Operations() as operations:
+            for _ in range(2):
+                regularizer.backward(problem.closure())
+                norms.append(regularizer.metrics.gradient_norm)
+                problem.model.zero_grad()
+        return norms, operations.names.count("aten::linalg_vector_norm")
+
+    (norms, reads), (fewer, spared) = two_steps(measure_norm=True), two_steps(measure_norm=False)
+    assert spared < reads
+    first_is_plain = penalty is None  # ``every(2)`` penalises the first step of two
+    assert math.isnan(fewer[0]) if first_is_plain else fewer[0] == norms[0]
+    assert math.isnan(fewer[1])
+    assert not math.isnan(norms[1])
+
+
 def test_evaluations_add_up_through_a_warmup() -> None:
     problem = tanh_problem()
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.1).warmup("zero", steps=2))
@@ -173,6 +194,15 @@ def test_the_cosine_between_the_two_gradients_on_request(penalty: GradientPenalt
     expected = torch.nn.functional.cosine_similarity(*(torch.cat([v.flatten() for v in g.values()]) for g in (first, second)), dim=0)
     assert expected < 0.999
     assert regularizer.metrics.cosine == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_there_is_no_cosine_where_no_perturbed_parameter_has_a_gradient() -> None:
+    problem = tanh_problem()
+    problem.model.register_parameter("idle", torch.nn.Parameter(torch.ones(2)))
+    options = {"parameters": lambda name, _: name == "idle", "measure_cosine": True}
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.3), **options)
+    regularizer.backward(problem.closure())
+    assert math.isnan(regularizer.metrics.cosine)
 
 
 def test_without_a_request_there_is_no_cosine() -> None:

@@ -127,3 +127,24 @@ def test_peft_s_adapters_are_found_moved_and_put_back() -> None:
     assert set(found) == {n for n in before if "lora_" in n}
     assert any(not torch.allclose(found[n], unregularized[n], rtol=0.01) for n in found)
     assert_same_bits(values(model), before)
+
+
+@pytest.mark.parametrize("present", [False, True], ids=["no-gradient", "gradient-present"])
+@every_penalty
+def test_sparse_gradients_of_an_embedding_are_those_of_a_dense_one(penalty: gradreg.GradientPenalty, present: bool) -> None:
+    """With a row that is drawn twice and rows that are not drawn; over two steps, for what is remembered."""
+    ends, cosines = [], []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(5, 3, sparse=sparse), nn.Tanh(), nn.Linear(3, 2)).double()
+        regularizer = regularizer_at(4, model, penalty, measure_cosine=True)
+        still = torch.optim.SGD(model.parameters(), lr=0.0)
+        for rows in ([0, 2, 2, 3], [1, 2, 4, 4]):
+            model.zero_grad()
+            for _ in range(2 if present else 1):
+                regularizer.backward(lambda model=model, rows=rows: model(torch.tensor(rows)).square().sum())
+                regularizer.decoupled_step(still)
+        ends.append({n: g.to_dense() if g.is_sparse else g for n, g in gradients(model).items()})
+        cosines.append(regularizer.metrics.cosine)
+    assert_close(ends[1], ends[0])
+    assert cosines[1] == pytest.approx(cosines[0], nan_ok=True)

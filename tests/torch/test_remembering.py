@@ -85,6 +85,17 @@ def test_an_exception_leaves_the_memory_as_it_was(name: str) -> None:
         assert_same_bits(gradients(problem.model), gradients(twin.model))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_an_average_of_gradients_in_16_bits_reaches_what_it_averages(dtype: torch.dtype) -> None:
+    """A hundredth of the way a step would be rounded away in bfloat16 long before."""
+    model, x = torch.nn.Linear(2, 1, bias=False).to(dtype), torch.tensor([[1.0, 1.25]], dtype=dtype)
+    regularizer = GradientRegularizer(model, gradreg.friendly_sam(rho=1.0, beta=0.99))
+    for _ in range(1000):
+        model.zero_grad()
+        regularizer.backward(lambda: model(x).sum())
+    torch.testing.assert_close(regularizer.state_dict()["memory"]["average"]["weight"], x.float(), rtol=1e-3, atol=0)
+
+
 def test_nothing_stays_of_a_parameter_that_only_a_failed_step_used() -> None:
     problem = tanh_problem()
     problem.model[2].register_parameter("extra", torch.nn.Parameter(torch.ones(3, dtype=torch.float64)))  # type: ignore[index]

@@ -61,6 +61,26 @@ class Training:
             part.load_state_dict(state[name])
 
 
+@every_penalty
+def test_resume_while_a_layer_is_frozen_that_was_trained_and_will_be(penalty: GradientPenalty) -> None:
+    def unfreeze_on_the_way(training: Training) -> None:
+        training.train(STOP, 4)
+        training.model[0].requires_grad_(True)
+        training.train(4, STEPS)
+
+    straight = Training(penalty, scaled=False)
+    straight.train(0, 2)
+    straight.model[0].requires_grad_(False)
+    straight.train(2, STOP)
+    saved = straight.save()
+    unfreeze_on_the_way(straight)
+    resumed = Training(penalty, scaled=False)
+    resumed.model[0].requires_grad_(False)
+    resumed.load(saved)
+    unfreeze_on_the_way(resumed)
+    assert_same_bits(values(resumed.model), values(straight.model))
+
+
 @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaler"])
 @every_penalty
 def test_resume(penalty: GradientPenalty, scaled: bool) -> None:

@@ -285,7 +285,8 @@ def formed(
     if isinstance(direction, Friendly):
         g = total(g, scaled(-direction.sigma, memory.average))
     elif isinstance(direction, gradreg.Remembered):
-        g = {n: memory.average.get(n, torch.zeros_like(v)) for n, v in g.items()}
+        sign = -1 if direction.ahead else 1
+        g = {n: sign * memory.average.get(n, torch.zeros_like(v)) for n, v in g.items()}
     elif isinstance(direction, Random):
         g = {n: draw_signs(direction.seed, step, places[n], v.numel()).view_as(v).to(theta[n].dtype) for n, v in g.items()}
     return g, norm(g)

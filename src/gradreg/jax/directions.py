@@ -33,7 +33,8 @@ def ascent(
         vectors = structure.unflatten(drawn)
         return vectors, vectors
     if isinstance(direction, Remembered):
-        vectors = structure.unflatten([leaf if m is None else m for m, leaf in zip(average, leaves, strict=True)])
+        pairs = zip(average, leaves, strict=True)
+        vectors = structure.unflatten([leaf if m is None else -m if direction.ahead else m for m, leaf in pairs])
         return vectors, vectors
     if isinstance(direction, Adaptive):
         scales = structure.unflatten([_scale(direction, widened(leaf)) for leaf in leaves])

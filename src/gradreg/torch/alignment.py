@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradreg.torch.gradients import dense
 from gradreg.torch.norms import gradient_norm, ratio_or_zero
 from gradreg.torch.parallel import local_shards
 
@@ -31,14 +32,16 @@ class Alignment:
     def before_pass(self) -> None:
         """Remember what ``.grad`` holds before the second pass adds to it."""
         self._before = [
-            torch.zeros_like(f) if p.grad is None else p.grad.detach().clone() for p, f in zip(self._parameters, self._first, strict=True)
+            torch.zeros_like(f) if p.grad is None else dense(p.grad.detach()).clone()
+            for p, f in zip(self._parameters, self._first, strict=True)
         ]
 
     @torch.no_grad()
     def after_pass(self, weight: float) -> Tensor:
         """The cosine, from what the pass of ``weight`` added: 1 − ‖û − v̂‖²/2 of the normalised two; 0 if one of them is 0."""
         second = [
-            torch.zeros_like(b) if p.grad is None else p.grad.detach().clone() for p, b in zip(self._parameters, self._before, strict=True)
+            torch.zeros_like(b) if p.grad is None else dense(p.grad.detach()).clone()
+            for p, b in zip(self._parameters, self._before, strict=True)
         ]
         torch._foreach_sub_(local_shards(second), local_shards(self._before))
         norms = gradient_norm(self._first), gradient_norm(second)

@@ -49,7 +49,7 @@ class Grads:
     def of(self, parameters: Sequence[nn.Parameter]) -> Gradients:
         """The gradients of those ``parameters`` that have one, whole and placed as they are."""
         held = [p for p in parameters if p.grad is not None]
-        return dict(zip(held, placed_like([p.grad for p in held if p.grad is not None], held), strict=True))
+        return dict(zip(held, placed_like([dense(p.grad) for p in held if p.grad is not None], held), strict=True))
 
     def shards(self, parameters: Sequence[nn.Parameter] | None = None) -> Gradients:
         """This rank's shards of the gradients of those ``parameters`` (all trainable ones by default) that have one."""
@@ -76,6 +76,8 @@ class Grads:
         for p, before in zip(self._trainable, earlier, strict=True):
             if before is not None and p.grad is None:
                 p.grad = before.clone()
+            elif before is not None and p.grad is not None and p.grad.is_sparse:
+                p.grad = before + p.grad
             elif before is not None and p.grad is not None:
                 both.append((p.grad, before))
         if both:
@@ -92,3 +94,8 @@ class Grads:
             self._parallelism.average(whole)
             earlier = [None if p.grad is None and g is None else w for w, g, p in zip(whole, earlier, self._trainable, strict=True)]
         self.add(earlier)
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """``gradient`` itself, or a whole copy of the few rows that a layer with ``sparse=True`` leaves."""
+    return gradient.to_dense() if gradient.is_sparse else gradient

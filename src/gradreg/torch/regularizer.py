@@ -57,6 +57,9 @@ class GradientRegularizer:
             the parameters' devices. A ``torch.Generator`` of the closure's own is not replayed.
         measure_cosine: put the cosine between the two gradients into ``metrics``; costs two more copies of the gradients during a step. Not
             under ``DistributedDataParallel``, where the second gradient is seen only after it was averaged with the first.
+        measure_norm: put the norm of the gradient into ``metrics`` also at steps that do nothing else with it, those of one plain pass;
+            with False it is NaN there, and a read of all gradients is saved (about 1 % of a step of a small multi-layer perceptron). May
+            be changed from step to step, to measure where something is logged.
 
     Memory: one copy of the perturbed parameters from the first regularized step on, what the penalty remembers (see its constructor), and
     nothing else. Where c = strength / radius is not 1,
@@ -76,6 +79,7 @@ class GradientRegularizer:
         freeze_batch_statistics: bool = True,
         replay_rng: bool = True,
         measure_cosine: bool = False,
+        measure_norm: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module; got {checks.describe(model)}. Pass the module, not its parameters.")
@@ -114,6 +118,7 @@ class GradientRegularizer:
         self.freeze_batch_statistics = freeze_batch_statistics
         self.replay_rng = replay_rng
         self.measure_cosine = measure_cosine
+        self.measure_norm = measure_norm
         self._parameters = [p for _, p in named]
         self._places = {p: place for place, p in enumerate(self._parameters)}
         self._perturbed = list(selected)
@@ -158,7 +163,7 @@ class GradientRegularizer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict()``'s result.
+        """Go on from ``state_dict()``'s result; a step whose ``decoupled_step`` is pending is given up.
 
         Raises:
             ValueError: a missing or unknown key, a negative count, or a memory that does not fit the model.
@@ -203,7 +208,7 @@ class GradientRegularizer:
         Args:
             closure: runs a forward pass and returns the scalar loss; it must not call ``backward``. Or a sequence of such closures
                 (micro-batches): their gradients add up, as those of successive ``loss.backward()`` calls do, and one perturbation is made
-                from the whole sum. Divide each loss by their number for the gradient of the mean.
+                from the whole sum. For the gradient of the mean, multiply each loss by its share of the samples.
             ascent: closure(s) from which the direction comes instead, usually a part of the batch: then ``closure`` is evaluated only at
                 the perturbed parameters if c = strength / radius = 1, and last of all at the unperturbed ones if not. Not for "exact",
                 for a mixing other than "plain", and for a direction that needs no gradient.
@@ -244,13 +249,14 @@ class GradientRegularizer:
             raise ValueError("model must have at least one parameter with requires_grad=True; got none. Unfreeze some before this step.")
         self._correction.check_applied("the next backward()")
         strength = 0.0 if penalty is None else penalty.strength_at(number)
-        if penalty is not None and strength != 0.0 and ascents is not None:
+        if penalty is not None and ascents is not None:
             penalty.check_ascent("closures")
         self._check_averaging(strength)
 
         parallelism, perturbed = self._parallelism, [p for p in self._perturbed if p.requires_grad]
         buffers = self._buffers if self.freeze_batch_statistics else None
-        random_numbers = RandomNumbers(p.device for p in trainable) if self.replay_rng else None
+        several = penalty is not None and strength != 0.0
+        random_numbers = RandomNumbers(p.device for p in trainable) if several and self.replay_rng else None
         evaluation = Evaluation(parallelism, trainable, run, scaler, random_numbers)
         step = Step(
             number=number,
@@ -266,6 +272,7 @@ class GradientRegularizer:
             mask=self._mask,
             average_direction=self.scope == "global",
             measure_cosine=self.measure_cosine,
+            measure_norm=self.measure_norm,
         )
         self._memory.forget_proposals()
         with torch.enable_grad():
@@ -316,7 +323,7 @@ class GradientRegularizer:
 
 
 def _remembered_kinds(penalty: GradientPenalty | None) -> dict[str, torch.dtype | None]:
-    """What ``penalty`` remembers of each parameter, and in which dtype if not the parameter's own."""
+    """What ``penalty`` remembers of each parameter, and in which dtype if not one of the memory's choice."""
     kinds: dict[str, torch.dtype | None] = {}
     if penalty is not None and penalty.direction.has_memory:
         kinds[directions.KIND] = None
