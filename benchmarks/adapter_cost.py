@@ -36,6 +36,7 @@ from gradreg.integrations.transformers import RegularizedTrainer
 from gradreg.torch import GradientRegularizer
 from reporting import command, environment, report, signature
 from rounds import interleaved, ratio_quartiles
+from tables import markdown, with_quartiles
 
 PENALTY = gradreg.fgr(gamma=0.05, epsilon=0.1)
 PACKAGES = ("torch", "lightning", "transformers", "accelerate")
@@ -187,12 +188,12 @@ def measure(adapter: Run, by_hand: Run, rounds: int, steps: int) -> dict[str, An
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| adapter | model | by hand, ms | adapter, ms | ratio (quartiles) |", "|---|---|---|---|---|"]
-    for name, r in results["adapters"].items():
-        low, high = r["ratio_quartiles"]
-        times = f"{r['by_hand_milliseconds']:.1f} | {r['adapter_milliseconds']:.1f}"
-        lines.append(f"| {name} | {r['workload']} | {times} | {r['ratio']:.3f} ({low:.3f}–{high:.3f}) |")
-    return "\n".join(lines) + f"\n\n{signature(results, *PACKAGES)}\n"
+    rows = [
+        (name, r["workload"], f"{r['by_hand_milliseconds']:.1f}", f"{r['adapter_milliseconds']:.1f}", with_quartiles(r, 3))
+        for name, r in results["adapters"].items()
+    ]
+    found = markdown(("adapter", "model", "by hand, ms", "adapter, ms", "ratio (quartiles)"), rows)
+    return f"{found}\n\n{signature(results, *PACKAGES)}\n"
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import choosing
+import tables
 from gradreg.study.plan import Job, make_plan
 from gradreg.study.statistics import deviation, paired_difference
 from gradreg.train import recipe as recipes
@@ -99,16 +100,16 @@ def table(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows as the table of docs/choosing.md."""
-    lines = ["| variant | evaluations a step | test accuracy, % | over plain, points | gain kept, % |", "|---|---|---|---|---|"]
+    lines: list[tuple[str, ...]] = []
     for row in rows:
         failed = f" ({row['diverged']} diverged)" if row["diverged"] else ""
         if "accuracy" not in row:
-            lines.append(f"| {row['name']} | {row['cost']:.2f} | all diverged | | |")
+            lines.append((row["name"], f"{row['cost']:.2f}", "all diverged", "", ""))
             continue
         gain = "" if row["gain"] is None else f"{row['gain'].mean:+.2f} {row['gain']}"
         spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
-        lines.append(f"| {row['name']} | {row['cost']:.2f} | {row['accuracy']:.2f}{spread}{failed} | {gain} | {row['kept']} |")
-    return "\n".join(lines)
+        lines.append((row["name"], f"{row['cost']:.2f}", f"{row['accuracy']:.2f}{spread}{failed}", gain, row["kept"]))
+    return tables.markdown(("variant", "evaluations a step", "test accuracy, %", "over plain, points", "gain kept, %"), lines)
 
 
 def draw(task: str, rows: list[dict[str, Any]]) -> None:

@@ -33,6 +33,7 @@ from gradreg.train.data.requests import Processes
 from gradreg.train.data.sets import TrainingSet
 from reporting import command, environment, report, signature
 from rounds import interleaved, ratio_quartiles
+from tables import markdown, with_quartiles
 
 BATCH = 128
 COLOURS = SETS["cifar10"].colours
@@ -90,16 +91,16 @@ def measure(augmentation: AugmentationConfig, *, images: int, rounds: int, worke
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| augmentation | gradreg, images/s | torchvision, images/s | ratio (quartiles) |", "|---|---|---|---|"]
-    for name, found in results["tasks"].items():
-        speeds, (low, high) = found["images_per_second"], found["ratio_quartiles"]
-        lines.append(f"| {name} | {speeds['gradreg']:,} | {speeds['torchvision']:,} | {found['ratio']:.1f} ({low:.1f}–{high:.1f}) |")
+    rows = [
+        (name, *(f"{found['images_per_second'][who]:,}" for who in ("gradreg", "torchvision")), with_quartiles(found, 1))
+        for name, found in results["tasks"].items()
+    ]
     notes = (
         f"Median of {results['rounds']} interleaved epochs of {results['images']:,} images in batches of {BATCH}. gradreg: one process, "
         f"{results['environment']['threads']} thread(s); torchvision: {results['workers']} worker processes.\n\n"
         f"{signature(results, 'torch', 'torchvision')}"
     )
-    return "\n".join(lines) + "\n\n" + notes + "\n"
+    return f"{markdown(('augmentation', 'gradreg, images/s', 'torchvision, images/s', 'ratio (quartiles)'), rows)}\n\n{notes}\n"
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
 from reporting import command, environment, report, signature
 from rounds import interleaved, ratio_quartiles
+from tables import markdown, with_quartiles
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "MLP 784-512-512-512-10, MNIST": {"data": {"name": "mnist", "train_size": 5_120}, "model": {"name": "mlp", "hidden": [512, 512, 512]}},
@@ -90,12 +91,12 @@ def measure(settings: dict[str, Any], root: str, rounds: int) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| model, data | loop, images/s | bare, images/s | loop / bare (quartiles) |", "|---|---|---|---|"]
-    for name, r in results["workloads"].items():
-        low, high = r["ratio_quartiles"]
-        speeds = f"{r['loop_images_per_second']:,.0f} | {r['bare_images_per_second']:,.0f}"
-        lines.append(f"| {name} | {speeds} | {r['ratio']:.3f} ({low:.3f}–{high:.3f}) |")
-    return "\n".join(lines) + f"\n\n{signature(results, 'torch')}\n"
+    rows = [
+        (name, *(f"{r[f'{who}_images_per_second']:,.0f}" for who in ("loop", "bare")), with_quartiles(r, 3))
+        for name, r in results["workloads"].items()
+    ]
+    found = markdown(("model, data", "loop, images/s", "bare, images/s", "loop / bare (quartiles)"), rows)
+    return f"{found}\n\n{signature(results, 'torch')}\n"
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from models import Workload
 from reporting import signature
 from rounds import lasting, ratio_quartiles
 from steps import SGD, Build, Loss, Update
+from tables import markdown
 from tests.torch import twins
 
 RHO, ETA, GAP, GAMMA, PERIOD, REUSED, SIGMA, DECAY = 0.1, 0.01, 0.4, 0.8, 5, 0.7, 1.0, 0.9
@@ -235,28 +236,28 @@ def averages(seconds: list[float]) -> list[float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = []
+    times = ("method", "time: gradreg", "pytorch_optimizer", "memory: gradreg", "pytorch_optimizer")
+    parts: list[str] = []
     for model in results["models"].values():
         measured = model["methods"]
-        lines += [f"{model['description']} ({measured['two']['periods']} periods of {PERIOD} steps)", ""]
-        lines += ["| method | time: gradreg | pytorch_optimizer | memory: gradreg | pytorch_optimizer |", "|---|---|---|---|---|"]
+        rows = []
         for name in METHODS:
             pair = [measured[f"{name}: {who}"] for who in ("gradreg", "pytorch_optimizer")]
-            cells = [f"{m['ratio_to_two']:.2f}" for m in pair] + [f"{m['memory_over_plain']:.2f}" for m in pair]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
-    lines += ["| method | gradreg from the paper | pytorch_optimizer from the paper | what theirs computes |", "|---|---|---|---|"]
+            rows.append([name, *(f"{m[figure]:.2f}" for figure in ("ratio_to_two", "memory_over_plain") for m in pair)])
+        parts += [f"{model['description']} ({measured['two']['periods']} periods of {PERIOD} steps)", markdown(times, rows)]
+    rows = []
     for name, method in METHODS.items():
         far = results["differences"][name]
         note = "the same" if far["pytorch_optimizer"] < AGREES else method.note
-        lines.append(f"| {name} | {far['gradreg']:.0e} | {far['pytorch_optimizer']:.0e} | {note} |")
+        rows.append([name, f"{far['gradreg']:.0e}", f"{far['pytorch_optimizer']:.0e}", note])
+    parts.append(markdown(("method", "gradreg from the paper", "pytorch_optimizer from the paper", "what theirs computes"), rows))
     notes = (
         f"Time: {results['clock']} clock, median ratio to two plain passes. Memory: extra bytes at the peak of a first step over plain "
         "training, in sizes of the parameters. Difference: of the weights after two periods in float64, relative to the way they went; "
         "pytorch_optimizer takes its norms in float32.\n\n"
         f"{signature(results, 'torch', 'pytorch_optimizer')}"
     )
-    return "\n".join(lines) + "\n\n" + notes + "\n"
+    return "\n\n".join([*parts, notes]) + "\n"
 
 
 def correctness() -> dict[str, Any]:

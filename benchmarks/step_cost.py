@@ -29,9 +29,10 @@ from torch import nn
 import gradreg
 import steps
 from memory import peak_bytes
-from models import WORKLOADS, Workload
+from models import Workload
 from reporting import signature
 from rounds import lasting, ratio_quartiles
+from tables import markdown
 
 OURS = {
     "SAM": gradreg.sam(rho=0.05),
@@ -107,17 +108,19 @@ def measure(workload: Workload, device: torch.device, budget: float, clock: step
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| model | " + " | ".join(METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
-    rows: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
+    shown: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
         ("time", lambda m: m["ratio_to_two"]),
         ("memory over plain", lambda m: m["extra_memory"]["over_plain"]),
         ("memory over accumulation", lambda m: m["extra_memory"][f"over_{ACCUMULATING}"]),
     )
-    for what, value in rows:
-        for name, result in results["models"].items():
-            measured = result["methods"]
-            cells = [f"{value(measured[method]):.2f}" if method in measured else "–" for method in METHODS]
-            lines.append(f"| {WORKLOADS[name].description}: {what} | " + " | ".join(cells) + " |")
+    rows = [
+        [
+            f"{result['description']}: {what}",
+            *(f"{value(result['methods'][method]):.2f}" if method in result["methods"] else "–" for method in METHODS),
+        ]
+        for what, value in shown
+        for result in results["models"].values()
+    ]
     allocator = ", allocator keeps freed memory" if results["keep_freed_memory"] else ""
     rounds = ", ".join(str(result["methods"]["two"]["rounds"]) for result in results["models"].values())
     notes = (
@@ -126,7 +129,7 @@ def table(results: dict[str, Any]) -> str:
         "–: not twice differentiable (fused attention).\n\n"
         f"{signature(results, 'torch', 'timm', 'pytorch_optimizer', setting=allocator)}"
     )
-    return "\n".join(lines) + "\n\n" + notes + "\n"
+    return f"{markdown(['model', *METHODS], rows)}\n\n{notes}\n"
 
 
 if __name__ == "__main__":

@@ -106,6 +106,10 @@ MUTANTS = (
     Mutant("family: smallest gradients chosen", "masks.py", "    return [g.to(wide).abs() >= smallest", "    return [g.to(wide).abs() < smallest"),
     Mutant("family: mask never refreshed", "masks.py", "and self._memory.period != self._period(step)", "and self._memory.period is None"),
     Mutant("family: all layers are norms", "masks.py", "if \"norm\" in type(module).__name__.lower()", "if True"),
+    Mutant("draws: signs reversed", "draws.py", "raised.bitwise_not_()", "raised"),
+    Mutant("draws: what a signed shift drags in stays", "draws.py", "spare.bitwise_and_((1 << (32 - shift)) - 1)", "spare"),
+    Mutant("draws: every block the same", "draws.py", "rows.first + i * size", "rows.first"),
+    Mutant("draws: choices compared with their signs", "draws.py", "words.bitwise_xor_(_HIGHEST).lt_(bound + _HIGHEST)", "words.lt_(bound + _HIGHEST)"),
     Mutant("family: compensation dropped", "../penalties.py", "value=k if compensate else 1.0", "value=1.0"),
     Mutant("family: cost of a part of the batch not counted", "regularizer.py", "{\"ascent_share\": ascent_share}", "{}"),
 )  # fmt: skip
