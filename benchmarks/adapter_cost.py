@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import random
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ from gradreg.integrations.closure import RegularizedOptimizer
 from gradreg.integrations.lightning import GradientRegularization
 from gradreg.integrations.transformers import RegularizedTrainer
 from gradreg.torch import GradientRegularizer
-from reporting import command, environment, report
+from reporting import command, environment, report, signature
+from rounds import interleaved, ratio_quartiles
 
 PENALTY = gradreg.fgr(gamma=0.05, epsilon=0.1)
+PACKAGES = ("torch", "lightning", "transformers", "accelerate")
 Times = list[float]
 
 
@@ -175,18 +177,10 @@ def seconds(run: Run, steps: int) -> float:
 
 
 def measure(adapter: Run, by_hand: Run, rounds: int, steps: int) -> dict[str, Any]:
-    shuffle = random.Random(0).shuffle
-    found: dict[str, list[float]] = {"adapter": [], "by_hand": []}
-    order = [("adapter", adapter), ("by_hand", by_hand)]
-    for _ in range(rounds):
-        shuffle(order)
-        for name, run in order:
-            found[name].append(seconds(run, steps))
-    ratios = [a / b for a, b in zip(found["adapter"], found["by_hand"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    found = interleaved({"adapter": partial(seconds, adapter, steps), "by_hand": partial(seconds, by_hand, steps)}, range(rounds))
+    low, middle, high = ratio_quartiles(found["adapter"], found["by_hand"])
     return {
-        "adapter_milliseconds": round(1000 * statistics.median(found["adapter"]), 2),
-        "by_hand_milliseconds": round(1000 * statistics.median(found["by_hand"]), 2),
+        **{f"{name}_milliseconds": round(1000 * statistics.median(times), 2) for name, times in found.items()},
         "ratio": round(middle, 3),
         "ratio_quartiles": [round(low, 3), round(high, 3)],
     }
@@ -198,9 +192,7 @@ def table(results: dict[str, Any]) -> str:
         low, high = r["ratio_quartiles"]
         times = f"{r['by_hand_milliseconds']:.1f} | {r['adapter_milliseconds']:.1f}"
         lines.append(f"| {name} | {r['workload']} | {times} | {r['ratio']:.3f} ({low:.3f}–{high:.3f}) |")
-    e = results["environment"]
-    versions = ", ".join(f"{p} {e[p]}" for p in ("torch", "lightning", "transformers", "accelerate"))
-    return "\n".join(lines) + f"\n\n{e['device']}, {e['threads']} thread(s), {versions}, {e['date']}.\n`{results['command']}`\n"
+    return "\n".join(lines) + f"\n\n{signature(results, *PACKAGES)}\n"
 
 
 def main() -> None:
@@ -211,8 +203,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md beside printing the table")
     options = parser.parse_args()
-    if options.rounds < 2 or options.steps < 4:
-        parser.error(f"--rounds must be >= 2 and --steps >= 4; got {options.rounds} and {options.steps}.")
+    if options.rounds < 1 or options.steps < 4:
+        parser.error(f"--rounds must be >= 1 and --steps >= 4; got {options.rounds} and {options.steps}.")
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
@@ -224,7 +216,7 @@ def main() -> None:
         "command": command(),
         "rounds": options.rounds,
         "steps": options.steps,
-        "environment": environment(("torch", "lightning", "transformers", "accelerate")),
+        "environment": environment(PACKAGES),
         "adapters": {},
     }
     for name in options.adapters:

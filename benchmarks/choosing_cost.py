@@ -13,23 +13,20 @@ What is complete under ``--runs`` is not run again.
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
-from gradreg import files
+import choosing
 from gradreg.study.plan import Job, make_plan
 from gradreg.study.statistics import deviation, paired_difference
-from gradreg.study.workers import default_workers, run_jobs
 from gradreg.train import recipe as recipes
 from gradreg.train.run_folder import RunFolder
 
-RESULTS = Path(__file__).parent / "results" / "choosing"
-FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 PLAIN, REFERENCE, LONGER = "none", "fgr", "none, as many gradients as fgr"
 RESAMPLES = 10_000
 
@@ -37,8 +34,7 @@ RESAMPLES = 10_000
 def jobs(task: str, seeds: int, root: str | None) -> dict[str, list[Job]]:
     """Name -> the runs of that name, one a seed."""
     recipe = recipes.load(task)
-    base = recipe.base if root is None else recipes.merge(recipe.base, {"data": {"root": root}})
-    plan = make_plan(recipe, base, penalties=None, seeds=seeds)
+    plan = make_plan(recipe, choosing.base_of(recipe, root), penalties=None, seeds=seeds)
     found: dict[str, list[Job]] = {name: [j for j in plan.jobs if (j.variant, j.budget) == (name, "epochs")] for name in plan.variants}
     found[LONGER] = [j for j in plan.jobs if (j.budget, j.evaluations) == ("gradients", plan.rivals[REFERENCE])]
     return found
@@ -47,9 +43,7 @@ def jobs(task: str, seeds: int, root: str | None) -> dict[str, list[Job]]:
 def measure(task: str, seeds: int, root: str | None, runs: Path, workers: int) -> dict[str, Any]:
     """Run what is missing, seed after seed; the content of the task's results."""
     wanted = jobs(task, seeds, root)
-    missing = [job for group in zip(*wanted.values(), strict=True) for job in group if RunFolder(runs / job.folder).result() is None]
-    for job, result in run_jobs(missing, runs, workers=workers):
-        print(job.folder, result["test_accuracy"], flush=True)
+    choosing.run_missing((job for group in zip(*wanted.values(), strict=True) for job in group), runs, workers)
     unit = wanted[PLAIN][0].evaluations
     variants: dict[str, Any] = {}
     for name, group in wanted.items():
@@ -119,9 +113,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def draw(task: str, rows: list[dict[str, Any]]) -> None:
     """Gain over plain training, with its interval where there is one: the cheapest variant at the top, coloured by cost."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     shown = [row for row in rows if row.get("gain") is not None][::-1]
     reference = next(row["gain"].mean for row in shown if row["name"] == REFERENCE)
     figure = Figure(figsize=(8, 1.1 + 0.24 * len(shown)), layout="constrained")
@@ -138,27 +129,14 @@ def draw(task: str, rows: list[dict[str, Any]]) -> None:
     axis.set(xlabel="test accuracy over plain, points, paired by seed", xlim=(-1.2 * reference, 1.8 * reference), title=task)
     figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     axis.grid(alpha=0.3, axis="x")
-    FIGURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURES / f"choosing-cost-{task}.png", dpi=90)
+    choosing.save(figure, f"choosing-cost-{task}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", help="a recipe with the variants none and fgr")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--root", help="folder of the data sets")
-    parser.add_argument("--runs", type=Path, help="folder of the runs (runs/choosing-cost/TASK)")
-    parser.add_argument("--workers", type=int, default=default_workers())
-    parser.add_argument("--figure", action="store_true", help="only draw and print what is stored")
-    options = parser.parse_args()
-    path = RESULTS / f"cost-{options.task}.json"
-    if not options.figure:
-        runs = options.runs or Path("runs/choosing-cost") / options.task
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, measure(options.task, options.seeds, options.root, runs, options.workers))
-    rows = table(json.loads(path.read_text(encoding="utf-8")))
+    found = choosing.found_by_command("cost", __doc__, measure, task_help="a recipe with the variants none and fgr")
+    rows = table(found)
     print(markdown(rows))
-    draw(options.task, rows)
+    draw(found["task"], rows)
 
 
 if __name__ == "__main__":

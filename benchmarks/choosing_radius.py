@@ -10,23 +10,19 @@ and other initial weights than those on which ``choosing_cost.py`` compares. Wha
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from gradreg import files
+import choosing
 from gradreg.study.plan import Job, gradient_evaluations
-from gradreg.study.workers import default_workers, run_jobs
 from gradreg.train import recipe as recipes
 from gradreg.train.arguments import configuration
 from gradreg.train.run_folder import RunFolder
 
-RESULTS = Path(__file__).parent / "results" / "choosing"
-FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 FIRST_SEED = 100
 PLAIN = "plain"
 METHODS: dict[str, Callable[[float], dict[str, Any]]] = {
@@ -53,9 +49,7 @@ RADII = {"digits-cost": FINE, "mnist-cost": COARSE, "cifar10-cost": COARSE}
 
 def jobs(task: str, seeds: int, root: str | None) -> list[tuple[str, float | None, Job]]:
     """The runs of a task: method, radius and job, seed after seed."""
-    base = recipes.load(task).base
-    if root is not None:
-        base = recipes.merge(base, {"data": {"root": root}})
+    base = choosing.base_of(recipes.load(task), root)
     points = [(PLAIN, None), *((method, radius) for method, radii in RADII[task].items() for radius in radii)]
     found: list[tuple[str, float | None, Job]] = []
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
@@ -70,9 +64,7 @@ def jobs(task: str, seeds: int, root: str | None) -> list[tuple[str, float | Non
 def measure(task: str, seeds: int, root: str | None, runs: Path, workers: int) -> dict[str, Any]:
     """Run what is missing; the content of the task's results."""
     wanted = jobs(task, seeds, root)
-    missing = [job for _, _, job in wanted if RunFolder(runs / job.folder).result() is None]
-    for job, result in run_jobs(missing, runs, workers=workers):
-        print(job.folder, result["test_accuracy"], flush=True)
+    choosing.run_missing((job for _, _, job in wanted), runs, workers)
     records: list[dict[str, Any]] = []
     for method, radius, job in wanted:
         result = RunFolder(runs / job.folder).result() or {}
@@ -94,8 +86,6 @@ def summary(found: dict[str, Any]) -> dict[str, list[tuple[float | None, float, 
 
 def draw(task: str, found: dict[str, Any]) -> None:
     """A column a method, each over its radius: all accuracies above, those near plain training's (a band of mean ± sd) below."""
-    from matplotlib.figure import Figure
-
     table = summary(found)
     (_, plain, deviation, _) = table.pop(PLAIN)[0]
     best = max(mean for points in table.values() for _, mean, _, _ in points)
@@ -111,6 +101,8 @@ def draw(task: str, found: dict[str, Any]) -> None:
             )
             axis.plot([p[0] for p in points], [p[1] for p in points], "-o", color="#0072B2", markersize=4, label="mean over seeds")
             axis.set(xscale="log")
+            axis.set_xticks([p[0] for p in points], [f"{p[0]:g}" for p in points], fontsize=8)
+            axis.set_xticks([], minor=True)
             axis.grid(alpha=0.3)
         axes[1, column].set_xlabel(SYMBOLS[method])
     for axis in axes[:, 0]:
@@ -119,29 +111,15 @@ def draw(task: str, found: dict[str, Any]) -> None:
     axes[1, 0].set_ylim(plain - 1.5 * margin, best + margin)
     axes[0, 0].legend(fontsize=8, loc="lower left")
     figure.suptitle(task, fontsize=10)
-    FIGURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURES / f"choosing-radius-{task}.png", dpi=90)
+    choosing.save(figure, f"choosing-radius-{task}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=tuple(RADII))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--root", help="folder of the data sets")
-    parser.add_argument("--runs", type=Path, help="folder of the runs (runs/choosing-radius/TASK)")
-    parser.add_argument("--workers", type=int, default=default_workers())
-    parser.add_argument("--figure", action="store_true", help="only draw what is stored")
-    options = parser.parse_args()
-    path = RESULTS / f"radius-{options.task}.json"
-    if not options.figure:
-        runs = options.runs or Path("runs/choosing-radius") / options.task
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, measure(options.task, options.seeds, options.root, runs, options.workers))
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = choosing.found_by_command("radius", __doc__, measure, tasks=tuple(RADII), task_help="a recipe, whose variants are not used")
     for method, points in summary(found).items():
         for radius, mean, deviation, diverged in points:
             print(f"{method:6} {radius or '':>6}  {mean:.2f} ± {deviation:.2f}" + (f"  {diverged} diverged" if diverged else ""))
-    draw(options.task, found)
+    draw(found["task"], found)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,17 @@ processor`` counts processor time, for machines on which others work too; "wall"
 from __future__ import annotations
 
 import argparse
-import random
-import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
-from gradreg import files
+import choosing
 from gradreg.train import recipe as recipes
 from gradreg.train.arguments import configuration
 from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
+from rounds import CLOCKS, interleaved, ratio_quartiles
 
-RESULTS = Path(__file__).parent / "results" / "choosing"
-CLOCKS = {"processor": time.process_time, "wall": time.perf_counter}
 PLAIN = "none"
 
 
@@ -42,28 +39,20 @@ def seconds_of_an_epoch(run: Run, clock: str) -> float:
 def measure(task: str, rounds: int, root: str | None, clock: str) -> dict[str, dict[str, float]]:
     """Variant -> the quartiles of its ratio to plain training, and plain training's own milliseconds a step."""
     recipe = recipes.load(task)
-    base = recipe.base if root is None else recipes.merge(recipe.base, {"data": {"root": root}})
     # Every epoch at the learning rate of the first: the time does not depend on it, and a schedule would end with the recipe's epochs.
-    base = recipes.merge(base, {"schedule": {"name": "constant"}, "device": "cpu"})
+    base = recipes.merge(choosing.base_of(recipe, root), {"schedule": {"name": "constant"}, "device": "cpu"})
     runs: dict[str, Run] = {}
     for name in recipe.variants:
         config = configuration(recipe.settings(name, base=base))
         runs[name] = Run(config, Devices(config))
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs)
-    shuffle = random.Random(0)
-    for count in range(rounds + 1):
-        shuffle.shuffle(order)
-        for name in order:
-            took = seconds_of_an_epoch(runs[name], clock)
-            if count:  # the first round allocates
-                times[name].append(took)
-    plain = np.array(times[PLAIN])
+    candidates = {name: partial(seconds_of_an_epoch, run, clock) for name, run in runs.items()}
+    interleaved(candidates, range(1))  # allocates
+    times = interleaved(candidates, range(rounds))
     found: dict[str, dict[str, float]] = {}
     for name, own in times.items():
-        low, middle, high = np.percentile(np.array(own) / plain, (25, 50, 75))
+        low, middle, high = ratio_quartiles(own, times[PLAIN])
         milliseconds = 1000 * float(np.median(own)) / runs[name].steps_per_epoch
-        found[name] = {"ratio": float(middle), "low": float(low), "high": float(high), "milliseconds": milliseconds}
+        found[name] = {"ratio": middle, "low": low, "high": high, "milliseconds": milliseconds}
     return found
 
 
@@ -75,9 +64,8 @@ def main() -> None:
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="processor")
     options = parser.parse_args()
     found = measure(options.task, options.rounds, options.root, options.clock)
-    RESULTS.mkdir(parents=True, exist_ok=True)
     content = {"task": options.task, "clock": options.clock, "rounds": options.rounds, "variants": found}
-    files.write_json(RESULTS / f"seconds-{options.task}.json", content)
+    choosing.store(f"seconds-{options.task}", content)
     for name, row in found.items():
         print(f"{name:26} {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]  {row['milliseconds']:.2f} ms a step")
 

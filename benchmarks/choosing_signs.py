@@ -13,9 +13,12 @@ import json
 import math
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
-from choosing_radius import FIGURES, RESULTS, SYMBOLS, jobs
+import choosing
+from choosing_radius import SYMBOLS, jobs
 from gradreg import files
 from gradreg.train.configuration import Config
 from gradreg.train.devices import Devices
@@ -53,9 +56,6 @@ def _finite(value: Any) -> float | None:
 
 def draw(found: list[dict[str, Any]]) -> None:
     """A column a method: cosine above, the first pass's loss below, over the epochs, coloured by radius."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     methods = list(dict.fromkeys(r["method"] for r in found))
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     axes = figure.subplots(2, len(methods), sharex=True, sharey="row")
@@ -77,23 +77,22 @@ def draw(found: list[dict[str, Any]]) -> None:
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("cosine of the two gradients")
     axes[1, 0].set_ylabel("first pass's loss (dashed: guessing)")
-    figure.savefig(FIGURES / "choosing-signs.png", dpi=100)
+    choosing.save(figure, "choosing-signs", dpi=100)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figure", action="store_true", help="only draw what is stored")
     options = parser.parse_args()
-    path = RESULTS / "signs.json"
     if not options.figure:
         found: list[dict[str, Any]] = []
         for method, radius, job in jobs(TASK, 1, None):
             if radius is not None:
                 found.append({"method": method, "radius": radius, **watch(job.config)})
                 print(method, radius, found[-1]["test_accuracy"], flush=True)
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, json.dumps({"task": TASK, "runs": found}) + "\n")
-    draw(json.loads(path.read_text(encoding="utf-8"))["runs"])
+        content = json.dumps({"task": TASK, "runs": found})  # on one line: thousands of numbers
+        files.write_text(choosing.RESULTS / "signs.json", content + "\n")
+    draw(choosing.stored("signs")["runs"])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gradreg
 from gradreg.torch import GradientRegularizer
+from rounds import interleaved
 
 
 def variants(model: DistributedDataParallel, loss: Callable[[], Tensor]) -> dict[str, Callable[[], object]]:
@@ -63,16 +65,18 @@ def work(rank: int, arguments: argparse.Namespace, folder: str) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     x, y = torch.randn(arguments.batch, 3072), torch.randint(0, 10, (arguments.batch,))
     steps = variants(model, lambda: nn.functional.cross_entropy(model(x), y))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(arguments.rounds + 3):
-        for name, step in steps.items():
-            dist.barrier()
-            start = time.perf_counter()
-            optimizer.zero_grad()
-            step()
-            optimizer.step()
-            if i >= 3:
-                times[name].append(time.perf_counter() - start)
+
+    def timed(step: Callable[[], object]) -> float:
+        dist.barrier()
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        step()
+        optimizer.step()
+        return time.perf_counter() - start
+
+    candidates = {name: partial(timed, step) for name, step in steps.items()}
+    interleaved(candidates, range(3))  # warms up
+    times = interleaved(candidates, range(arguments.rounds))  # in the same orders on all ranks
     if rank == 0:
         floor = statistics.median(times["plain, two passes, one all-reduce"])
         tensors = sum(1 for _ in model.parameters())

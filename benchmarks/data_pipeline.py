@@ -3,13 +3,14 @@
     python benchmarks/data_pipeline.py --out benchmarks/results/data_pipeline
 
 Both deal out an epoch of normalised float32 batches of 128 from 50,000 images of 32 x 32 pixels in memory. Their bytes are random: nothing
-that is measured depends on what they show. Rounds alternate, an epoch of each, so that a machine whose speed drifts disturbs both alike;
+that is measured depends on what they show. A round is an epoch of each, so that a machine whose speed drifts disturbs both alike;
 the workers stay from epoch to epoch, and their start is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Iterable
@@ -30,7 +31,8 @@ from gradreg.train.data.finishing import Finish
 from gradreg.train.data.memory import MemoryImages
 from gradreg.train.data.requests import Processes
 from gradreg.train.data.sets import TrainingSet
-from reporting import command, environment, report
+from reporting import command, environment, report, signature
+from rounds import interleaved, ratio_quartiles
 
 BATCH = 128
 COLOURS = SETS["cifar10"].colours
@@ -72,17 +74,17 @@ def measure(augmentation: AugmentationConfig, *, images: int, rounds: int, worke
     labels = torch.zeros(images, dtype=torch.int64)
     ours = TrainingSet(in_memory, labels, finish, seed=0, device=cpu, processes=Processes())
     theirs = DataLoader(ByIndex(pixels, augmentation), BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
-    for batches in (ours.batches(1, BATCH), theirs):
-        images_per_second(batches, images)  # workers start, caches fill
-    speeds: dict[str, list[float]] = {"gradreg": [], "torchvision": []}
-    for epoch in range(1, rounds + 1):
-        speeds["gradreg"].append(images_per_second(ours.batches(epoch, BATCH), images))
-        speeds["torchvision"].append(images_per_second(theirs, images))
-    ratios = [mine / other for mine, other in zip(speeds["gradreg"], speeds["torchvision"], strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
+    epochs = itertools.count(1)
+    candidates = {
+        "gradreg": lambda: images_per_second(ours.batches(next(epochs), BATCH), images),
+        "torchvision": lambda: images_per_second(theirs, images),
+    }
+    interleaved(candidates, range(1))  # workers start, caches fill
+    speeds = interleaved(candidates, range(rounds))
+    low, middle, high = ratio_quartiles(speeds["gradreg"], speeds["torchvision"])
     return {
         "images_per_second": {name: round(statistics.median(values)) for name, values in speeds.items()},
-        "ratio": round(statistics.median(ratios), 2),
+        "ratio": round(middle, 2),
         "ratio_quartiles": [round(low, 2), round(high, 2)],
     }
 
@@ -92,12 +94,10 @@ def table(results: dict[str, Any]) -> str:
     for name, found in results["tasks"].items():
         speeds, (low, high) = found["images_per_second"], found["ratio_quartiles"]
         lines.append(f"| {name} | {speeds['gradreg']:,} | {speeds['torchvision']:,} | {found['ratio']:.1f} ({low:.1f}–{high:.1f}) |")
-    e = results["environment"]
     notes = (
-        f"Median of {results['rounds']} alternating epochs of {results['images']:,} images in batches of {BATCH}. gradreg: one process, "
-        f"{e['threads']} thread(s); torchvision: {results['workers']} worker processes.\n\n"
-        f"{e['device']}, {e['cores']} cores, torch {e['torch']}, torchvision {e['torchvision']}, "
-        f"{e['date']}. `{results['command']}`"
+        f"Median of {results['rounds']} interleaved epochs of {results['images']:,} images in batches of {BATCH}. gradreg: one process, "
+        f"{results['environment']['threads']} thread(s); torchvision: {results['workers']} worker processes.\n\n"
+        f"{signature(results, 'torch', 'torchvision')}"
     )
     return "\n".join(lines) + "\n\n" + notes + "\n"
 

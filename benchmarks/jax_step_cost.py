@@ -26,8 +26,10 @@ import optax
 
 import gradreg
 from gradreg.jax import value_and_grad
+from rounds import interleaved, ratio_quartiles
 
 RADIUS = 0.05
+UNIT = "two plain gradients"
 
 
 def mlp(params: Any, x: jax.Array) -> jax.Array:
@@ -135,7 +137,7 @@ def variants(model: Any, batch: tuple[jax.Array, jax.Array], params: Any) -> dic
     late = gradreg.sam(rho=RADIUS).warmup("zero", steps=1_000_000_000)
     early = gradreg.sam(rho=RADIUS).warmup("zero", steps=1)
     return {
-        "two plain gradients": trained(two),
+        UNIT: trained(two),
         "one plain gradient": trained(lambda params, number: plain(params, x, y)),
         "gradreg SAM": ours(gradreg.sam(rho=RADIUS)),
         "gradreg GNP, alpha 0.8": ours(gradreg.gnp(r=RADIUS, alpha=0.8)),
@@ -154,31 +156,35 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     key = jax.random.key(0)
     params = parameters(key)
     batch = jax.random.normal(key, (size, 32, 32, 3)), jax.random.randint(key, (size,), 0, 10)
-    steps = variants(model, batch, params)
-    states = {variant: (params, state) for variant, (_, state, _) in steps.items()}
-    seconds: dict[str, list[float]] = {variant: [] for variant in steps}
-    processor: dict[str, list[float]] = {variant: [] for variant in steps}
-    for done in range(rounds + 3):
-        order = list(steps)
-        for variant in order[done % len(order) :] + order[: done % len(order)]:
-            step, _, calls = steps[variant]
-            begin, begin_processor = time.perf_counter(), time.process_time()
-            for _ in range(calls):
-                states[variant] = step(*states[variant], jnp.int32(done + 1))
-            jax.block_until_ready(states[variant])
-            if done >= 3:
-                seconds[variant].append(time.perf_counter() - begin)
-                processor[variant].append(time.process_time() - begin_processor)
+    candidates = {variant: timed(*made, params) for variant, made in variants(model, batch, params).items()}
+    interleaved(candidates, range(3))  # compiles
+    found = interleaved(candidates, range(rounds))
+    seconds, processor = ({variant: [both[i] for both in own] for variant, own in found.items()} for i in range(2))
     return {
-        "milliseconds of two plain gradients": round(1e3 * statistics.median(seconds["two plain gradients"]), 3),
-        "ratio to two plain gradients": _ratios(seconds),
+        f"milliseconds of {UNIT}": round(1e3 * statistics.median(seconds[UNIT]), 3),
+        f"ratio to {UNIT}": _ratios(seconds),
         "ratio in processor time": _ratios(processor),
     }
 
 
+def timed(step: Step, state: Any, calls: int, params: Any) -> Callable[[], tuple[float, float]]:
+    """A function that trains for one step and returns its seconds, by the wall's clock and by the processor's."""
+    at, number = (params, state), 0
+
+    def train() -> tuple[float, float]:
+        nonlocal at, number
+        number += 1
+        begin, begin_processor = time.perf_counter(), time.process_time()
+        for _ in range(calls):
+            at = step(*at, jnp.int32(number))
+        jax.block_until_ready(at)
+        return time.perf_counter() - begin, time.process_time() - begin_processor
+
+    return train
+
+
 def _ratios(times: dict[str, list[float]]) -> dict[str, float]:
-    unit = times["two plain gradients"]
-    return {variant: round(statistics.median(a / b for a, b in zip(own, unit, strict=True)), 3) for variant, own in times.items()}
+    return {variant: round(ratio_quartiles(own, times[UNIT])[1], 3) for variant, own in times.items()}
 
 
 def main() -> None:
@@ -196,8 +202,8 @@ def main() -> None:
     }
     for name in CASES:
         measured = result["models"][name] = measure(name, arguments.rounds)
-        print(f"{name}: two plain gradients take {measured['milliseconds of two plain gradients']} ms")
-        for variant, ratio in measured["ratio to two plain gradients"].items():
+        print(f"{name}: {UNIT} take {measured[f'milliseconds of {UNIT}']} ms")
+        for variant, ratio in measured[f"ratio to {UNIT}"].items():
             print(f"  {ratio:6.3f}  {measured['ratio in processor time'][variant]:6.3f}  {variant}")
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
 import statistics
 import time
 from collections.abc import Callable
@@ -27,7 +26,8 @@ from gradreg.train.configuration import Config
 from gradreg.train.data.loading import Data, load
 from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
-from reporting import command, environment, report
+from reporting import command, environment, report, signature
+from rounds import interleaved, ratio_quartiles
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "MLP 784-512-512-512-10, MNIST": {"data": {"name": "mnist", "train_size": 5_120}, "model": {"name": "mlp", "hidden": [512, 512, 512]}},
@@ -79,17 +79,13 @@ def measure(settings: dict[str, Any], root: str, rounds: int) -> dict[str, Any]:
         return time.process_time() - started
 
     candidates = {"loop": ours, "bare": bare(config, data)}
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for i in range(rounds + 1):
-        for name in random.sample(list(candidates), 2):
-            seconds = candidates[name]()
-            if i:  # the first round warms up
-                times[name].append(seconds)
-    ratios = sorted(b / a for a, b in zip(times["loop"], times["bare"], strict=True))
+    interleaved(candidates, range(1))  # warms up
+    times = interleaved(candidates, range(rounds))
+    low, middle, high = ratio_quartiles(times["bare"], times["loop"])
     return {
-        **{f"{name}_images_per_second": len(data.train) / statistics.median(t) for name, t in times.items()},
-        "ratio": statistics.median(ratios),
-        "ratio_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+        **{f"{name}_images_per_second": len(data.train) / statistics.median(own) for name, own in times.items()},
+        "ratio": middle,
+        "ratio_quartiles": [low, high],
     }
 
 
@@ -99,8 +95,7 @@ def table(results: dict[str, Any]) -> str:
         low, high = r["ratio_quartiles"]
         speeds = f"{r['loop_images_per_second']:,.0f} | {r['bare_images_per_second']:,.0f}"
         lines.append(f"| {name} | {speeds} | {r['ratio']:.3f} ({low:.3f}–{high:.3f}) |")
-    e = results["environment"]
-    return "\n".join(lines) + f"\n\n{e['device']}, {e['threads']} thread(s), torch {e['torch']}, {e['date']}.\n`{results['command']}`\n"
+    return "\n".join(lines) + f"\n\n{signature(results, 'torch')}\n"
 
 
 def main() -> None:

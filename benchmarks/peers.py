@@ -12,14 +12,11 @@ weight. A note says where theirs computes something else.
 
 from __future__ import annotations
 
-import argparse
-import random
 import statistics
 import sys
-import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +26,16 @@ from torch.func import grad
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import gradreg
+import steps
+from gradreg import GradientPenalty
+from memory import peak_bytes
+from models import Workload
+from reporting import signature
+from rounds import lasting, ratio_quartiles
+from steps import SGD, Build, Loss, Update
 from tests.torch import twins
 
-import gradreg
-from gradreg import GradientPenalty
-from gradreg.torch import GradientRegularizer
-from models import WORKLOADS, Workload
-from reporting import command, environment, report
-from step_cost import CLOCKS, Step, keep_freed_memory, peak_bytes, seconds
-
-Loss = Callable[[], Tensor]
-Update = Callable[[Loss], None]
-SGD: dict[str, Any] = {"lr": 0.01, "momentum": 0.9}
 RHO, ETA, GAP, GAMMA, PERIOD, REUSED, SIGMA, DECAY = 0.1, 0.01, 0.4, 0.8, 5, 0.7, 1.0, 0.9
 AGREES = 1e-5
 
@@ -58,13 +53,13 @@ class Method:
     """
 
     ours: GradientPenalty
-    theirs: Callable[[nn.Module], Update]
+    theirs: Build
     paper: Callable[[twins.Loss, twins.Parameters, int, Any], tuple[twins.Parameters, Any]]
     beside: Callable[[twins.Loss, twins.Parameters], twins.Parameters] | None = None
     note: str = ""
 
 
-def two_steps(name: str, **options: Any) -> Callable[[nn.Module], Update]:
+def two_steps(name: str, **options: Any) -> Build:
     """Their optimizers of two steps, used as their documentation shows."""
 
     def build(model: nn.Module) -> Update:
@@ -161,61 +156,28 @@ METHODS: dict[str, Method] = {
 }
 
 
-def ours(penalty: GradientPenalty, model: nn.Module) -> Update:
-    regularizer, optimizer = GradientRegularizer(model, penalty), torch.optim.SGD(model.parameters(), **SGD)
-
-    def update(loss: Loss) -> None:
-        regularizer.backward(loss)
-        optimizer.step()
-        regularizer.decoupled_step(optimizer)
-        optimizer.zero_grad()
-
-    return update
-
-
-def plain(model: nn.Module, passes: int) -> Update:
-    optimizer = torch.optim.SGD(model.parameters(), **SGD)
-
-    def update(loss: Loss) -> None:
-        for _ in range(passes):
-            optimizer.zero_grad()
-            loss().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return update
-
-
-def updates() -> dict[str, Callable[[nn.Module], Update]]:
+def builds() -> dict[str, Build]:
     """Everything that is timed, by name."""
-    found: dict[str, Callable[[nn.Module], Update]] = {"plain": lambda model: plain(model, 1), "two": lambda model: plain(model, 2)}
+    found: dict[str, Build] = {"plain": partial(steps.plain, passes=1), "two": partial(steps.plain, passes=2)}
     for name, method in METHODS.items():
-        found[f"{name}: gradreg"] = lambda model, penalty=method.ours: ours(penalty, model)
+        found[f"{name}: gradreg"] = partial(steps.regularized, penalty=method.ours)
         found[f"{name}: pytorch_optimizer"] = method.theirs
     return found
 
 
-def step_of(workload: Workload, build: Callable[[nn.Module], Update], device: torch.device) -> tuple[nn.Module, Step]:
-    torch.manual_seed(0)
-    model = workload.build().to(device)
-    x, y = workload.batch(device)
-    criterion, update = nn.CrossEntropyLoss(), build(model)
-    return model, lambda: update(lambda: criterion(model(x), y))
-
-
-def differences(steps: int = 2 * PERIOD) -> dict[str, dict[str, float]]:
-    """How far gradreg and pytorch_optimizer end from the papers after ``steps`` steps, relative to the way the weights went."""
+def differences(count: int = 2 * PERIOD) -> dict[str, dict[str, float]]:
+    """How far gradreg and pytorch_optimizer end from the papers after ``count`` steps, relative to the way the weights went."""
     found: dict[str, dict[str, float]] = {}
     for name, method in METHODS.items():
         ends = {}
-        for who, build in (("gradreg", lambda model, penalty=method.ours: ours(penalty, model)), ("pytorch_optimizer", method.theirs)):
+        for who, build in (("gradreg", partial(steps.regularized, penalty=method.ours)), ("pytorch_optimizer", method.theirs)):
             model = small_network()
             start, update = twins.parameters_of(model), build(model)
-            for step in range(steps):
+            for step in range(count):
                 x, y = small_batch(step)
                 update(lambda model=model, x=x, y=y: nn.functional.mse_loss(model(x), y))
             ends[who] = twins.parameters_of(model)
-        paper = by_the_paper(method, steps)
+        paper = by_the_paper(method, count)
         way = max(float((paper[n] - start[n]).abs().max()) for n in paper)
         found[name] = {who: max(float((end[n] - paper[n]).abs().max()) for n in paper) / way for who, end in ends.items()}
     return found
@@ -232,11 +194,11 @@ def small_batch(step: int) -> tuple[Tensor, Tensor]:
     return x, 2 * y
 
 
-def by_the_paper(method: Method, steps: int) -> twins.Parameters:
+def by_the_paper(method: Method, count: int) -> twins.Parameters:
     model, memory = small_network(), None
     theta = twins.parameters_of(model)
     momentum = twins.scaled(0.0, theta)
-    for step in range(steps):
+    for step in range(count):
         loss = twins.loss_of(model, *small_batch(step))
         beside = None if method.beside is None else method.beside(loss, theta)
         gradient, memory = method.paper(loss, theta, step, memory)
@@ -246,35 +208,30 @@ def by_the_paper(method: Method, steps: int) -> twins.Parameters:
     return theta
 
 
-def measure(workload: Workload, device: torch.device, budget: float, clock: Callable[[], float]) -> dict[str, dict[str, Any]]:
+def measure(workload: Workload, device: torch.device, budget: float, clock: steps.Clock) -> dict[str, dict[str, Any]]:
     """Medians of the ratio to "two" of whole periods, and the memory of a first step over plain training in sizes of the parameters."""
-    steps, peaks, size = {}, {}, 1
-    for name, build in updates().items():
-        model, step = step_of(workload, build, device)
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
-        peaks[name] = peak_bytes(step, device)
-        steps[name] = step_of(workload, build, device)[1]
-        steps[name]()
-    order, shuffle = list(steps), random.Random(0).shuffle
-    times: dict[str, list[float]] = {name: [] for name in order}
-    start = time.perf_counter()
-    while time.perf_counter() - start < budget or len(times["two"]) < 3:
-        sums = dict.fromkeys(order, 0.0)
-        for _ in range(PERIOD):
-            shuffle(order)
-            for name in order:
-                sums[name] += seconds(steps[name], device, clock)
-        for name, own in sums.items():
-            times[name].append(own / PERIOD)
+    running, peaks = {}, {}
+    for name, build in builds().items():
+        model, step = steps.step_of(workload, build, device)
+        peaks[name] = peak_bytes(step, device) / steps.size_of(model)
+        running[name] = steps.step_of(workload, build, device)[1]
+        running[name]()
+    rounds = (None for _ in lasting(budget, least=3) for _ in range(PERIOD))
+    times = {name: averages(own) for name, own in steps.times(running, device, clock, rounds).items()}
     return {
         name: {
             "milliseconds": round(1000 * statistics.median(own), 2),
-            "ratio_to_two": round(statistics.median(mine / two for mine, two in zip(own, times["two"], strict=True)), 3),
-            "memory_over_plain": round((peaks[name] - peaks["plain"]) / size, 3),
+            "ratio_to_two": round(ratio_quartiles(own, times["two"])[1], 3),
+            "memory_over_plain": round(peaks[name] - peaks["plain"], 3),
             "periods": len(own),
         }
         for name, own in times.items()
     }
+
+
+def averages(seconds: list[float]) -> list[float]:
+    """The mean of each period."""
+    return [statistics.mean(seconds[i : i + PERIOD]) for i in range(0, len(seconds), PERIOD)]
 
 
 def table(results: dict[str, Any]) -> str:
@@ -293,53 +250,29 @@ def table(results: dict[str, Any]) -> str:
         far = results["differences"][name]
         note = "the same" if far["pytorch_optimizer"] < AGREES else method.note
         lines.append(f"| {name} | {far['gradreg']:.0e} | {far['pytorch_optimizer']:.0e} | {note} |")
-    e = results["environment"]
     notes = (
         f"Time: {results['clock']} clock, median ratio to two plain passes. Memory: extra bytes at the peak of a first step over plain "
         "training, in sizes of the parameters. Difference: of the weights after two periods in float64, relative to the way they went; "
         "pytorch_optimizer takes its norms in float32.\n\n"
-        f"{e['device']}, {e['threads']} thread(s), torch {e['torch']}, pytorch_optimizer {e['pytorch_optimizer']}, {e['date']}. "
-        f"`{results['command']}`"
+        f"{signature(results, 'torch', 'pytorch_optimizer')}"
     )
     return "\n".join(lines) + "\n\n" + notes + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="which models to measure")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to time each model (at least 3 periods)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what times are measured by")
-    parser.add_argument("--keep-freed-memory", action="store_true", help="see step_cost.py")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md beside printing the table")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    if options.keep_freed_memory:
-        keep_freed_memory()
-    warnings.filterwarnings("ignore", message="CUDA initialization")
-
-    results: dict[str, Any] = {
-        "command": command(),
-        "clock": options.clock,
-        "keep_freed_memory": options.keep_freed_memory,
-        "environment": environment(("torch", "timm", "pytorch_optimizer"), device),
-        "differences": differences(),
-        "models": {},
-    }
-    unexplained = [n for n, far in results["differences"].items() if far["pytorch_optimizer"] >= AGREES and not METHODS[n].note]
+def correctness() -> dict[str, Any]:
+    found = differences()
+    unexplained = [name for name, far in found.items() if far["pytorch_optimizer"] >= AGREES and not METHODS[name].note]
     if unexplained:
         print(f"theirs differs from the paper without a note: {', '.join(unexplained)}", file=sys.stderr)
-    for name in options.models:
-        workload = WORKLOADS[name]
-        results["models"][name] = {
-            "description": workload.description,
-            "methods": measure(workload, device, options.seconds, CLOCKS[options.clock]),
-        }
-        print(f"{workload.description}: done", file=sys.stderr)
-    report(results, table(results), options.out)
+    return {"differences": found}
 
 
 if __name__ == "__main__":
-    main()
+    steps.run(
+        __doc__,
+        least="3 periods",
+        packages=("torch", "timm", "pytorch_optimizer"),
+        measure=measure,
+        table=table,
+        beside=correctness,
+    )

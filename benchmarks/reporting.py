@@ -41,6 +41,14 @@ def environment(packages: Sequence[str], device: torch.device | None = None) -> 
     }
 
 
+def signature(results: dict[str, Any], *packages: str, setting: str = "") -> str:
+    """Below a table: where, with what ``packages`` and ``setting``, when, and by which command it was made."""
+    made = results["environment"]
+    versions = ", ".join(f"{package} {made[package]}" for package in packages)
+    where = f"{made['device']}, {made['cores']} core(s), {made['threads']} thread(s)"
+    return f"{where}{setting}, {versions}, {made['date']}. `{results['command']}`"
+
+
 def report(results: dict[str, Any], text: str, out: Path | None) -> None:
     """Print ``text``, and write ``out``.json and ``out``.md if ``out`` is given."""
     print(text)

@@ -18,26 +18,20 @@ allocation events of torch.profiler, C++ temporaries included; on a GPU from tor
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import random
 import statistics
-import sys
-import time
-import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile
 
 import gradreg
-from gradreg.torch import GradientRegularizer
+import steps
+from memory import peak_bytes
 from models import WORKLOADS, Workload
-from reporting import command, environment, report
+from reporting import signature
+from rounds import lasting, ratio_quartiles
 
 OURS = {
     "SAM": gradreg.sam(rho=0.05),
@@ -45,103 +39,32 @@ OURS = {
     "F-GR": gradreg.fgr(gamma=0.05, epsilon=0.1),
     "exact": gradreg.exact(gamma=0.05),
 }
-PEER = "pytorch_optimizer SAM"
-METHODS = ("plain", "two", *OURS, PEER)
 ACCUMULATING = "accumulating"  # two plain passes whose gradients add up: measured for its memory
-Step = Callable[[], None]
 
 
-def build_step(method: str, workload: Workload, device: torch.device) -> tuple[nn.Module, Step]:
-    """A fresh model and a function that trains it for one step by ``method``."""
-    torch.manual_seed(0)
-    model = workload.build().to(device)
-    x, y = workload.batch(device)
-    loss_function = nn.CrossEntropyLoss()
-    sgd: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9}
+def their_sam(model: nn.Module) -> steps.Update:
+    from pytorch_optimizer import SAM  # imported late: it is wanted for this method alone
 
-    def closure() -> torch.Tensor:
-        return loss_function(model(x), y)
+    optimizer = SAM(model.parameters(), base_optimizer=torch.optim.SGD, rho=0.05, **steps.SGD)
 
-    if method == PEER:
-        from pytorch_optimizer import SAM  # imported late: it is wanted for this method alone
+    def update(loss: steps.Loss) -> None:
+        loss().backward()
+        optimizer.first_step(zero_grad=True)
+        loss().backward()
+        optimizer.second_step(zero_grad=True)
 
-        peer = SAM(model.parameters(), base_optimizer=torch.optim.SGD, rho=0.05, **sgd)
-
-        def peer_step() -> None:
-            closure().backward()
-            peer.first_step(zero_grad=True)
-            closure().backward()
-            peer.second_step(zero_grad=True)
-
-        return model, peer_step
-
-    optimizer = torch.optim.SGD(model.parameters(), **sgd)
-    if method in OURS:
-        regularizer = GradientRegularizer(model, OURS[method])
-
-        def our_step() -> None:
-            regularizer.backward(closure)
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return model, our_step
-
-    def plain_step() -> None:
-        closure().backward()
-        if method == "two":
-            optimizer.zero_grad()
-            closure().backward()
-        if method == ACCUMULATING:
-            closure().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return model, plain_step
+    return update
 
 
-CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+METHODS: dict[str, steps.Build] = {
+    "plain": partial(steps.plain, passes=1),
+    "two": partial(steps.plain, passes=2),
+    **{name: partial(steps.regularized, penalty=penalty) for name, penalty in OURS.items()},
+    "pytorch_optimizer SAM": their_sam,
+}
 
 
-def seconds(step: Step, device: torch.device, clock: Callable[[], float]) -> float:
-    start = clock()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
-def keep_freed_memory() -> None:
-    """No block of its own for a large allocation, and nothing handed back to the system: M_MMAP_MAX 0, M_TRIM_THRESHOLD the largest."""
-    mallopt = ctypes.CDLL(None).mallopt
-    if not (mallopt(-4, 0) and mallopt(-1, 2**31 - 1)):
-        raise OSError("mallopt refused; leave --keep-freed-memory out on systems without glibc.")
-
-
-def peak_bytes(step: Step, device: torch.device) -> int:
-    """The most that ``step`` holds above what was allocated before it."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    pending = list(profiler.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
-    allocations: list[tuple[int, int]] = []
-    while pending:
-        event = pending.pop()
-        pending.extend(event.children)
-        if event.tag == _EventType.Allocation:
-            allocations.append((event.start_time_ns, event.extra_fields.alloc_size))
-    held = peak = 0
-    for _, size in sorted(allocations):
-        held += size
-        peak = max(peak, held)
-    return peak
-
-
-def runs(step: Step) -> bool:
+def runs(step: steps.Step) -> bool:
     """False where double backprop cannot run, as through fused attention."""
     try:
         step()
@@ -152,44 +75,33 @@ def runs(step: Step) -> bool:
     return True
 
 
-def measure_memory(workload: Workload, device: torch.device, methods: list[str]) -> dict[str, dict[str, float]]:
+def memory(workload: Workload, device: torch.device, methods: list[str]) -> dict[str, dict[str, float]]:
     """The peak of a first step, which allocates what stays (momentum, copies) as well, less that of plain training."""
     totals: dict[str, float] = {}
-    size = 1
-    for method in [*methods, ACCUMULATING]:
-        model, step = build_step(method, workload, device)
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
-        totals[method] = peak_bytes(step, device)
-    return {
-        method: {f"over_{base}": round((totals[method] - totals[base]) / size, 3) for base in ("plain", ACCUMULATING)} for method in methods
-    }
+    builds = {**{method: METHODS[method] for method in methods}, ACCUMULATING: partial(steps.plain, passes=2, accumulating=True)}
+    for method, build in builds.items():
+        model, step = steps.step_of(workload, build, device)
+        totals[method] = peak_bytes(step, device) / steps.size_of(model)
+    return {method: {f"over_{base}": round(totals[method] - totals[base], 3) for base in ("plain", ACCUMULATING)} for method in methods}
 
 
-def measure_time(workload: Workload, device: torch.device, budget: float, clock: Callable[[], float]) -> dict[str, dict[str, Any]]:
-    """Medians of the milliseconds and of the ratio to "two" within each round, from as many rounds as ``budget`` seconds allow."""
-    steps = {}
-    for method in METHODS:
-        step = build_step(method, workload, device)[1]
-        if runs(step):
-            steps[method] = step
-            step()
-    order = list(steps)
-    shuffle = random.Random(0).shuffle
-    times: dict[str, list[float]] = {method: [] for method in order}
-    start = time.perf_counter()
-    while time.perf_counter() - start < budget or len(times["two"]) < 5:
-        shuffle(order)
-        for method in order:
-            times[method].append(seconds(steps[method], device, clock))
+def measure(workload: Workload, device: torch.device, budget: float, clock: steps.Clock) -> dict[str, dict[str, Any]]:
+    """Of every method that runs: medians of the milliseconds and of the ratio to "two" within each round, and memory."""
+    running = {method: steps.step_of(workload, build, device)[1] for method, build in METHODS.items()}
+    running = {method: step for method, step in running.items() if runs(step)}
+    for step in running.values():
+        step()
+    times = steps.times(running, device, clock, lasting(budget, least=5))
+    extra = memory(workload, device, list(times))
     result = {}
     for method, own in times.items():
-        ratios = [mine / two for mine, two in zip(own, times["two"], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
+        low, middle, high = ratio_quartiles(own, times["two"])
         result[method] = {
             "milliseconds": round(1000 * statistics.median(own), 2),
-            "ratio_to_two": round(statistics.median(ratios), 3),
+            "ratio_to_two": round(middle, 3),
             "ratio_quartiles": [round(low, 3), round(high, 3)],
             "rounds": len(own),
+            "extra_memory": extra[method],
         }
     return result
 
@@ -206,51 +118,16 @@ def table(results: dict[str, Any]) -> str:
             measured = result["methods"]
             cells = [f"{value(measured[method]):.2f}" if method in measured else "–" for method in METHODS]
             lines.append(f"| {WORKLOADS[name].description}: {what} | " + " | ".join(cells) + " |")
-    e = results["environment"]
     allocator = ", allocator keeps freed memory" if results["keep_freed_memory"] else ""
     rounds = ", ".join(str(result["methods"]["two"]["rounds"]) for result in results["models"].values())
     notes = (
         f"Time: {results['clock']} clock, median over {rounds} rounds of the ratio to two plain passes. "
         "Memory: extra bytes at the peak of a step over plain training or gradient accumulation, in sizes of the parameters. "
         "–: not twice differentiable (fused attention).\n\n"
-        f"{e['device']}, {e['threads']} thread(s){allocator}, torch {e['torch']}, timm {e['timm']}, pytorch_optimizer "
-        f"{e['pytorch_optimizer']}, {e['date']}. `{results['command']}`"
+        f"{signature(results, 'torch', 'timm', 'pytorch_optimizer', setting=allocator)}"
     )
     return "\n".join(lines) + "\n\n" + notes + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="which models to measure")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to time each model (at least 5 rounds)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what times are measured by")
-    parser.add_argument("--keep-freed-memory", action="store_true", help="see above")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md beside printing the table")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    if options.keep_freed_memory:
-        keep_freed_memory()
-    warnings.filterwarnings("ignore", message="CUDA initialization")
-
-    results: dict[str, Any] = {
-        "command": command(),
-        "clock": options.clock,
-        "keep_freed_memory": options.keep_freed_memory,
-        "environment": environment(("torch", "timm", "pytorch_optimizer"), device),
-        "models": {},
-    }
-    for name in options.models:
-        workload = WORKLOADS[name]
-        methods = measure_time(workload, device, options.seconds, CLOCKS[options.clock])
-        for method, extra in measure_memory(workload, device, list(methods)).items():
-            methods[method]["extra_memory"] = extra
-        results["models"][name] = {"description": workload.description, "methods": methods}
-        print(f"{workload.description}: done", file=sys.stderr)
-    report(results, table(results), options.out)
-
-
 if __name__ == "__main__":
-    main()
+    steps.run(__doc__, least="5 rounds", packages=("torch", "timm", "pytorch_optimizer"), measure=measure, table=table)

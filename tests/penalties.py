@@ -36,6 +36,7 @@ PENALTIES: dict[str, GradientPenalty] = {
     "msam": gradreg.msam(rho=0.3, decay=0.8),
     "random": gradreg.random_sam(rho=0.5, seed=1),
     "sparse-fisher": gradreg.sam(rho=0.5).sparse(0.4, every=5),
+    "adaptive-sparse-fisher": gradreg.asam(rho=0.6, eta=0.1).sparse(0.4, every=5),
     "sparse-random": gradreg.gnp(r=0.5, alpha=0.8).sparse(0.4, choice="random", every=5),
     "sam-3-steps": gradreg.sam(rho=0.5, steps=3),
     "fgr-2-steps": gradreg.fgr(gamma=0.2, epsilon=0.5, steps=2),

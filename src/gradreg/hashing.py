@@ -10,6 +10,11 @@ from typing import Any
 
 _LARGEST = 0xFFFFFFFF
 
+ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B))
+"""What ``mixed`` does: for each pair, fold x onto itself shifted right by the first number, then multiply by the second."""
+LAST_SHIFT = 16
+"""The shift of the fold that comes after them."""
+
 
 def masked(value: Any) -> Any:
     """``value`` modulo 2³²: for Python's integers and 64-bit integer tensors, whose products may overflow but keep their lowest 32 bits."""
@@ -24,16 +29,19 @@ def hashed(seed: int, counter: Any, uint32: Callable[[Any], Any] = masked) -> An
         counter: a whole number ≥ 0 or an array of them.
         uint32: reduces modulo 2³²: ``masked``, or a cast to an unsigned type of 32 bits (``jax.numpy.uint32``).
 
-    Source: the finalizer "lowbias32" of Wellons 2018 (a hash of 32 bits found by search), applied to the seed, then to its sum with the
-    counter.
+    Source: ``mixed``, applied to the seed, then to its sum with the counter.
 
     >>> hashed(0, 1) == hashed(0, 1), hashed(0, 1) == hashed(1, 1)
     (True, False)
     """
-    return _mixed(uint32(_mixed(uint32(seed), uint32) + uint32(counter)), uint32)
+    return mixed(uint32(mixed(uint32(seed), uint32) + uint32(counter)), uint32)
 
 
-def _mixed(x: Any, uint32: Callable[[Any], Any]) -> Any:
-    x = uint32((x ^ (x >> 16)) * uint32(0x7FEB352D))
-    x = uint32((x ^ (x >> 15)) * uint32(0x846CA68B))
-    return x ^ (x >> 16)
+def mixed(x: Any, uint32: Callable[[Any], Any] = masked) -> Any:
+    """``x``, from 0 to 2³² − 1, sent one to one to a number of that range of which any bit depends on all of its bits.
+
+    Source: the finalizer "lowbias32" of Wellons 2018 (a hash of 32 bits found by search).
+    """
+    for shift, factor in ROUNDS:
+        x = uint32((x ^ (x >> shift)) * uint32(factor))
+    return x ^ (x >> LAST_SHIFT)

@@ -65,10 +65,10 @@ def test_ties_with_the_smallest_are_chosen_too() -> None:
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_draws_are_those_of_the_hash(seed: int) -> None:
-    like = jnp.zeros((3, 4))
-    bits = [hashed(hashed(hashed(seed, 7), 2), i) for i in range(12)]
-    assert signs(seed, jnp.int32(7), 2, like).ravel().tolist() == [1.0 if b & 1 else -1.0 for b in bits]
-    assert chosen(0.4, seed, 7, 2, like).ravel().tolist() == [b < 0.4 * 2**32 for b in bits]
+    like = jnp.zeros((7, 11))
+    words = [hashed(hashed(hashed(seed, 7), 2), i) for i in range(77)]
+    assert signs(seed, jnp.int32(7), 2, like).ravel().tolist() == [1.0 if words[i // 32] >> (i % 32) & 1 else -1.0 for i in range(77)]
+    assert chosen(0.4, seed, 7, 2, like).ravel().tolist() == [word < 0.4 * 2**32 for word in words]
     assert chosen(1.0, seed, 7, 2, like).all()
 
 

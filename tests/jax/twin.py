@@ -75,7 +75,8 @@ class Twin:
         if mask.choice == "fisher":
             self._mask = jnp.abs(g) >= jnp.sort(jnp.abs(g))[-max(1, round((1 - mask.sparsity) * g.size))]
         else:
-            self._mask = self._hashes(params, mask.seed, self._period) < (1 - mask.sparsity) * 2**32
+            words = [hashed(key, i) for key, i in self._coordinates(params, mask.seed, self._period)]
+            self._mask = np.array(words, np.float64) < (1 - mask.sparsity) * 2**32
 
     def _penalised(self, params: Any, step: int, gradient: Any, source: Any, loss: Loss) -> Any:
         penalty = self.penalty
@@ -102,7 +103,8 @@ class Twin:
     def _ascent(self, params: Any, step: int, g: Any) -> tuple[Any, Any]:
         direction = self.penalty.direction
         if isinstance(direction, Random):
-            v = 2.0 * (self._hashes(params, direction.seed, step) % 2) - 1.0
+            bits = [hashed(key, i // 32) >> i % 32 & 1 for key, i in self._coordinates(params, direction.seed, step)]
+            v = 2.0 * np.array(bits, np.float64) - 1.0
         elif isinstance(direction, Remembered):
             v = (-self._average if direction.ahead else self._average) + jnp.zeros_like(g)
         elif isinstance(direction, Friendly):
@@ -123,9 +125,10 @@ class Twin:
         return length + direction.eta
 
     @staticmethod
-    def _hashes(params: Any, seed: int, counter: int) -> Any:
+    def _coordinates(params: Any, seed: int, counter: int) -> list[tuple[int, int]]:
+        """The seed of its leaf and the place in it, for every coordinate."""
         leaves = enumerate(jax.tree.leaves(params))
-        return np.array([hashed(hashed(hashed(seed, counter), place), i) for place, leaf in leaves for i in range(leaf.size)], np.float64)
+        return [(hashed(hashed(seed, counter), place), i) for place, leaf in leaves for i in range(leaf.size)]
 
     @staticmethod
     def _mean(vectors: Sequence[Any]) -> Any:

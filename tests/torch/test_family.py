@@ -103,7 +103,7 @@ def plus_masked(theta: twins.Parameters, factor: Tensor, g: twins.Parameters, ma
 
 def random_direction(loss: twins.Loss, theta: twins.Parameters, step: int) -> twins.Parameters:
     """∇L(θ + ρ·s/‖s‖)."""
-    s = {name: 2 * (twins.draw(1, step, place, v.numel()).view_as(v) % 2).double() - 1 for place, (name, v) in enumerate(theta.items())}
+    s = {name: twins.draw_signs(1, step, place, v.numel()).view_as(v) for place, (name, v) in enumerate(theta.items())}
     return grad(loss)(twins.plus(theta, 0.5 / twins.norm(s), s))
 
 

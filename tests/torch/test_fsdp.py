@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import gradreg
 from gradreg.torch import GradientRegularizer
+from gradreg.torch.draws import chosen, signs
+from gradreg.torch.parallel import local_shards
 
 from .cases import DURING_WARMUP, FINITE, PENALTIES, Problem, assert_close, gradients, regularizer_at, tanh_problem, values
 from .ranks import Job, run_ranks
@@ -164,6 +166,20 @@ def exact_refuses(rank: int, world: int) -> str:
     return "no error"
 
 
+PLACEMENTS: tuple[Placement, ...] = (Shard(0), Shard(1), Shard(2), Replicate())
+
+
+def drawn(rank: int, world: int) -> list[tuple[bool, bool]]:
+    """Whether the signs and the choice for shards of a tensor are those shards of the signs and of the choice for all of it."""
+    mesh, whole_tensor, found = init_device_mesh("cpu", (world,)), torch.zeros(9, 7, 5), []
+    for placement in PLACEMENTS:
+        parameter = distribute_tensor(whole_tensor, mesh, [placement])
+        drawn_for = [[*signs(1, 2, [(3, p)]), *chosen(0.3, 1, 2, [(3, p)])] for p in (whole_tensor, parameter)]
+        expected = local_shards([distribute_tensor(draw, mesh, [placement]) for draw in drawn_for[0]])
+        found.append(tuple(torch.equal(draw, part) for draw, part in zip(drawn_for[1], expected, strict=True)))
+    return found
+
+
 SETTINGS = {"whole batch": (1, False), "micro-batches": (3, False), "gathered parameters kept": (1, True)}
 
 
@@ -174,6 +190,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     jobs["tensor parallel"] = (tensor_parallel, ())
     jobs["mixed precision"] = (mixed_precision, ())
     jobs["resumed"] = (resumed, (str(folder / "checkpoint"),))
+    jobs["drawn"] = (drawn, ())
     jobs["exact"] = (exact_refuses, ())
     return run_ranks(2, jobs, folder)
 
@@ -235,6 +252,11 @@ def test_resuming_from_a_distributed_checkpoint_is_bit_for_bit(name: str, two_ra
     for found in two_ranks["resumed"]:
         straight, again = found[name]
         assert_close(again, straight, tolerance=0)
+
+
+def test_shards_are_drawn_for_as_parts_of_the_whole(two_ranks: dict[str, list[Any]]) -> None:
+    for found in two_ranks["drawn"]:
+        assert found == [(True, True)] * len(PLACEMENTS)
 
 
 def test_exact_says_what_to_use_instead(two_ranks: dict[str, list[Any]]) -> None:

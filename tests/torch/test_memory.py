@@ -3,32 +3,14 @@
 import pytest
 import torch
 from torch import nn
-from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.memory import peak_bytes
 from gradreg.torch import GradientRegularizer
 
 from .cases import PENALTIES
 
 LAYERS, WIDTH = 10, 128
-
-
-def largest_allocation(run) -> int:
-    """The most bytes that ``run`` holds above what was allocated before, temporaries within operations included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    pending = list(profiler.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
-    allocations = []
-    while pending:
-        event = pending.pop()
-        pending.extend(event.children)
-        if event.tag == _EventType.Allocation:
-            allocations.append((event.start_time_ns, event.extra_fields.alloc_size))
-    held = peak = 0
-    for _, size in sorted(allocations):
-        held += size
-        peak = max(peak, held)
-    return peak
+CPU = torch.device("cpu")
 
 
 @pytest.mark.filterwarnings("ignore:CUDA initialization")
@@ -40,8 +22,11 @@ def test_one_copy_of_the_parameters(name: str) -> None:
     x = torch.randn(1, WIDTH)
     regularizer = GradientRegularizer(model, PENALTIES[name])
 
-    peak = largest_allocation(lambda: regularizer.backward(lambda: model(x).square().mean()))
+    def step() -> None:
+        regularizer.backward(lambda: model(x).square().mean())
+
+    peak = peak_bytes(step, CPU)
     # The gradients themselves, one copy, and while a layer's second gradient is added to its first, that one layer's.
     assert peak / size == pytest.approx(2 + 1 / LAYERS, abs=0.12)
     model.zero_grad()
-    assert largest_allocation(lambda: regularizer.backward(lambda: model(x).square().mean())) / size < 1.25, "the copy is made once"
+    assert peak_bytes(step, CPU) / size < 1.25, "the copy is made once"

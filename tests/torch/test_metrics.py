@@ -51,6 +51,27 @@ def test_values(penalty: GradientPenalty) -> None:
         assert metrics.coefficient == penalty.coefficient_at(step)
 
 
+@pytest.mark.parametrize("penalty", [None, gradreg.sam(rho=0.3).every(2), gradreg.friendly_sam(rho=0.3).every(2)], ids=str)
+def test_the_norm_of_a_plain_pass_is_measured_on_demand(penalty: GradientPenalty | None) -> None:
+    def two_steps(*, measure_norm: bool) -> tuple[list[float], int]:
+        problem = tanh_problem()
+        regularizer = GradientRegularizer(problem.model, penalty, measure_norm=measure_norm)
+        norms = []
+        with Operations() as operations:
+            for _ in range(2):
+                regularizer.backward(problem.closure())
+                norms.append(regularizer.metrics.gradient_norm)
+                problem.model.zero_grad()
+        return norms, operations.names.count("aten::linalg_vector_norm")
+
+    (norms, reads), (fewer, spared) = two_steps(measure_norm=True), two_steps(measure_norm=False)
+    assert spared < reads
+    first_is_plain = penalty is None  # ``every(2)`` penalises the first step of two
+    assert math.isnan(fewer[0]) if first_is_plain else fewer[0] == norms[0]
+    assert math.isnan(fewer[1])
+    assert not math.isnan(norms[1])
+
+
 def test_evaluations_add_up_through_a_warmup() -> None:
     problem = tanh_problem()
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.1).warmup("zero", steps=2))

@@ -141,8 +141,14 @@ def inner(a: Parameters, b: Parameters) -> Tensor:
 
 
 def draw(seed: int, counter: int, place: int, size: int) -> Tensor:
-    """The 32 bits of every coordinate of a tensor."""
-    return torch.tensor([hashed(hashed(hashed(seed, counter), place), i) for i in range(size)])
+    """``size`` words of 32 bits."""
+    return torch.tensor([hashed(hashed(hashed(seed, counter), place), i) for i in range(size)], dtype=torch.int64)
+
+
+def draw_signs(seed: int, counter: int, place: int, size: int) -> Tensor:
+    """+1 or −1 for every coordinate of a tensor, of which 32 share a word, the lowest bit first."""
+    words = draw(seed, counter, place, size // 32 + 1).tolist()
+    return torch.tensor([2.0 * (words[i // 32] >> i % 32 & 1) - 1 for i in range(size)], dtype=torch.float64)
 
 
 def largest_of(g: Parameters, share: float) -> Parameters:
@@ -282,8 +288,7 @@ def formed(
         sign = -1 if direction.ahead else 1
         g = {n: sign * memory.average.get(n, torch.zeros_like(v)) for n, v in g.items()}
     elif isinstance(direction, Random):
-        odd = {n: draw(direction.seed, step, places[n], v.numel()).view_as(v) % 2 for n, v in g.items()}
-        g = {n: (2 * o - 1).to(theta[n].dtype) for n, o in odd.items()}
+        g = {n: draw_signs(direction.seed, step, places[n], v.numel()).view_as(v).to(theta[n].dtype) for n, v in g.items()}
     return g, norm(g)
 
 

@@ -42,7 +42,7 @@ BASE: dict[str, Any] = {
 RUNS: dict[str, dict[str, Any]] = {
     "copied": {"ema": 0.9},
     "micro-batches": {"accumulation": 3},
-    "divided": {"parallel": "fsdp"},
+    "divided": {"parallel": "fsdp", "accumulation": 3},  # of which the last batch has one image for one process and two for the other
     "adaptive": {"optimizer": {**BASE["optimizer"], "name": "adamw", "lr": 0.01}, "schedule": {}, "parallel": "fsdp"},
 }
 

@@ -29,6 +29,7 @@ class Ascent:
         norm: ‖w‖ times the same.
         weight: of the pass that the vectors come from.
         scale: the loss scale of that pass.
+        consumable: whether nobody else needs the vectors, so that they may be overwritten.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -36,6 +37,7 @@ class Ascent:
     norm: Tensor | float
     weight: float = 1.0
     scale: float | Tensor = 1.0
+    consumable: bool = False
 
     def distance(self, power: int, radius: float) -> float | Tensor:
         """By what the vectors are multiplied for a step of ``radius``, which is negative for a step back."""
@@ -58,46 +60,42 @@ def remembered(direction: Remembered, memory: Memory, parameters: Sequence[nn.Pa
     return Ascent(parameters, average, norm_of_shards(average, parameters), weight=-1.0 if direction.ahead else 1.0)
 
 
-def averaged(
-    memory: Memory, decay: float, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], factor: float | Tensor
-) -> list[Tensor]:
-    """``decay·m + (1 − decay)·gradients·factor``: new tensors."""
-    fresh = list(torch._foreach_mul(memory.shards(KIND, parameters), decay))
-    share = factor * (1.0 - decay)
-    if isinstance(share, float):
-        torch._foreach_add_(fresh, list(gradients), alpha=share)
-    else:
-        torch._foreach_add_(fresh, torch._foreach_mul(list(gradients), share))
-    return fresh
-
-
 def along_gradient(direction: Direction, ascent: Ascent, average: list[Tensor]) -> Ascent:
     """``ascent``, which holds the gradient and its norm, turned into ``direction``; ``average`` of the gradients is for ``Friendly``."""
     if not ascent.vectors:
         return ascent
     if isinstance(direction, Adaptive):
-        ascent.vectors, ascent.norm = _adaptive(direction, ascent.parameters, ascent.vectors)
+        _scale(ascent, direction)
     elif isinstance(direction, Friendly):
-        left = list(torch._foreach_mul(average, -direction.sigma * ascent.weight * ascent.scale))
-        torch._foreach_add_(left, ascent.vectors)
-        ascent.vectors, ascent.norm = left, norm_of_shards(left, ascent.parameters)
+        share = -direction.sigma * ascent.weight * ascent.scale
+        if not isinstance(share, float):
+            average, share = list(torch._foreach_mul(average, share)), 1.0
+        if ascent.consumable and all(v.dtype == m.dtype for v, m in zip(ascent.vectors, average, strict=True)):
+            torch._foreach_add_(ascent.vectors, average, alpha=share)
+        else:
+            ascent.vectors = list(torch._foreach_add(ascent.vectors, average, alpha=share))
+        ascent.norm = norm_of_shards(ascent.vectors, ascent.parameters)
     return ascent
 
 
-def _adaptive(direction: Adaptive, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+def _scale(ascent: Ascent, direction: Adaptive) -> None:
+    """Turn the gradient into T²·gradient, and its norm into ‖T·gradient‖."""
+    parameters = ascent.parameters
     scaled = [i for i, p in enumerate(parameters) if p.dim() > 1 or direction.one_dimensional]
-    vectors = list(gradients)
     if not scaled:
-        return vectors, norm_of_shards(vectors, parameters)
+        return
     here = local_shards([parameters[i] for i in scaled])
     if direction.scale == "element":
         scales = torch._foreach_abs(here)
         torch._foreach_add_(scales, direction.eta)
     else:
         scales = torch._foreach_add(tensor_norms(here, [parameters[i] for i in scaled]), direction.eta)
-    products = torch._foreach_mul([gradients[i] for i in scaled], scales)
+    products = [ascent.vectors[i] for i in scaled]
+    if ascent.consumable:
+        torch._foreach_mul_(products, scales)
+    else:
+        products = torch._foreach_mul(products, scales)
     for i, product in zip(scaled, products, strict=True):
-        vectors[i] = product
-    norm = norm_of_shards(vectors, parameters)
+        ascent.vectors[i] = product
+    ascent.norm = norm_of_shards(ascent.vectors, parameters)
     torch._foreach_mul_(products, scales)
-    return vectors, norm

@@ -2,29 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from math import prod
 
 import torch
 from torch import Tensor
 
-from gradreg.hashing import hashed
-from gradreg.torch.parallel import element_indices
+from gradreg import hashing
+from gradreg.torch.parallel import held_rows
 
-
-def bits(seed: int, counter: int, parameters: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
-    """32 random bits for each coordinate, int64, of pairs of a parameter's place in the model and the parameter: this rank's shards.
-
-    They depend on ``seed``, ``counter``, the place and the coordinate. About a dozen operations a tensor.
-    """
-    return [hashed(hashed(hashed(seed, counter), place), element_indices(p)) for place, p in parameters]
+_BLOCK = 1 << 17
+"""How many words are hashed at a time on a CPU: half a megabyte, which stays in a cache from one operation to the next."""
+_HIGHEST = -(1 << 31)
+"""The highest bit of an int32 and no other."""
+_ONE = 0x3F800000
+"""1.0 in float32, of whose bits the highest is the sign."""
 
 
 def signs(seed: int, counter: int, parameters: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
-    """+1 or −1 for each coordinate, in the dtype of the parameter."""
-    pairs = list(parameters)
-    return [(2 * (b & 1) - 1).to(p.dtype) for b, (_, p) in zip(bits(seed, counter, pairs), pairs, strict=True)]
+    """+1 or −1 for each coordinate, in the dtype of the parameter: +1 where bit i mod 32 of word ⌊i/32⌋ is 1.
+
+    A word is 32 random bits that depend on ``seed``, ``counter``, the parameter's place and the number of the word.
+
+    Args:
+        seed: a whole number ≥ 0.
+        counter: a whole number ≥ 0, the step for example.
+        parameters: pairs of a parameter's place in the model and the parameter; signs are drawn for this rank's shard.
+    """
+    found: list[Tensor] = []
+    for key, p in _keyed(seed, counter, parameters):
+        rows = held_rows(p)
+        before = rows.first % 32
+        count = -(-(before + prod(rows.shape)) // 32)
+        words = _words(key, rows.first // 32, torch.arange(count, dtype=torch.int32, device=p.device))
+        raised = words.unsqueeze(1) << torch.arange(31, -1, -1, dtype=torch.int32, device=p.device)
+        drawn = raised.bitwise_not_().bitwise_and_(_HIGHEST).bitwise_or_(_ONE).view(torch.float32).view(-1)
+        found.append(rows.held(drawn[before : before + prod(rows.shape)]).to(p.dtype))
+    return found
 
 
 def chosen(share: float, seed: int, counter: int, parameters: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
-    """Whether each coordinate is chosen, each for itself with probability ``share``."""
-    return [torch.lt(b, round(share * 2**32)) for b in bits(seed, counter, parameters)]
+    """Whether each coordinate is chosen, each for itself with probability ``share``: where its own word is below share·2³²."""
+    bound = round(share * 2**32)
+    found: list[Tensor] = []
+    for key, p in _keyed(seed, counter, parameters):
+        rows = held_rows(p)
+        below = torch.ones(prod(rows.shape), dtype=torch.bool, device=p.device)
+        if bound < 2**32:  # itself one more than 32 bits can say
+            size = min(_BLOCK, len(below)) if p.device.type == "cpu" else len(below)
+            numbers = torch.arange(size, dtype=torch.int32, device=p.device)
+            for i, block in enumerate(below.split(max(1, size))):
+                words = _words(key, rows.first + i * size, numbers[: len(block)])
+                # Signed numbers compare as unsigned ones do once the highest bits are flipped. In place and then copied, for
+                # comparing int32 into bool takes four times as long on a CPU.
+                block.copy_(words.bitwise_xor_(_HIGHEST).lt_(bound + _HIGHEST))
+        found.append(rows.held(below))
+    return found
+
+
+def _keyed(seed: int, counter: int, parameters: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+    """Each parameter with the seed of its words."""
+    common = hashing.hashed(seed, counter)
+    return ((hashing.hashed(common, place), p) for place, p in parameters)
+
+
+def _words(key: int, first: int, numbers: Tensor) -> Tensor:
+    """``hashing.hashed(key, first + i)`` for each i of ``numbers``, all int32.
+
+    In place, for memory is what it costs. Sums and products of int32 are those of unsigned numbers modulo 2³²; a shift to the right is
+    not, so what it drags in is cleared.
+    """
+    words = numbers + _signed(hashing.masked(hashing.mixed(key) + first))
+    spare = torch.empty_like(words)
+
+    def fold(shift: int) -> None:
+        torch.bitwise_right_shift(words, shift, out=spare)
+        words.bitwise_xor_(spare.bitwise_and_((1 << (32 - shift)) - 1))
+
+    for shift, factor in hashing.ROUNDS:
+        fold(shift)
+        words.mul_(_signed(factor))
+    fold(hashing.LAST_SHIFT)
+    return words
+
+
+def _signed(word: int) -> int:
+    """The number from −2³¹ that has the same 32 bits as ``word``, from 0 to 2³² − 1."""
+    return (word ^ 0x80000000) + _HIGHEST

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradreg import checks
 from gradreg.torch.norms import norm_of_shards
-from gradreg.torch.parallel import local_shards
+from gradreg.torch.parallel import is_sharded, local_shards
 from gradreg.torch.precision import LOW_PRECISION
 
 
@@ -53,7 +53,10 @@ class Memory:
         evidence: Sequence[Tensor] | None = None,
         period: int | None = None,
     ) -> None:
-        """Have ``commit`` remember ``shards`` of ``parameters``, and ``period``, if ``evidence`` (``shards`` by default) is finite."""
+        """Have ``commit`` remember ``shards`` of ``parameters``, and ``period``, if ``evidence`` (``shards`` by default) is finite.
+
+        The memory may keep ``shards`` themselves, so nobody may change them afterwards.
+        """
         self._proposed.append(_Proposal(kind, parameters, shards, shards if evidence is None else evidence, period))
 
     def forget_proposals(self) -> None:
@@ -64,10 +67,45 @@ class Memory:
     def commit(self, *, finite_only: bool) -> None:
         """Remember what was proposed; with ``finite_only``, which waits for the device, only what is finite."""
         for new in self._proposed:
-            if new.parameters and not (finite_only and not torch.isfinite(norm_of_shards(new.evidence, new.parameters))):
-                torch._foreach_copy_(self.shards(new.kind, new.parameters), list(new.shards))
+            if new.parameters and (not finite_only or _finite(new.evidence, new.parameters)):
+                self._keep(new)
                 self.period = self.period if new.period is None else new.period
         self._proposed = []
+
+    @torch.no_grad()
+    def average(
+        self, kind: str, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], decay: float, factor: float | Tensor
+    ) -> list[Tensor]:
+        """``decay·m + (1 − decay)·factor·gradients``: new tensors, to be proposed."""
+        remembered = self.shards(kind, parameters)
+        gradients = _in_dtypes_of(remembered, gradients)
+        if isinstance(factor, float) and factor == 1.0:
+            return list(torch._foreach_lerp(remembered, gradients, 1.0 - decay))
+        fresh = list(torch._foreach_mul(remembered, decay))
+        _add(fresh, gradients, (1.0 - decay) * factor)
+        return fresh
+
+    @torch.no_grad()
+    def take_in(
+        self,
+        kind: str,
+        parameters: Sequence[nn.Parameter],
+        gradients: Sequence[Tensor],
+        decay: float,
+        factor: float | Tensor,
+        *,
+        finite_only: bool,
+    ) -> None:
+        """``m ← decay·m + (1 − decay)·factor·gradients`` at once: for a step that cannot fail any more. ``finite_only``: see ``commit``."""
+        if not parameters or (finite_only and not _finite(gradients, parameters)):
+            return
+        remembered = self.shards(kind, parameters)
+        gradients = _in_dtypes_of(remembered, gradients)
+        if isinstance(factor, float) and factor == 1.0:
+            torch._foreach_lerp_(remembered, gradients, 1.0 - decay)
+            return
+        torch._foreach_mul_(remembered, decay)
+        _add(remembered, gradients, (1.0 - decay) * factor)
 
     def state_dict(self) -> dict[str, Any]:
         """The tensors by kind and by name of the parameter, and ``period``; of frozen parameters, what they had before."""
@@ -109,9 +147,36 @@ class Memory:
                 if theirs is not mine:
                     mine.copy_(theirs)
 
+    def _keep(self, new: _Proposal) -> None:
+        """Have the proposed tensors take the place of the old ones, or, where those are shards or of another kind, copy them there."""
+        copied: list[tuple[Tensor, Tensor]] = []
+        for p, shard in zip(new.parameters, new.shards, strict=True):
+            mine = self._tensor(new.kind, p)
+            if is_sharded(mine) or mine.dtype != shard.dtype or mine.device != shard.device:
+                copied.append((mine, shard))
+            else:
+                self._tensors[new.kind][p] = shard
+        if copied:
+            torch._foreach_copy_(local_shards([mine for mine, _ in copied]), [shard for _, shard in copied])
+
     def _tensor(self, kind: str, p: nn.Parameter) -> Tensor:
         tensors = self._tensors[kind]
         if p not in tensors:
             wide = torch.float32 if p.dtype in LOW_PRECISION else p.dtype  # in 16 bits an average would stop short of what it averages
             tensors[p] = torch.zeros_like(p, dtype=self._kinds[kind] or wide, requires_grad=False)
         return tensors[p]
+
+
+def _finite(shards: Sequence[Tensor], like: Sequence[Tensor]) -> bool:
+    return bool(torch.isfinite(norm_of_shards(shards, like)))
+
+
+def _in_dtypes_of(remembered: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    return [g if g.dtype == m.dtype else g.to(m.dtype) for m, g in zip(remembered, gradients, strict=True)]
+
+
+def _add(to: list[Tensor], gradients: list[Tensor], factor: float | Tensor) -> None:
+    if isinstance(factor, float):
+        torch._foreach_add_(to, gradients, alpha=factor)
+    else:
+        torch._foreach_add_(to, torch._foreach_mul(gradients, factor))

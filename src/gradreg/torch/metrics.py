@@ -12,8 +12,8 @@ class Metrics(Mapping[str, float]):
     """A read-only mapping of names to numbers, also reachable as attributes (``metrics.gradient_norm``).
 
     Keys:
-        gradient_norm: L2 norm of the first pass's gradient over all perturbed parameters; NaN before the first step, and at steps without a
-            penalty that began with a gradient already in ``.grad``. Reading it is what waits for the device.
+        gradient_norm: L2 norm of the first pass's gradient over all perturbed parameters; NaN before the first step, and at steps of one
+            plain pass that began with a gradient already in ``.grad`` or without ``measure_norm``. Reading it is what waits for the device.
         strength: the penalty's strength at that step (λ or γ).
         radius: its radius at that step (r, ρ or ε); NaN for an exact penalty.
         coefficient: c = strength / radius, the weight of the second gradient; NaN for an exact penalty.

@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -120,18 +122,37 @@ def reducing_groups(tensors: Sequence[Tensor]) -> list[tuple[tuple[Any, ...], li
     return list(groups.items())
 
 
-def element_indices(tensor: Tensor) -> Tensor:
-    """For each element of this rank's shard of ``tensor``, its place in the whole flattened tensor; int64, in the shard's shape."""
+@dataclass(frozen=True)
+class HeldRows:
+    """Where this rank's shard lies in a whole tensor: in successive rows of its first dimension, of which it holds a part.
+
+    Args:
+        first: the place of the first row's first element in the whole flattened tensor.
+        shape: of the rows, complete in every other dimension.
+        part: which of their elements are held.
+    """
+
+    first: int
+    shape: tuple[int, ...]
+    part: tuple[slice, ...]
+
+    def held(self, rows: Tensor) -> Tensor:
+        """The shard, of values for all elements of the rows, flattened."""
+        return rows.view(self.shape)[self.part].contiguous()
+
+
+def held_rows(tensor: Tensor) -> HeldRows:
+    """The rows of ``tensor``, all of them unless it is sharded, in which this rank's shard lies."""
     shape, offsets = tuple(tensor.shape), (0,) * tensor.dim()
     if is_sharded(tensor):
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
         sharded = cast(Any, tensor)
         shape, offsets = compute_local_shape_and_global_offset(tensor.shape, sharded.device_mesh, sharded.placements)
-    index = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for size, offset, whole in zip(shape, offsets, tensor.shape, strict=True):
-        index = index.unsqueeze(-1) * whole + torch.arange(offset, offset + size, device=tensor.device)
-    return index
+    row = tuple(tensor.shape[1:])
+    places = enumerate(zip(offsets, shape, strict=True))
+    part = tuple(slice(offset, offset + size) if dimension else slice(None) for dimension, (offset, size) in places)
+    return HeldRows(first=sum(offsets[:1]) * prod(row), shape=(*shape[:1], *row), part=part)
 
 
 def _dtensor() -> Any:

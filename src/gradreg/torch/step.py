@@ -43,6 +43,7 @@ class Step:
         mask: which coordinates are moved, or None for all.
         average_direction: under data parallelism, average the first gradient over the ranks before it becomes the direction.
         measure_cosine: measure the cosine between the first gradient and the next.
+        measure_norm: measure the norm of the gradient where it is of no other use.
         cosine: what was measured; NaN if nothing was.
         correction: what ``Decoupled`` leaves to be applied beside the optimizer, without the loss scale.
     """
@@ -60,18 +61,19 @@ class Step:
     mask: SparseMask | None
     average_direction: bool
     measure_cosine: bool
+    measure_norm: bool
     cosine: float | Tensor = float("nan")
     correction: Gradients = field(default_factory=dict)
 
     def plain(self, penalty: GradientPenalty | None) -> tuple[Tensor, Tensor | float]:
-        """One pass, as without a penalty: returns the loss and the gradient's norm (NaN if ``.grad`` held something before).
+        """One pass, as without a penalty: returns the loss and the gradient's norm, NaN if not measured or ``.grad`` held something.
 
         What ``penalty`` remembers takes in the gradient.
         """
         if penalty is None or not penalty.direction.has_memory:
-            fresh = all(p.grad is None for p in self.evaluation.trainable)
+            alone = self.measure_norm and all(p.grad is None for p in self.evaluation.trainable)
             loss = self.evaluation.run(self.closures, 1.0, synchronise=True)
-            return loss, self._plain_norm() if fresh else float("nan")
+            return loss, self._plain_norm() if alone else float("nan")
         return self._alone(penalty, reused=None)
 
     def reusing(self, penalty: GradientPenalty, reuse: Reuse) -> tuple[Tensor, Tensor | float]:
@@ -86,7 +88,7 @@ class Step:
         except BaseException:
             self.grads.put_back(earlier)
             raise
-        norm = self._plain_norm()
+        norm = self._plain_norm() if self.measure_norm else float("nan")
         self._remember(penalty)
         if reused is not None:
             self.grads.settle()
@@ -170,7 +172,9 @@ class Step:
         overflow = self._overflows(norm)
         if not overflow:
             if penalty.direction.needs_gradient:
-                ascent = Ascent(list(first), local_shards(list(first.values())), norm, weight, self.evaluation.scale(norm))
+                consumable = passes.keeps_first == "none" and not self.measure_cosine and not self._mask_looks_at_gradients
+                vectors, scale = local_shards(list(first.values())), self.evaluation.scale(norm)
+                ascent = Ascent(list(first), vectors, norm, weight, scale, consumable)
                 self._move(penalty, self._along(penalty, ascent, agreed), radius)
             else:
                 self._move(penalty, self._without_gradient(penalty), radius)
@@ -195,8 +199,11 @@ class Step:
 
     def _looks_at_gradients(self, penalty: GradientPenalty, passes: Plan) -> bool:
         """Whether something but the move depends on the first gradient, on which all ranks must then agree."""
-        chooses = self.mask is not None and self.mask.looks_at_gradients(self.number)
-        return passes.keeps_first == "aside" or isinstance(penalty.direction, Friendly) or chooses
+        return passes.keeps_first == "aside" or isinstance(penalty.direction, Friendly) or self._mask_looks_at_gradients
+
+    @property
+    def _mask_looks_at_gradients(self) -> bool:
+        return self.mask is not None and self.mask.looks_at_gradients(self.number)
 
     def _overflows(self, norm: Tensor) -> bool:
         return self.evaluation.scaler is not None and not torch.isfinite(norm)
@@ -212,11 +219,15 @@ class Step:
         """``ascent`` along the gradient turned into the penalty's direction; what is remembered takes in ``agreed``."""
         counted = set(self.perturbed)
         found = {p: g for p, g in agreed.items() if p in counted}
-        agreed = dict(zip(found, local_shards(list(found.values())), strict=True))
+        parameters, shards = list(found), local_shards(list(found.values()))
+        agreed = dict(zip(parameters, shards, strict=True))
         average: list[Tensor] = []
         if isinstance(penalty.direction, Friendly) and agreed:
-            fresh = self._averaged(penalty.direction.beta, agreed, ascent.weight)
-            average = [fresh[p] for p in ascent.parameters]
+            factor = self._unscaling(ascent.weight, shards)
+            fresh = self.memory.average(directions.KIND, parameters, shards, penalty.direction.beta, factor)
+            self.memory.propose(directions.KIND, parameters, fresh)
+            by_parameter = dict(zip(parameters, fresh, strict=True))
+            average = [by_parameter[p] for p in ascent.parameters]
         return self._masked(directions.along_gradient(penalty.direction, ascent, average), agreed)
 
     def _masked(self, ascent: Ascent, agreed: Gradients | None) -> Ascent:
@@ -280,14 +291,11 @@ class Step:
         direction = penalty.direction
         if isinstance(direction, (Friendly, Remembered)):
             decay = direction.beta if isinstance(direction, Friendly) else direction.decay
-            self._averaged(decay, self.grads.shards(self.perturbed), 1.0)
+            gradients = self.grads.shards(self.perturbed)
+            shards = list(gradients.values())
+            finite_only = self.evaluation.scaler is not None
+            self.memory.take_in(directions.KIND, list(gradients), shards, decay, self._unscaling(1.0, shards), finite_only=finite_only)
 
-    def _averaged(self, decay: float, gradients: Gradients, weight: float) -> Gradients:
-        """The average with ``gradients``, which carry ``weight`` and the loss scale, taken in: what the memory is to hold."""
-        if not gradients:
-            return {}
-        parameters, shards = list(gradients), list(gradients.values())
-        factor = 1.0 / (weight * self.evaluation.scale(shards[0]))
-        fresh = directions.averaged(self.memory, decay, parameters, shards, factor)
-        self.memory.propose(directions.KIND, parameters, fresh)
-        return dict(zip(parameters, fresh, strict=True))
+    def _unscaling(self, weight: float, shards: Sequence[Tensor]) -> float | Tensor:
+        """What takes ``weight`` and the loss scale off ``shards``."""
+        return 1.0 / (weight * self.evaluation.scale(shards[0])) if shards else 1.0

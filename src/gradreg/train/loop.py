@@ -159,10 +159,11 @@ class Run:
         step = state.regularizer.step
         set_weight_decay(state.weight_decay, step, state.model, batch, self.devices, config.precision)
         state.optimizer.zero_grad()
+        state.regularizer.measure_norm = state.progress.batch + 1 == self.steps_per_epoch  # the step of which the epoch's record tells
         fraction = self.penalty.ascent_fraction
-        ascent = None if fraction is None else self._closures(batch, max(1, math.ceil(fraction * len(batch.labels))))
+        ascent = None if fraction is None else self._closures(batch, fraction)
         loss = state.regularizer.backward(
-            self._closures(batch, len(batch.labels)),
+            self._closures(batch, 1.0),
             ascent=ascent,
             ascent_share=1.0 if fraction is None else fraction,
             scaler=state.scaler if state.scaler.is_enabled() else None,
@@ -182,9 +183,11 @@ class Run:
             state.ema.update_parameters(unwrapped(state.model))
         return loss
 
-    def _closures(self, batch: Batch, size: int) -> list[Callable[[], Tensor]]:
-        """The micro-batches of the first ``size`` images; their gradients, averaged over the processes, add up to that of the mean loss."""
-        parts = min(self.config.accumulation, size)
+    def _closures(self, batch: Batch, fraction: float) -> list[Callable[[], Tensor]]:
+        """The micro-batches of the first ``fraction`` of the images; their gradients, averaged over the processes, add up to the whole one."""
+        size = math.ceil(fraction * len(batch.labels))
+        # As many on every process, whichever has an image more: the model is gathered, or gradients are, once for each.
+        parts = min(self.config.accumulation, math.ceil(fraction * batch.fewest))
         whole = self.devices.processes * batch.share
         ends = [size * i // parts for i in range(parts + 1)]
         return [

@@ -25,8 +25,8 @@ def loaded(
 
 def joined(batches: Iterator[Batch]) -> Batch:
     """All batches as one."""
-    images, targets, labels, shares = zip(*((b.images, b.targets, b.labels, b.share) for b in batches), strict=True)
-    return Batch(torch.cat(images), torch.cat(targets), torch.cat(labels), sum(shares))
+    images, targets, labels, shares, fewest = zip(*((b.images, b.targets, b.labels, b.share, b.fewest) for b in batches), strict=True)
+    return Batch(torch.cat(images), torch.cat(targets), torch.cat(labels), sum(shares), sum(fewest))
 
 
 CLASSES = ("cat", "dog", "emu")

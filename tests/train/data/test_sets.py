@@ -54,6 +54,7 @@ def test_processes_together_see_what_one_sees(processes, augmentation):
             assert sum(piece.share for piece in pieces) == pytest.approx(1.0)
             for piece in pieces:
                 assert len(piece.labels) == max(1, round(piece.share * len(whole.labels)))
+            assert {piece.fewest for piece in pieces} == {min(len(piece.labels) for piece in pieces)}
             shared = [piece for piece in pieces if piece.share]
             assert max(len(p.labels) for p in shared) - min(len(p.labels) for p in shared) <= 1
             assert torch.equal(torch.cat([p.images for p in shared]), whole.images)

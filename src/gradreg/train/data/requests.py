@@ -23,6 +23,7 @@ class Request:
         rows: (m,) int64, the places in ``positions`` of the images that are wanted here.
         before: how many of the first rows are wanted for mixing alone, 0 or 1.
         share: of the batch that is this process's, 0 to 1.
+        fewest: images that every process has at least, ≥ 1.
     """
 
     epoch: int
@@ -31,6 +32,7 @@ class Request:
     rows: Tensor
     before: int
     share: float
+    fewest: int
 
 
 class Images(Protocol):
@@ -75,4 +77,4 @@ class Processes:
         before = int(mixing and len(rows) < n)
         if before:
             rows = torch.cat([(rows[:1] - 1) % n, rows])
-        return Request(epoch, number, positions, rows, before, share)
+        return Request(epoch, number, positions, rows, before, share, fewest=max(1, n // self.count))

@@ -24,12 +24,14 @@ class Batch:
         targets: (n,), int64 classes, or (n, classes) float32 where images are mixed.
         labels: (n,), int64 classes.
         share: n over the images of the whole batch in all processes, 0 to 1; the shares of all processes add up to 1.
+        fewest: images that every process has at least, ≥ 1 and the same on all.
     """
 
     images: Tensor
     targets: Tensor
     labels: Tensor
     share: float
+    fewest: int
 
 
 class TrainingSet:
@@ -70,7 +72,7 @@ class TrainingSet:
             labels = self._labels[request.positions[request.rows]].to(self._device, non_blocking=True)
             images, targets = self._finish(pixels, labels, request)
             mine = slice(request.before, None)
-            yield Batch(images[mine], targets[mine], labels[mine], request.share)
+            yield Batch(images[mine], targets[mine], labels[mine], request.share, request.fewest)
 
 
 class EvaluationSet:
@@ -103,4 +105,4 @@ class EvaluationSet:
         requests = [request for request in requests if request.share]
         for request, pixels in zip(requests, self._images.batches(requests), strict=True):
             labels = self._labels[request.positions[request.rows]].to(self._device, non_blocking=True)
-            yield Batch(self._scale(pixels), labels, labels, request.share)
+            yield Batch(self._scale(pixels), labels, labels, request.share, request.fewest)
