@@ -320,8 +320,9 @@ def test_text() -> None:
         (
             lambda: IndividualFlooding(level=0.1)(0.5),
             ValueError,
-            r"^losses must hold one loss for each sample; got a scalar.*Flooding\(level=0.1\)",
+            r"^losses must be an array of one loss for each sample; got 0.5. Leave.*Flooding\(level=0.1\)",
         ),
+        (lambda: IndividualFlooding(level=0.1)([0.5, 0.2]), ValueError, r"^losses must be an array .*; got \[0.5, 0.2\] \(list\)"),
     ],
 )
 def test_what_is_wrong_or_means_nothing_is_refused(build, error: type[Exception], message: str) -> None:

@@ -72,12 +72,12 @@ class IndividualFlooding:
         """The flooded loss of ``losses``, one for each sample.
 
         Raises:
-            ValueError: ``losses`` is a scalar.
+            ValueError: ``losses`` is a scalar, or no array.
         """
         if getattr(losses, "ndim", 0) == 0:
             raise ValueError(
-                "losses must hold one loss for each sample; got a scalar. Leave the reduction out (reduction='none'), or use "
-                f"Flooding(level={self.level:g})."
+                f"losses must be an array of one loss for each sample; got {checks.describe(losses)}. Leave the reduction out "
+                f"(reduction='none'), or use Flooding(level={self.level:g})."
             )
         return Flooding(level=self.level)(losses).mean()
 

@@ -200,6 +200,23 @@ def test_reductions(name: str) -> None:
     assert_close(trained(one)[-1], trained(other)[-1], tolerance=1e-8 if "huge" in name else 1e-12)
 
 
+def test_asam_does_not_see_a_layer_rescaled_and_undone_in_the_next() -> None:
+    """With η = 0 the gradient of a layer that is a times as large is 1/a of what it was, as the plain one is; SAM's is not."""
+    found = []
+    for penalty in (gradreg.asam(rho=0.6, eta=0.0), gradreg.sam(rho=0.6)):
+        ends = []
+        for a in (1.0, 4.0):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 2, bias=False)).double()
+            model.load_state_dict({"0.weight": a * model[0].weight.detach(), "2.weight": model[2].weight.detach() / a})
+            x, y = batch(0)
+            GradientRegularizer(model, penalty).backward(lambda model=model, x=x, y=y: nn.functional.mse_loss(model(x), y))
+            ends.append({"0.weight": a * gradients(model)["0.weight"], "2.weight": gradients(model)["2.weight"] / a})
+        found.append(max(float((ends[1][n] - ends[0][n]).abs().max()) for n in ends[0]))
+    assert found[0] < 1e-12
+    assert found[1] > 1e-2
+
+
 def test_decoupled_without_an_optimizer_of_its_own_is_coupled() -> None:
     """For plain SGD it makes no difference through which door a gradient goes."""
     ends = []
