@@ -1,11 +1,11 @@
-"""Break the PyTorch engine in one place at a time, and see which tests notice.
+"""Break the PyTorch engine, or the training system, in one place at a time, and see which tests notice.
 
     python tests/mutations.py            # every mutant, with the tests that fail
     python tests/mutations.py sign norm  # those whose name contains one of the words
     python tests/mutations.py --first    # stop each at the first test that fails: quicker, and enough to see that it does not survive
 
-Each mutant is one replaced text in a temporary copy of ``src``; the tests of ``tests/torch`` that need one process run against that copy. The status is 1 if a
-mutant survives, or if its text is no longer in the source.
+Each mutant is one replaced text in a temporary copy of ``src``; the tests of ``tests/torch`` that need one process run against that copy, and against mutants of
+the training system ("train: ...") the tests that each names. The status is 1 if a mutant survives, or if its text is no longer in the source.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from pathlib import Path
 # ruff: noqa: E501
 
 ROOT = Path(__file__).resolve().parents[1]
-SEVERAL_PROCESSES = ("test_data_parallel.py", "test_fsdp.py")
+ENGINE = ("torch", "--ignore=tests/torch/test_data_parallel.py", "--ignore=tests/torch/test_fsdp.py")
+"""The tests of the engine that need one process."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """``old`` becomes ``new`` in ``src/gradreg/torch/<file>``."""
+    """``old`` becomes ``new`` in ``src/gradreg/torch/<file>``, and ``tests``, paths under ``tests`` and options of pytest, should notice."""
 
     name: str
     file: str
     old: str
     new: str
+    tests: tuple[str, ...] = ENGINE
 
 
 MUTANTS = (
@@ -118,6 +120,54 @@ MUTANTS = (
     Mutant("draws: choices compared with their signs", "draws.py", "words.bitwise_xor_(_HIGHEST).lt_(bound + _HIGHEST)", "words.lt_(bound + _HIGHEST)"),
     Mutant("family: compensation dropped", "../penalties.py", "value=k if compensate else 1.0", "value=1.0"),
     Mutant("family: cost of a part of the batch not counted", "regularizer.py", "{\"ascent_share\": ascent_share}", "{}"),
+    Mutant("train: a flipped bit of a checkpoint passed", "../train/checkpoint.py", "if _description(path) != expected:", "if False:", ("train/test_checkpoint.py",)),
+    Mutant("train: a truncated checkpoint passed", "../train/checkpoint.py", "if path.stat().st_size != expected[\"bytes\"]:", "if False:", ("train/test_checkpoint.py",)),
+    Mutant("train: a failed checkpoint left", "../train/checkpoint.py", "            shutil.rmtree(unfinished, ignore_errors=True)\n", "", ("train/test_checkpoint.py",)),
+    Mutant("train: the oldest checkpoints kept", "../train/checkpoint.py", "return sorted(found, reverse=True)", "return sorted(found)", ("train/test_checkpoint.py",)),
+    Mutant("train: one checkpoint too many kept", "../train/checkpoint.py", "self.all()[self.keep :]", "self.all()[self.keep + 1 :]", ("train/test_checkpoint.py",)),
+    Mutant("train: PyTorch's random numbers not restored", "../train/state.py", "    torch.set_rng_state(state[\"torch\"])\n", "", ("train/test_state.py",)),
+    Mutant("train: Python's random numbers not restored", "../train/state.py", "    random.setstate((version, tuple(numbers), gauss))\n", "", ("train/test_state.py",)),
+    Mutant("train: random numbers not restored by a resume", "../train/state.py", "            set_random_state(own[\"random\"])\n", "", ("train/test_interruptions.py::test_a_run_told_to_stop_saves_itself_and_goes_on",)),
+    Mutant("train: each process resumes the first one's random numbers", "../train/state.py", "own = _load(checkpoint / _of_process(devices.rank))", "own = _load(checkpoint / _of_process(0))", ("train/test_processes.py::test_two_processes_go_on_as_if_they_had_not_been_interrupted",)),
+    Mutant("train: the same random numbers in every process", "../train/loop.py", "torch.manual_seed(config.seed + 1_000_003 * devices.rank)", "torch.manual_seed(config.seed)", ("train/test_processes.py::test_each_process_draws_numbers_of_its_own",)),
+    Mutant("train: a process's share of an uneven batch forgotten", "../train/loop.py", "whole = self.devices.processes * batch.share", "whole = 1.0", ("train/test_processes.py::test_two_processes_train_as_one",)),
+    Mutant("train: a process's share forgotten in AutoL2's measurement", "../train/weight_decay.py", " * (devices.processes * batch.share)", "", ("train/test_processes.py::test_two_processes_train_as_one",)),
+    Mutant("train: micro-batches weighed alike", "../train/loop.py", "whole * (end - start) / size", "whole / parts", ("train/test_options.py::test_micro_batches_change_nothing_but_memory",)),
+    Mutant("train: L2 in the loss of every micro-batch", "../train/loop.py", "if first and config.optimizer.l2_in_loss:", "if config.optimizer.l2_in_loss:", ("train/test_options.py::test_l2_enters_the_loss_once_whatever_the_micro_batches",)),
+    Mutant("train: decoupled step forgotten", "../train/loop.py", "        state.regularizer.decoupled_step(state.optimizer)\n", "", ("train/test_options.py::test_a_decoupled_penalty_moves_the_weights_beside_the_optimizer",)),
+    Mutant("train: running mean not restored", "../train/state.py", "            self.ema.module.load_state_dict(safetensors.torch.load_file(checkpoint / _EMA))\n", "", ("train/test_state.py",)),
+    Mutant("train: count of the running mean not restored", "../train/state.py", "            self.ema.n_averaged.fill_(shared[\"ema_updates\"])\n", "", ("train/test_state.py",)),
+    Mutant("train: running mean without statistics", "../train/loop.py", "use_buffers=True", "use_buffers=False", ("train/test_options.py::test_the_ema_is_the_running_mean_of_the_weights_and_statistics",)),
+    Mutant("train: loss scale not restored", "../train/state.py", "        self.scaler.load_state_dict(shared[\"scaler\"])\n", "", ("train/test_state.py",)),
+    Mutant("train: AutoL2 not restored", "../train/state.py", "            self.weight_decay.load_state_dict(shared[\"weight_decay\"])\n", "            pass\n", ("train/test_interruptions.py::test_a_run_told_to_stop_saves_itself_and_goes_on",)),
+    Mutant("train: best weights not restored", "../train/state.py", "if devices.main and best.is_file() else None", "if False else None", ("train/test_state.py",)),
+    Mutant("train: optimizer not restored", "../train/state.py", "            self.optimizer.load_state_dict(optimizer)\n", "", ("train/test_interruptions.py::test_a_run_told_to_stop_saves_itself_and_goes_on",)),
+    Mutant("train: step not restored", "../train/state.py", "            self.regularizer.load_state_dict(own[\"regularizer\"])\n            set", "            set", ("train/test_state.py",)),
+    Mutant("train: worst epoch kept as the best", "../train/loop.py", "record.judged_by[1] > best_before", "record.judged_by[1] < best_before", ("train/test_options.py::test_the_best_epochs_weights_are_kept",)),
+    Mutant("train: last of equal epochs kept as the best", "../train/loop.py", "record.judged_by[1] > best_before", "record.judged_by[1] >= best_before", ("train/test_options.py::test_the_best_epochs_weights_are_kept",)),
+    Mutant("train: best epoch by the test set", "../train/outcome.py", "if self.validation_accuracy is not None:", "if False:", ("train/test_options.py::test_the_best_epochs_weights_are_kept",)),
+    Mutant("train: schedule a step behind", "../train/loop.py", "self.schedule.step_update(state.regularizer.step)", "self.schedule.step_update(state.regularizer.step - 1)", ("train/test_loop.py::test_the_loop_equals_ten_lines_of_plain_pytorch",)),
+    Mutant("train: schedule by the epoch's batches", "../train/loop.py", "self.schedule.step_update(state.regularizer.step)", "self.schedule.step_update(state.progress.batch)", ("train/test_loop.py::test_the_loop_equals_ten_lines_of_plain_pytorch",)),
+    Mutant("train: labels smoothed in evaluation", "../train/evaluation.py", "batch.labels, reduction=\"sum\")", "batch.labels, reduction=\"sum\", label_smoothing=0.1)", ("train/test_loop.py::test_evaluation_counts_every_example_once_in_evaluation_mode",)),
+    Mutant("train: labels not smoothed in training", "../train/loop.py", "label_smoothing=config.label_smoothing, ", "", ("train/test_loop.py::test_the_loop_equals_ten_lines_of_plain_pytorch",)),
+    Mutant("train: evaluation in training mode", "../train/evaluation.py", "    model.eval()\n", "", ("train/test_loop.py::test_evaluation_counts_every_example_once_in_evaluation_mode",)),
+    Mutant("train: a batch's images evaluated by every process", "../train/data/requests.py", "rows = torch.arange(self.rank * n // self.count, (self.rank + 1) * n // self.count)", "rows = torch.arange(n)", ("train/data/test_sets.py",)),
+    Mutant("train: an image of nobody evaluated twice", "../train/data/sets.py", "requests = [request for request in requests if request.share]", "requests = list(requests)", ("train/data/test_sets.py",)),
+    Mutant("train: another number of micro-batches in each process", "../train/data/requests.py", "fewest=max(1, n // self.count)", "fewest=max(1, len(rows))", ("train/data/test_sets.py",)),
+    Mutant("train: biases and norms decay", "../train/optimization.py", "filter_bias_and_bn=not config.decay_biases_and_norms", "filter_bias_and_bn=False", ("train/test_optimization.py",)),
+    Mutant("train: biases and norms decay with an optimizer of torch", "../train/optimization.py", "spared = config.weight_decay > 0 and not config.decay_biases_and_norms", "spared = False", ("train/test_optimization.py",)),
+    Mutant("train: holdout not by the split's seed", "../train/data/splitting.py", "manual_seed(seed if config.split_seed is None else config.split_seed)", "manual_seed(seed)", ("train/data/test_loading.py",)),
+    Mutant("train: holdout the same for every seed", "../train/data/splitting.py", "manual_seed(seed if config.split_seed is None else config.split_seed)", "manual_seed(config.split_seed or 0)", ("train/data/test_loading.py",)),
+    Mutant("train: held-out images trained on", "../train/data/splitting.py", "Part(chosen[: size - held], noisy[: size - held])", "Part(chosen, noisy)", ("train/data/test_loading.py",)),
+    Mutant("train: batches of a resumed epoch from its beginning", "../train/data/sets.py", "[checks.whole(\"start\", start, minimum=0) :]", "", ("train/data/test_sets.py",)),
+    Mutant("train: gradient not clipped", "../train/loop.py", "            nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)\n", "", ("train/test_loop.py::test_the_loop_equals_ten_lines_of_plain_pytorch",)),
+    Mutant("train: scaled gradient clipped", "../train/loop.py", "            state.scaler.unscale_(state.optimizer)\n", "", ("train/test_options.py::test_half_precision_trains_with_weights_in_fp32",)),
+    Mutant("train: metrics of a resumed run begun anew", "../train/run_folder.py", "\"\".join(map(_metrics_line, history))", "\"\"", ("train/test_interruptions.py::test_a_run_told_to_stop_saves_itself_and_goes_on",)),
+    Mutant("train: folder shared by two configurations", "../train/run_folder.py", "        self.check_free_for(config)\n", "", ("train/test_run_folder.py",)),
+    Mutant("train: colours of the other data in an evaluation", "../train/evaluate_command.py", "        config.augmentation.normalize = trained.data.name\n", "        pass\n", ("train/test_evaluate.py",)),
+    Mutant("train: options of a block dropped", "../train/arguments.py", "before = values[key] or free[key]", "before = free[key]", ("train/test_free_keys.py",)),
+    Mutant("train: the recipe's keys left under another name", "../train/free_keys.py", "else {}\n    for one", "else before\n    for one", ("train/test_free_keys.py",)),
+    Mutant("train: warning of harm forgotten", "../train/loop.py", "        warn_of_harm(config, self.penalty, steps_per_epoch=self.steps_per_epoch)\n", "", ("train/test_options.py::test_an_adaptive_optimizer_that_warms_up_under_a_whole_penalty_is_warned_of",)),
 )  # fmt: skip
 
 
@@ -135,8 +185,7 @@ def failures(mutant: Mutant, *, first: bool) -> list[str]:
             sys.executable,
             "-m",
             "pytest",
-            "tests/torch",
-            *(f"--ignore=tests/torch/{name}" for name in SEVERAL_PROCESSES),
+            *(word if word.startswith("-") else f"tests/{word}" for word in mutant.tests),
             "-p",
             "no:cacheprovider",
             "--tb=no",
@@ -147,7 +196,7 @@ def failures(mutant: Mutant, *, first: bool) -> list[str]:
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if result.returncode not in (0, 1):
         raise SystemExit(f"{mutant.name}: pytest ended with {result.returncode}\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
-    return re.findall(r"^(?:FAILED|ERROR) tests/torch/(\S+)", result.stdout, flags=re.MULTILINE)
+    return re.findall(r"^(?:FAILED|ERROR) tests/(\S+)", result.stdout, flags=re.MULTILINE)
 
 
 def summary(failed: list[str]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from gradreg import cli
+from .data.cases import image_tree
 
 WORDS = [
     "digits-noisy-labels",
@@ -53,6 +55,18 @@ def test_on_other_data(run, capsys):
     assert found["images"] == 797
 
 
+def test_other_data_are_normalised_as_those_trained_on(tmp_path, capsys):
+    """The same images under another name, whose own colours are others."""
+    image_tree(tmp_path / "cifar10", {"train": 2, "test": 2}, size=(8, 8))
+    for extra in range(7):  # to the ten classes of CIFAR-10
+        for part in ("train", "test"):
+            shutil.copytree(tmp_path / "cifar10" / part / "cat", tmp_path / "cifar10" / part / f"class{extra}")
+    words = ["--data.name", "cifar10", "--data.root", str(tmp_path), "--data.train_size", "null", "--data.label_noise", "0"]
+    run = tmp_path / "run"
+    assert cli.main(["train", *WORDS, *words, "--data.workers", "0", "--data.validation", "null", "--out", str(run)]) == 0
+    assert evaluated(run, capsys, "--data.name", "folder", "--data.root", str(tmp_path / "cifar10")) == evaluated(run, capsys)
+
+
 def test_in_words(run, capsys):
     assert cli.main(["evaluate", str(run)]) == 0
     assert "test, 1,497 images, last weights: accuracy " in capsys.readouterr().out
@@ -63,7 +77,10 @@ def test_in_words(run, capsys):
     [
         (["--weights", "first"], "unknown --weights 'first'. Did you mean 'last'? Known: last, best, ema."),
         (["--split", "train"], "unknown --split 'train'. Did you mean 'validation'? Known: test, validation."),
-        (["--model.hidden", "[17]"], "must hold the weights of this model; RuntimeError: Error(s) in loading state_dict for MLP:"),
+        (["--model.hidden", "[17]"], "Error(s) in loading state_dict for MLP: size mismatch for layers.1.weight: copying a param with"),
+        (["--data.image_size", "9"], "It is built for the size of the images and the number of classes: name data that have those of the"),
+        (["--epochs", "9"], "--epochs must be left out, for an evaluation does not depend on it. It can change data, model,"),
+        (["--label_smoothing", "0.1"], "--label_smoothing must be left out, for an evaluation does not depend on it."),
         (["--data.name", "digit"], "unknown data set 'digit'. Did you mean 'digits'?"),
     ],
 )

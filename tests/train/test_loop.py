@@ -97,10 +97,13 @@ def test_a_loss_that_blew_up_but_stayed_finite_diverged_too():
     assert outcome.summary()["diverged"]
 
 
-def test_evaluation_counts_every_example_once():
+def test_evaluation_counts_every_example_once_in_evaluation_mode():
     split = load(SMALL.data, SMALL.augmentation, seed=0, device=torch.device("cpu")).test
-    model = models.create({"name": "mlp"}, classes=10, image_shape=(1, 8, 8))
-    model.train()
+    model = torch.nn.Sequential(models.create({"name": "mlp"}, classes=10, image_shape=(1, 8, 8)), torch.nn.Dropout(0.5)).train()
     whole = next(split.batches(len(split)))
-    expected = (model(whole.images).argmax(dim=1) == whole.labels).float().mean().item()
-    assert evaluate(model, split, batch_size=100).accuracy == pytest.approx(expected)
+    with torch.no_grad():
+        logits = model[0](whole.images)
+    found = evaluate(model, split, batch_size=100)
+    assert found.accuracy == pytest.approx((logits.argmax(dim=1) == whole.labels).float().mean().item())
+    assert found.top5 == pytest.approx((logits.topk(5).indices == whole.labels[:, None]).any(dim=1).float().mean().item())
+    assert found.loss == pytest.approx(cross_entropy(logits, whole.labels).item(), rel=1e-5)

@@ -61,6 +61,12 @@ def test_adamw_and_decay_of_biases():
 def test_refused_options_are_named():
     with pytest.raises(ValueError, match=r"optimizer 'adamw' refuses its options \{'betta': 1\}"):
         create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="adamw", options={"betta": 1}))
+    with pytest.raises(ValueError, match=r"optimizer.options.betas must be left out for 'sgd', which has none; got \[0.9, 0.95\]"):
+        create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="sgd", options={"betas": [0.9, 0.95]}))
+    with pytest.raises(ValueError, match=r"optimizer.options.eps must be left out for 'lion', which has none; got 1e-06"):
+        create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="lion", options={"eps": 1e-6}))
+    with pytest.raises(ValueError, match=r"optimizer.momentum must be in \[0, 1\); got 1.0"):
+        OptimizerConfig(momentum=1.0)
     with pytest.raises(ValueError, match=r"optimizer.nesterov must be false for 'adamw'"):
         create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="adamw", nesterov=True))
 

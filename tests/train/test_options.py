@@ -41,16 +41,33 @@ def test_micro_batches_change_nothing_but_memory(penalty):
     assert divided.history[-1].train_loss == pytest.approx(whole.history[-1].train_loss, abs=1e-12)
 
 
-def test_the_ema_is_the_running_mean_of_the_weights():
-    seen: list[list[torch.Tensor]] = []
-    outcome = train(replace(SMALL, ema=0.8), on_step=lambda step, model, _: seen.append([p.detach().clone() for p in model.parameters()]))
+@pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [16]}, {"name": "test_resnet"}], ids=["mlp", "BatchNorm"])
+def test_the_ema_is_the_running_mean_of_the_weights_and_statistics(model):
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def keep(step: int, trained: torch.nn.Module, _: object) -> None:
+        seen.append({name: t.clone() for name, t in trained.state_dict().items() if t.is_floating_point()})
+
+    outcome = train(replace(SMALL, model=model, ema=0.8), on_step=keep)
     expected = seen[0]
     for weights in seen[1:]:
-        expected = [0.8 * mean + 0.2 * new for mean, new in zip(expected, weights, strict=True)]
+        expected = {name: 0.8 * mean + 0.2 * weights[name] for name, mean in expected.items()}
     assert outcome.ema is not None
-    for ours, theirs in zip(outcome.ema.parameters(), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    assert outcome.history[-1].ema_test_accuracy != outcome.history[-1].test_accuracy
+    for name, mean in expected.items():
+        torch.testing.assert_close(outcome.ema.state_dict()[name], mean, rtol=0, atol=1e-12)
+    assert outcome.history[-1].ema_test_loss != outcome.history[-1].test_loss
+
+
+def test_a_decoupled_penalty_moves_the_weights_beside_the_optimizer():
+    """With plain SGD that makes no difference, with momentum it does."""
+
+    def run(momentum: float, *, decoupled: bool) -> Outcome:
+        optimizer = OptimizerConfig(lr=0.1, momentum=momentum)
+        return train(replace(SMALL, optimizer=optimizer, penalty={"name": "wsam", "rho": 0.3, "gamma": 0.6, "decoupled": decoupled}))
+
+    assert_close(run(0.0, decoupled=True), run(0.0, decoupled=False))
+    with pytest.raises(AssertionError, match="not close"):
+        assert_close(run(0.9, decoupled=True), run(0.9, decoupled=False), tolerance=1e-4)
 
 
 def test_l2_in_the_loss_is_weight_decay_for_plain_sgd_and_enters_the_direction_of_a_penalty():
@@ -61,6 +78,11 @@ def test_l2_in_the_loss_is_weight_decay_for_plain_sgd_and_enters_the_direction_o
     assert_close(run(None, in_loss=True), run(None, in_loss=False))
     with pytest.raises(AssertionError, match="not close"):
         assert_close(run(SAM, in_loss=True), run(SAM, in_loss=False), tolerance=1e-4)
+
+
+def test_l2_enters_the_loss_once_whatever_the_micro_batches():
+    config = replace(SMALL, optimizer=OptimizerConfig(lr=0.1, l2_in_loss=0.3), penalty=SAM)
+    assert_close(train(replace(config, accumulation=3)), train(config))
 
 
 def test_l2_in_the_loss_under_sam_by_hand():

@@ -45,6 +45,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "divided": {"parallel": "fsdp", "accumulation": 3},  # of which the last batch has one image for one process and two for the other
     "adaptive": {"optimizer": {**BASE["optimizer"], "name": "adamw", "lr": 0.01}, "schedule": {}, "parallel": "fsdp"},
 }
+DRAWING = {"data": {"name": "digits", "train_size": 80}, "model": {"name": "test_resnet", "drop_rate": 0.3}, "epochs": 2}
+"""Dropout differs from process to process, so that two of them do not train as one."""
+TOGETHER = {**RUNS, "drawing": DRAWING}
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -61,18 +64,18 @@ def launch(folder: Path, runs: list[tuple[Path, dict[str, Any]]]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Every run of ``RUNS`` under one/ and two/, by one and by two processes; and under again/, by two that go on after the first epoch."""
+    """Every run of ``RUNS`` under one/, by one process; all under two/, by two, and under again/, by two that go on after the first epoch."""
     folder = tmp_path_factory.mktemp("processes")
     for name, changes in RUNS.items():
         alone = configuration({**BASE, **changes, "parallel": "ddp"})
         RunFolder(folder / "one" / name).run(alone, track=False)
-    launch(folder, [(folder / "two" / name, {**BASE, **changes}) for name, changes in RUNS.items()])
-    for name in RUNS:
+    launch(folder, [(folder / "two" / name, {**BASE, **changes}) for name, changes in TOGETHER.items()])
+    for name in TOGETHER:
         shutil.copytree(folder / "two" / name, folder / "again" / name)
         (folder / "again" / name / "result.json").unlink()
         for later in sorted((folder / "again" / name / "checkpoints").iterdir())[1:]:
             shutil.rmtree(later)
-    launch(folder, [(folder / "again" / name, {**BASE, **changes}) for name, changes in RUNS.items()])
+    launch(folder, [(folder / "again" / name, {**BASE, **changes}) for name, changes in TOGETHER.items()])
     return folder
 
 
@@ -95,11 +98,17 @@ def test_two_processes_train_as_one(folder, name):
             assert getattr(here, key) == getattr(there, key), key
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", TOGETHER)
 def test_two_processes_go_on_as_if_they_had_not_been_interrupted(folder, name):
     again, two = folder / "again" / name, folder / "two" / name
     assert (again / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
     assert (again / "weights.safetensors").read_bytes() == (two / "weights.safetensors").read_bytes()
+
+
+def test_each_process_draws_numbers_of_its_own(folder):
+    first = min((folder / "two" / "drawing" / "checkpoints").iterdir())
+    drawn = [torch.load(first / f"process-0000{rank}.pt", weights_only=True)["random"]["torch"] for rank in (0, 1)]
+    assert not torch.equal(*drawn)
 
 
 def test_one_process_goes_on_with_what_two_began(folder, tmp_path):

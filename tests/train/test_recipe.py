@@ -36,7 +36,7 @@ def test_exponents_without_a_dot_are_numbers():
     assert recipes.parse_recipe("x", "optimizer: {lr: 1e-3}").base == {"optimizer": {"lr": 0.001}}
 
 
-def test_overrides_come_after_the_recipe_and_before_the_variant():
+def test_a_variant_can_be_laid_over_an_overridden_base():
     recipe = recipes.parse_recipe("x", "epochs: 5\nseed: 3\nvariants: {long: {epochs: 9, optimizer: {lr: 0.3}}}")
     words = ["x", "--epochs", "7", "--optimizer.momentum=0.5"]
     base = CommandParser("train", "").settings(words, recipe.base)

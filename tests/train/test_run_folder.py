@@ -67,3 +67,9 @@ def test_a_diverged_run_exits_with_1_and_its_metrics_are_json(tmp_path, capsys):
     assert lines
     for line in lines:
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_what_is_typed_beside_a_variant_wins_over_it(tmp_path):
+    out = tmp_path / "run"
+    assert cli.main(["train", *WORDS, "--variant", "sam", "--penalty.rho", "0.3", "--out", str(out)]) == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["penalty"] == {"name": "sam", "rho": 0.3}

@@ -16,7 +16,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser, Namespace
 
 from gradreg import checks
+from gradreg.train import free_keys
 from gradreg.train.configuration import Config
+from gradreg.train.free_keys import FREE
 
 # Pickling asks every module for its attributes, and torch.compile pickles; jsonargparse warns when asked for those that it has deprecated.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -43,15 +45,22 @@ class CommandParser:
 
     def parse(self, words: Sequence[str]) -> dict[str, Any]:
         """The command's own options (and nothing of the configuration) as a dictionary."""
-        return {k: v for k, v in vars(_parse(self.options, words)).items() if k not in _KEYS}
+        others, _ = free_keys.separate(words)
+        return {k: v for k, v in vars(_parse(self.options, others)).items() if k not in _KEYS}
 
     def settings(self, words: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
         """All keys of the configuration: the defaults, under the recipe's ``base``, under what ``words`` override."""
         below = _typed(base)
-        values = _parse(self.options, words, base=below)
-        for key in _FREE:
-            if not any(re.match(rf"--{re.escape(key)}([.=]|$)", word) for word in words):
-                values[key] = below[key]
+        free = {key: below[key] for key in FREE}
+        for key in FREE:
+            below[key] = {}
+        others, typed = free_keys.separate(words)
+        for one in typed:
+            _check_plain(".".join((one.mapping, *one.path)), one.value)
+        values = _parse(self.options, others, base=below)
+        for key in FREE:  # options may also have come with their whole block, as in --optimizer '{name: adamw, options: {eps: 1e-6}}'
+            before = values[key] or free[key]
+            values[key] = free_keys.changed(before, [one for one in typed if one.mapping == key])
         return {k: v for k, v in values.as_dict().items() if k in _KEYS}
 
 
@@ -62,8 +71,8 @@ def configuration(settings: Mapping[str, Any]) -> Config:
         ValueError, TypeError: naming the key, the rule, the value received and the remedy.
     """
     values = _typed(settings)
-    free = {key: values[key] for key in _FREE}
-    for key in _FREE:
+    free = {key: values[key] for key in FREE}
+    for key in FREE:
         values[key] = {}
     built = _plain_parser().instantiate(values)
     for key, value in free.items():
@@ -74,8 +83,6 @@ def configuration(settings: Mapping[str, Any]) -> Config:
 
 _KEYS = [f.name for f in fields(Config)]
 _BLOCKS = [name for name, kind in get_type_hints(Config).items() if is_dataclass(kind)]
-_FREE = ("model", "penalty", "optimizer.options", "schedule.options")
-"""Mappings whose keys models, penalties and timm define. jsonargparse would read their strings as YAML once more: "1e3" is no number."""
 
 
 @cache
@@ -92,7 +99,7 @@ def _typed(settings: Mapping[str, Any]) -> Namespace:
     _check_shape(Config, settings)
     typed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
     free: dict[str, Any] = {}
-    for key in _FREE:
+    for key in FREE:
         block, _, option = key.rpartition(".")
         inside = typed.get(block, {}) if block else typed
         if option in inside:
@@ -151,23 +158,23 @@ def _parse(parser: ArgumentParser, words: Sequence[str], *, base: Namespace | No
     known = [spelled.get(key, key) for key in parser.get_defaults().keys(branches=True)]
     for word in words:
         key = word[2:].partition("=")[0]
-        free = key.startswith(tuple(f"{mapping}." for mapping in _FREE))
-        if word.startswith("--") and key not in ("", "help") and key not in known and not free:
+        if word.startswith("--") and key not in ("", "help") and key not in known:
             options = [f"--{k}" for k in known if k not in ("recipe", *_BLOCKS)]
             raise ValueError(checks.unknown("option", word.partition("=")[0], options))
-    with _errors_in_words():
+    with _errors_in_words(parser.prog):
         return parser.parse_args(list(words), namespace=copy.deepcopy(base))
 
 
 @contextmanager
-def _errors_in_words() -> Iterator[None]:
-    """What jsonargparse raises, as a ``ValueError`` that a user can read."""
+def _errors_in_words(command: str = "gradreg train") -> Iterator[None]:
+    """What jsonargparse raises, as a ``ValueError`` that a user can read; ``command`` is the one that explains the keys."""
     try:
         yield
     except ArgumentError as error:
         text = " ".join(str(error.message).split()).replace("Parser key", "key")
-        text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
-        raise ValueError(f"{text} (gradreg train --help explains every key)") from error
+        text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
+        text = re.sub(r'key "(\w+)": Unable to load config .*', r"\1 must be a mapping of keys to values. Write --\1.KEY VALUE", text)
+        raise ValueError(f"{text} ({command} --help explains every key)") from error
     except RecursionError as error:
         raise ValueError("a key must not be a part of itself; got an alias within what it stands for. Write it out.") from error
     except OverflowError as error:

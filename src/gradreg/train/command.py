@@ -15,7 +15,8 @@ from gradreg.train.configuration import Config
 from gradreg.train.penalty import recipe_penalty
 
 DESCRIPTION = (
-    "Train one recipe. Every key can be overridden, as in --optimizer.lr 0.1 or --penalty '{name: sam, rho: 0.05}'. "
+    "Train one recipe, or one of its variants. Every key of it can be overridden, as in --optimizer.lr 0.1, --penalty.rho 0.1 or "
+    "--penalty '{name: sam, rho: 0.05}'. "
     "gradreg train --resume RUN goes on with an interrupted run from its folder alone. "
     "Several processes: accelerate launch --num_processes 2 -m gradreg train RECIPE --out RUN ..."
 )
@@ -34,7 +35,7 @@ def main(words: Sequence[str]) -> int:
         if not options["recipe"]:
             raise ValueError("train needs a recipe or --resume RUN; got neither. gradreg recipes lists those that come with the package.")
         recipe = recipes.load(options["recipe"])
-        config = configuration(recipe.settings(options["variant"], base=parser.settings(words, recipe.base)))
+        config = configuration(parser.settings(words, recipe.settings(options["variant"])))
         name = recipe.name
         folder = Path(options["out"]) if options["out"] else _new_folder(recipe.name, options["variant"], config.seed)
 

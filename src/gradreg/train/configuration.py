@@ -19,7 +19,7 @@ class OptimizerConfig:
     Args:
         name: "sgd", "adamw" or any other name of timm.optim.list_optimizers(); or "torch." and a class of torch.optim, as in "torch.ASGD".
         lr: learning rate at its peak, > 0.
-        momentum: momentum of SGD-like optimizers, 0 to 1.
+        momentum: momentum of SGD-like optimizers, >= 0 and < 1.
         nesterov: Nesterov's form of SGD's momentum.
         weight_decay: weight decay as the optimizer understands it (in the gradient for SGD, decoupled for AdamW), >= 0.
         decay_biases_and_norms: whether weight decay applies to biases and normalization layers too.
@@ -40,7 +40,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         checks.positive("optimizer.lr", self.lr)
         checks.non_negative("optimizer.l2_in_loss", self.l2_in_loss)
-        checks.non_negative("optimizer.momentum", self.momentum)
+        checks.fraction("optimizer.momentum", self.momentum)
         checks.non_negative("optimizer.weight_decay", self.weight_decay)
 
 

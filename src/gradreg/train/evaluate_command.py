@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from gradreg.train.evaluation import Evaluation
 
 DESCRIPTION = (
-    "Evaluate the weights of a run on its test set, every image once. Any key of the run can be overridden, as in --data.root ELSEWHERE, "
-    "--data.name svhn or --device cpu."
+    "Evaluate the weights of a run on its test set, every image once. What it depends on can be overridden, as in --data.root ELSEWHERE, "
+    "--data.name svhn or --device cpu; other data are normalised as the run's own."
 )
 SPLITS = ("test", "validation")
+DEPENDS_ON = ("data", "model", "augmentation.normalize", "batch_size", "evaluation_batch_size", "precision", "device", "threads", "seed")
+"""Keys that change an evaluation; the others are about training."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -31,12 +33,19 @@ def main(words: Sequence[str]) -> int:
     parser.options.add_argument("--json", action="store_true", help="print one line of JSON instead of words")
     options = parser.parse(words)
 
-    from gradreg.train.run_folder import WEIGHTS, RunFolder
+    from gradreg.train.run_folder import WEIGHTS, RunFolder, differences
 
     checks.choice("--weights", options["weights"], tuple(WEIGHTS))
     checks.choice("--split", options["split"], SPLITS)
     folder = RunFolder(Path(options["run"]))
-    config = configuration(parser.settings(words, asdict(folder.configuration())))
+    trained = folder.configuration()
+    config = configuration(parser.settings(words, asdict(trained)))
+    for key in differences(asdict(trained), asdict(config)):
+        if not f"{key}.".startswith(tuple(f"{read}." for read in DEPENDS_ON)):
+            raise ValueError(f"--{key} must be left out, for an evaluation does not depend on it. It can change {', '.join(DEPENDS_ON)}.")
+    if config.augmentation.normalize == "auto":
+        config.augmentation.normalize = trained.data.name
+    config.parallel = "ddp"  # each process holds the whole model, also of a run that divided it
     file = folder.path / WEIGHTS[options["weights"]]
     if not file.is_file():
         there = [which for which, name in WEIGHTS.items() if (folder.path / name).is_file()]
@@ -71,6 +80,8 @@ def _evaluated(config: Config, weights: Path, split: str, devices: Devices) -> t
     from gradreg.train.evaluation import evaluate
     from gradreg.train.run_folder import load_weights
 
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     data = loading.load(
         config.data, config.augmentation, seed=config.seed, device=devices.device, rank=devices.rank, processes=devices.processes
     )

@@ -36,6 +36,10 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     options = {"nesterov": config.nesterov, **config.options} if config.name == "sgd" else dict(config.options)
     if config.nesterov and config.name != "sgd":
         raise ValueError(f"optimizer.nesterov must be false for {config.name!r}; got true. Only 'sgd' knows it.")
+    known = timm.optim.get_optimizer_info(config.name)
+    for option, takes in (("betas", known.has_betas), ("eps", known.has_eps)):
+        if option in options and not takes:  # timm would drop it
+            raise ValueError(f"optimizer.options.{option} must be left out for {config.name!r}, which has none; got {options[option]}.")
     try:
         return timm.optim.create_optimizer_v2(
             model,

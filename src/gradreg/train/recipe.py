@@ -10,22 +10,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
 from gradreg import checks
-from gradreg.train import arguments
+from gradreg.train import arguments, plain_yaml
 from gradreg.train.configuration import Config
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everybody but YAML 1.1 expects."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$", re.IGNORECASE),
-    list("-+0123456789."),
-)
 
 
 @dataclass(frozen=True)
@@ -82,10 +69,7 @@ def load(name_or_path: str) -> Recipe:
 
 def parse_recipe(name: str, text: str) -> Recipe:
     """The recipe that ``text`` holds."""
-    try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {name!r} must be valid YAML; got this from the parser: {error}") from error
+    content = plain_yaml.read(f"recipe {name!r}", text)
     if content is None:
         raise ValueError(f"recipe {name!r} must hold a configuration; got an empty file. See gradreg train --help for the keys.")
     if not isinstance(content, dict):

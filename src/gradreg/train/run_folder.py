@@ -79,7 +79,7 @@ class RunFolder:
             return
         held = yaml.safe_load(file.read_text(encoding="utf-8"))
         wanted = asdict(config)
-        different = _differences(held, wanted)
+        different = differences(held, wanted)
         if different:
             raise ValueError(
                 f"{str(self.path)!r} holds a run of another configuration; it differs in {', '.join(different)}. "
@@ -185,9 +185,14 @@ def load_weights(model: nn.Module, file: Path) -> None:
     """
     try:
         model.load_state_dict(safetensors.torch.load_file(file))
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ValueError(f"{str(file)!r} must hold the weights of this model; {type(error).__name__}: {first_line}") from error
+    except RuntimeError as error:
+        heading, *first = str(error).splitlines()[:2]
+        raise ValueError(
+            f"{str(file)!r} must hold the weights of this model; {heading} {' '.join(first).strip()} It is built for the size of the images "
+            "and the number of classes: name data that have those of the run."
+        ) from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{str(file)!r} must hold the weights of this model; {type(error).__name__}: {error}") from error
 
 
 def _metrics_line(epoch: Epoch) -> str:
@@ -213,8 +218,9 @@ def _from_json(values: dict[str, Any]) -> dict[str, Any]:
     return {k: float(v) if isinstance(v, str) else v for k, v in values.items()}
 
 
-def _differences(held: Any, wanted: Any, prefix: str = "") -> list[str]:
+def differences(held: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """The keys, dotted, in which two configurations differ that are nested plain values."""
     if isinstance(held, dict) and isinstance(wanted, dict):
         keys = [*held, *(k for k in wanted if k not in held)]
-        return [d for k in keys for d in _differences(held.get(k), wanted.get(k), f"{prefix}.{k}" if prefix else k)]
+        return [d for k in keys for d in differences(held.get(k), wanted.get(k), f"{prefix}.{k}" if prefix else k)]
     return [] if held == wanted else [prefix]

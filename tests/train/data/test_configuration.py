@@ -55,6 +55,8 @@ def test_steps_per_epoch_know_the_training_images_without_loading_them(keys, ima
         ({"workers": -1}, ValueError, r"data.workers must be >= 0; got -1"),
         ({"evaluation_crop": 0.5}, ValueError, r"data.image_size must be given with data.evaluation_crop 0.5; got null. Write 224, say"),
         ({"evaluation_crop": 87.5, "image_size": 8}, ValueError, r"data.evaluation_crop must be <= 1; got 87.5. It is a share"),
+        ({"download": True}, ValueError, r"data.download must be false for 'digits', which comes from no network; got true"),
+        ({"name": "folder", "download": True}, ValueError, r"data.download must be false for 'folder', which comes from no network"),
         (
             {"test_split": "test"},
             ValueError,
@@ -72,6 +74,7 @@ def test_bad_splits_are_refused(keys, error, message):
     [
         ({"cutout": 0}, r"augmentation.cutout must be >= 1; got 0"),
         ({"mixup": 0.0}, r"augmentation.mixup must be finite and > 0; got 0.0. Use null for none"),
+        ({"normalize": "cifar"}, r"unknown augmentation.normalize 'cifar'. Did you mean 'cifar10'\? Known: auto, none, digits"),
         ({"random_erasing": 1.5}, r"augmentation.random_erasing must be <= 1; got 1.5. It is a probability"),
         ({"rand_augment": 2, "rand_magnitude": 31}, r"augmentation.rand_magnitude must be <= 30; got 31"),
         ({"rand_magnitude": 5}, r"augmentation.rand_augment must be given with rand_magnitude 5; got None. Write 2, say"),
@@ -94,6 +97,7 @@ def test_bad_augmentations_are_refused(keys, message):
     ("augmentation", "message"),
     [
         ({"crop_padding": 8, "padding": "reflect"}, r"augmentation.crop_padding must be < 8, the smaller side of the images of 'digits'"),
+        ({"normalize": "cifar10"}, r"augmentation.normalize must fit images of 1 channels, as those of 'digits'; got 'cifar10', with 3"),
         ({"rand_augment": 2}, r"augmentation.auto_augment and rand_augment must be null for 'digits', whose images have 17 levels"),
     ],
 )

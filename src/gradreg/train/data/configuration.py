@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from gradreg import checks
-from gradreg.train.data.catalogue import SETS, TIMM, known_set
+from gradreg.train.data.catalogue import SETS, TIMM, Colours, known_set
 
 _DIGITS_TO_TRAIN_ON = 1000
 
@@ -76,6 +76,8 @@ class DataConfig:
                 raise ValueError(
                     f"data.image_size must be given with data.evaluation_crop {self.evaluation_crop}; got null. Write 224, say."
                 )
+        if self.download and self.name in ("digits", "folder"):
+            raise ValueError(f"data.download must be false for {self.name!r}, which comes from no network; got true. Leave it out.")
         for key in ("train_split", "test_split"):
             default = next(f.default for f in fields(self) if f.name == key)
             if getattr(self, key) != default and not self.name.startswith(TIMM):
@@ -117,7 +119,7 @@ class DataConfig:
         """Why ``train_size`` cannot be null where there are no images to test on."""
         return (
             f"data.train_size must be a number for {self.name!r} with no images to test on beside those to train on; got null. "
-            f"Give fewer than there are, so that the rest is the test set, or put some into {self.root}/val."
+            f"Give fewer than there are, so that the rest is the test set, or sort them into {self.root}/train and {self.root}/val."
         )
 
     def validation_images(self, images: int) -> int:
@@ -152,7 +154,8 @@ class AugmentationConfig:
             from Beta(alpha, alpha); null mixes none.
         cutmix: alpha of CutMix, > 0: a rectangle comes from the image before; null mixes none. With both, each batch draws one.
         normalize: "auto" subtracts the data set's published mean and divides by its standard deviation, channel by channel; "folder" and
-            "timm:" sets take ImageNet's, and "digits", "mnist" and "fashion-mnist" stay between 0 and 1. "none" leaves every set there.
+            "timm:" sets take ImageNet's, and "digits", "mnist" and "fashion-mnist" stay between 0 and 1. "none" leaves every set there;
+            the name of a data set takes that one's.
     """
 
     random_resized_crop: bool = False
@@ -168,7 +171,7 @@ class AugmentationConfig:
     random_erasing: float | None = None
     mixup: float | None = None
     cutmix: float | None = None
-    normalize: Literal["auto", "none"] = "auto"
+    normalize: str = "auto"
 
     def __post_init__(self) -> None:
         for key in ("crop_padding", "rand_augment", "cutout"):
@@ -181,6 +184,8 @@ class AugmentationConfig:
             raise ValueError(f"augmentation.random_erasing must be <= 1; got {self.random_erasing}. It is a probability.")
         if checks.whole("augmentation.rand_magnitude", self.rand_magnitude, minimum=0) > 30:
             raise ValueError(f"augmentation.rand_magnitude must be <= 30; got {self.rand_magnitude}.")
+        if self.normalize not in ("auto", "none") and known_set(self.normalize) is None:
+            raise ValueError(checks.unknown("augmentation.normalize", self.normalize, ["auto", "none", *SETS]))
         for key, most in (("scale", 1.0), ("ratio", float("inf"))):
             self._check_range(key, getattr(self, key), most)
         self._check_company()
@@ -212,6 +217,11 @@ class AugmentationConfig:
             if getattr(self, one) and getattr(self, other):
                 received = f"{getattr(self, one)!r} and {getattr(self, other)!r}"
                 raise ValueError(f"augmentation.{one} must be left out with {other}; got {received}. Choose one.")
+
+    def colours(self, data: str) -> Colours | None:
+        """What the images of the set ``data`` are normalised by; None leaves them between 0 and 1."""
+        known = None if self.normalize == "none" else known_set(data if self.normalize == "auto" else self.normalize)
+        return None if known is None else known.colours
 
     @property
     def mixes(self) -> bool:

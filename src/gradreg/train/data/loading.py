@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from gradreg.train.data import sources, streaming
-from gradreg.train.data.catalogue import known_set
 from gradreg.train.data.colours import ColourScale
 from gradreg.train.data.configuration import AugmentationConfig, DataConfig
 from gradreg.train.data.finishing import Finish
@@ -69,9 +68,7 @@ def load(
     supply = Supply(config, pool, count=parts.images, device=device)
     largest = pool.largest if isinstance(pool, Pixels) else 255
     _check_augmentation(augmentation, supply.shape, largest, config.name)
-    known = known_set(config.name)
-    colours = None if known is None or augmentation.normalize == "none" else known.colours
-    scale = ColourScale(largest, colours)
+    scale = ColourScale(largest, augmentation.colours(config.name))
 
     def evaluated(part: Part, images: Pixels | Encoded) -> EvaluationSet:
         return EvaluationSet(supply.evaluation(images.take(part.positions)), part.labels, scale, device=device, processes=among)
@@ -104,6 +101,12 @@ def _check_augmentation(augmentation: AugmentationConfig, shape: tuple[int, int,
     if padding is not None and augmentation.padding == "reflect" and padding >= side:
         raise ValueError(
             f"augmentation.crop_padding must be < {side}, the smaller side of the images of {name!r}, where it mirrors; got {padding}."
+        )
+    colours = augmentation.colours(name)
+    if colours is not None and len(colours.mean) != shape[0]:
+        raise ValueError(
+            f"augmentation.normalize must fit images of {shape[0]} channels, as those of {name!r}; got {augmentation.normalize!r}, with "
+            f"{len(colours.mean)}. Use none."
         )
     if largest != 255 and (augmentation.auto_augment or augmentation.rand_augment):
         raise ValueError(

@@ -91,6 +91,6 @@ def _parts(
     except RuntimeError as error:
         or_folder = f" (or class folders as {config.root}/{folder})" if folder else ""
         raise ValueError(
-            f"data.root must hold {title}, as {config.root}/{example} and the like{or_folder}; got {config.root!r}: {error} "
+            f"data.root must hold {title}, as {config.root}/{example} and the like{or_folder}; got {config.root!r}: {error}. "
             "Name the folder with --data.root, or let it be fetched with --data.download true."
         ) from error
