@@ -4,7 +4,8 @@
 
 Both train the same model on the same images without augmentation, by SGD with momentum and a learning rate that changes every step. Every
 round trains one epoch of each, in a random order, on one thread; the reported ratio is the median over rounds of loop / bare, in images per
-second of processor time, which other load on the machine disturbs little. Neither evaluates.
+second of processor time, which other load on the machine disturbs little. Neither evaluates. As in step_cost.py, glibc's allocator is told
+to keep what is freed: by default it hands a large freed gradient back to the system, and faults it in again, in one loop or in the other.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from gradreg.train.configuration import Config
 from gradreg.train.data.loading import Data, load
 from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
+from memory import keep_freed_memory
 from reporting import command, environment, report, signature
 from rounds import interleaved, ratio_quartiles
 from tables import markdown, with_quartiles
@@ -106,6 +108,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md beside printing the table")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     results: dict[str, Any] = {
         "command": command(),
         "rounds": options.rounds,
