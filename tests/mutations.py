@@ -85,7 +85,6 @@ MUTANTS = (
     Mutant("family: overflow remembered after the passes", "memory.py", "(finite_only and not _finite(gradients, parameters))", "False"),
     Mutant("family: loss scale remembered", "step.py", "1.0 / (weight * self.evaluation.scale(shards[0]))", "1.0 / weight"),
     Mutant("family: gradients overwritten that a mask looks at", "step.py", " and not self._mask_looks_at_gradients\n", "\n"),
-    Mutant("family: gradients overwritten whose cosine is asked for", "step.py", "passes.keeps_first == \"none\" and not self.measure_cosine", "passes.keeps_first == \"none\""),
     Mutant("family: gradients overwritten that are accumulated", "step.py", "consumable = passes.keeps_first == \"none\" and ", "consumable = "),
     Mutant("family: difference to an average rounded to 16 bits", "directions.py", "all(v.dtype == m.dtype for v, m in zip(ascent.vectors, average, strict=True))", "True"),
     Mutant("norm measured without being asked for", "step.py", "self.measure_norm and all(", "all("),

@@ -169,16 +169,16 @@ class Step:
         first = self.grads.of(self.perturbed)
         norm = gradient_norm(list(first.values()))
         agreed = self.grads.agreed(averaged=self.average_direction) if self._looks_at_gradients(penalty, passes) else {}
+        alignment = Alignment(list(first), list(first.values()), weight) if self.measure_cosine and first else None
         overflow = self._overflows(norm)
         if not overflow:
             if penalty.direction.needs_gradient:
-                consumable = passes.keeps_first == "none" and not self.measure_cosine and not self._mask_looks_at_gradients
+                consumable = passes.keeps_first == "none" and not self._mask_looks_at_gradients
                 vectors, scale = local_shards(list(first.values())), self.evaluation.scale(norm)
                 ascent = Ascent(list(first), vectors, norm, weight, scale, consumable)
                 self._move(penalty, self._along(penalty, ascent, agreed), radius)
             else:
                 self._move(penalty, self._without_gradient(penalty), radius)
-        alignment = Alignment(list(first), list(first.values()), weight) if self.measure_cosine and first else None
         del first  # or the first gradient would live on beside the second
         if passes.keeps_first == "aside":
             if self.average_direction and self.evaluation.parallelism.reuses_gradients:
