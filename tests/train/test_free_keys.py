@@ -29,7 +29,9 @@ def test_texts_beside_what_is_typed_stay_texts(words):
 
 
 def test_values_are_read_as_in_a_recipe():
-    config = typed("--penalty.rho", "1e-2", "--penalty.warmup.kind", "zero", "--penalty.warmup.epochs=1", "--optimizer.options.eps", "'1e3'")
+    config = typed(
+        "--penalty.rho", "1e-2", "--penalty.warmup.kind", "zero", "--penalty.warmup.epochs=1", "--optimizer.options.eps", "'1e3'"
+    )
     assert config.penalty == {"name": "sam", "rho": 0.01, "warmup": {"kind": "zero", "epochs": 1}}
     assert config.optimizer.options == {"dampening": 0.1, "note": "on", "eps": "1e3"}
 
