@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from gradreg import cli
+
 from .data.cases import image_tree
 
 WORDS = [

@@ -205,3 +205,14 @@ def test_the_best_epochs_weights_are_kept():
         assert torch.equal(outcome.best[name], tensor)
     summary = outcome.summary()["best"]
     assert (summary["epoch"], summary["by"]) == (best.epoch, "validation_accuracy")
+
+
+def test_of_equal_epochs_the_first_is_the_best():
+    after: list[torch.Tensor] = []
+    config = replace(SMALL, optimizer=OptimizerConfig(lr=1e-9), data=DataConfig(train_size=100))
+    outcome = train(config, on_step=lambda step, model, _: after.append(next(model.parameters()).detach().clone()))
+    assert len({epoch.test_accuracy for epoch in outcome.history}) == 1
+    assert outcome.best_epoch.epoch == 1
+    assert outcome.best is not None
+    assert torch.equal(next(iter(outcome.best.values())), after[0])
+    assert not torch.equal(after[0], after[1])

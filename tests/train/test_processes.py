@@ -64,7 +64,7 @@ def launch(folder: Path, runs: list[tuple[Path, dict[str, Any]]]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Every run of ``RUNS`` under one/, by one process; all under two/, by two, and under again/, by two that go on after the first epoch."""
+    """The runs under one/, by one process; under two/, by two; and under again/, by two that go on after the first epoch."""
     folder = tmp_path_factory.mktemp("processes")
     for name, changes in RUNS.items():
         alone = configuration({**BASE, **changes, "parallel": "ddp"})
@@ -120,6 +120,13 @@ def test_one_process_goes_on_with_what_two_began(folder, tmp_path):
     assert cli.main(["train", "--resume", str(run)]) == 0
     for key, expected in weights(folder / "one" / "copied").items():
         torch.testing.assert_close(weights(run)[key], expected, rtol=0, atol=1e-12)
+
+
+def test_what_was_divided_is_evaluated_by_one(folder, capsys):
+    run = folder / "two" / "divided"
+    assert cli.main(["evaluate", str(run), "--json"]) == 0
+    found, last = json.loads(capsys.readouterr().out), RunFolder(run).history()[-1]
+    assert (found["accuracy"], found["loss"]) == (last.test_accuracy, pytest.approx(last.test_loss, abs=1e-12))
 
 
 def test_a_launcher_told_otherwise_than_the_recipe_is_an_error(tmp_path, capsys, monkeypatch):

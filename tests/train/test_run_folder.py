@@ -42,6 +42,9 @@ def test_a_folder_is_never_shared_by_two_configurations(tmp_path, capsys):
     assert cli.main(["train", *WORDS, "--optimizer.lr", "0.2", "--out", out]) == 2
     assert "holds a run of another configuration; it differs in optimizer.lr." in capsys.readouterr().err
     assert (tmp_path / "run" / "result.json").read_bytes() == before
+    (tmp_path / "run" / "config.yaml").unlink()  # so that nothing says what its checkpoints are of
+    assert cli.main(["train", *WORDS, "--optimizer.lr", "0.2", "--out", out]) == 2
+    assert "holds checkpoints of a run whose config.yaml is gone" in capsys.readouterr().err
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, capsys):

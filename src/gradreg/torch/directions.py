@@ -70,7 +70,7 @@ def along_gradient(direction: Direction, ascent: Ascent, average: list[Tensor]) 
         share = -direction.sigma * ascent.weight * ascent.scale
         if not isinstance(share, float):
             average, share = list(torch._foreach_mul(average, share)), 1.0
-        if ascent.consumable and all(v.dtype == m.dtype for v, m in zip(ascent.vectors, average, strict=True)):
+        if ascent.consumable:
             torch._foreach_add_(ascent.vectors, average, alpha=share)
         else:
             ascent.vectors = list(torch._foreach_add(ascent.vectors, average, alpha=share))

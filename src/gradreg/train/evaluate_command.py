@@ -89,8 +89,8 @@ def _evaluated(config: Config, weights: Path, split: str, devices: Devices) -> t
     if samples is None:
         raise ValueError("--split must name images that there are; got 'validation' of a run that held none out. Use --split test.")
     model = models.create(config.model, classes=data.classes, image_shape=data.image_shape)
+    model.to(devices.device, torch.float64 if config.precision == "fp64" else None)  # before it is given weights, which might be fp64
     load_weights(model, weights)
     size = config.evaluation_batch_size or (1000 if data.in_memory else config.batch_size)
-    model.to(devices.device, torch.float64 if config.precision == "fp64" else None)
     found = evaluate(model, samples, batch_size=size, devices=devices, precision=config.precision)
     return found, len(samples)

@@ -184,7 +184,7 @@ class Run:
         return loss
 
     def _closures(self, batch: Batch, fraction: float) -> list[Callable[[], Tensor]]:
-        """The micro-batches of the first ``fraction`` of the images; their gradients, averaged over the processes, add up to the whole one."""
+        """The micro-batches of the first ``fraction`` of the images; their gradients, averaged over the processes, add up."""
         size = math.ceil(fraction * len(batch.labels))
         # As many on every process, whichever has an image more: the model is gathered, or gradients are, once for each.
         parts = min(self.config.accumulation, math.ceil(fraction * batch.fewest))

@@ -76,6 +76,11 @@ class RunFolder:
         """
         file = self.path / CONFIGURATION
         if not file.is_file():
+            if (self.path / CHECKPOINTS).exists():
+                raise ValueError(
+                    f"{str(self.path)!r} holds checkpoints of a run whose {CONFIGURATION} is gone. Put it back, choose another --out, or "
+                    "remove that folder."
+                )
             return
         held = yaml.safe_load(file.read_text(encoding="utf-8"))
         wanted = asdict(config)
@@ -188,8 +193,8 @@ def load_weights(model: nn.Module, file: Path) -> None:
     except RuntimeError as error:
         heading, *first = str(error).splitlines()[:2]
         raise ValueError(
-            f"{str(file)!r} must hold the weights of this model; {heading} {' '.join(first).strip()} It is built for the size of the images "
-            "and the number of classes: name data that have those of the run."
+            f"{str(file)!r} must hold the weights of this model; {heading} {' '.join(first).strip()} It is built for the size of the "
+            "images and the number of classes: name data that have those of the run."
         ) from error
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{str(file)!r} must hold the weights of this model; {type(error).__name__}: {error}") from error
