@@ -32,14 +32,15 @@ class PlainCNN(nn.Module):
         hidden: int = 500,
     ) -> None:
         super().__init__()
+        stages = checks.whole_numbers("model.channels", channels, minimum=1)
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
-        height, width = (side // 2 ** len(channels) for side in sides)
+        height, width = (side // 2 ** len(stages) for side in sides)
         if not height * width:
             remedy = "Use fewer stages in model.channels."
-            raise ValueError(f"model.img_size must be >= {2 ** len(channels)} for {len(channels)} halvings; got {img_size}. {remedy}")
+            raise ValueError(f"model.img_size must be >= {2 ** len(stages)} for {len(stages)} halvings; got {img_size}. {remedy}")
         layers: list[nn.Module] = []
         incoming = in_chans
-        for outgoing in (checks.whole("model.channels", width, minimum=1) for width in channels):
+        for outgoing in stages:
             for before in (incoming, outgoing):
                 layers += [nn.Conv2d(before, outgoing, 3, padding=1), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
