@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 
 def describe(value: object) -> str:
@@ -57,6 +58,13 @@ def whole(name: str, value: object, *, minimum: int, remedy: str = "") -> int:
     if number < minimum:
         raise ValueError(f"{name} must be >= {minimum}; got {number}. {remedy}".rstrip())
     return number
+
+
+def whole_numbers(name: str, value: object, *, minimum: int) -> list[int]:
+    """``value`` as a list of ints, each ≥ ``minimum``."""
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} must be a list of whole numbers >= {minimum}; got {describe(value)}. Write it in brackets.")
+    return [whole(name, number, minimum=minimum) for number in cast("Sequence[object]", value)]
 
 
 def fraction(name: str, value: object, *, remedy: str = "") -> float:

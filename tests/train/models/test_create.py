@@ -114,6 +114,10 @@ def test_unknown_options_and_pretrained_weights_are_refused():
     for name in ("mlp", "wrn28_10", "vit_tiny_patch4_32", "resnet18_cifar"):
         with pytest.raises(ValueError, match=rf"pretrained must be False for '{name}'"):
             models.create({"name": name, "pretrained": True}, classes=10, image_shape=(3, 8, 8))
+    with pytest.raises(ValueError, match=r"model.hidden must be a list of whole numbers >= 1; got 16. Write it in brackets"):
+        models.create({"name": "mlp", "hidden": 16}, classes=10, image_shape=(1, 8, 8))
+    with pytest.raises(ValueError, match=r"model.channels must be a list of whole numbers >= 1; got '16' \(str\)"):
+        models.create({"name": "cnn_l2", "channels": "16"}, classes=10, image_shape=(1, 8, 8))
     with pytest.raises(ValueError, match=r"model.hidden must be >= 1; got 0"):
         models.create({"name": "mlp", "hidden": [0]}, classes=10, image_shape=(1, 8, 8))
     with pytest.raises(ValueError, match=r"unknown model 'wm28_10'. Did you mean 'wrn28_10'"):

@@ -36,7 +36,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        widths = [in_chans * height * width, *(checks.whole("model.hidden", width, minimum=1) for width in hidden), num_classes]
+        widths = [in_chans * height * width, *checks.whole_numbers("model.hidden", hidden, minimum=1), num_classes]
         layers: list[nn.Module] = [nn.Flatten()]
         for wide, narrow in pairwise(widths):
             layers += [nn.Linear(wide, narrow), nn.ReLU()]

@@ -36,15 +36,16 @@ class PlainCNN(nn.Module):
         hidden: int | None = 500,
     ) -> None:
         super().__init__()
+        stages = checks.whole_numbers("model.channels", channels, minimum=1)
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
-        height, width = (side // 2 ** len(channels) for side in sides)
+        height, width = (side // 2 ** len(stages) for side in sides)
         if not height * width:
             remedy = "Use fewer stages in model.channels."
-            raise ValueError(f"model.img_size must be >= {2 ** len(channels)} for {len(channels)} halvings; got {img_size}. {remedy}")
+            raise ValueError(f"model.img_size must be >= {2 ** len(stages)} for {len(stages)} halvings; got {img_size}. {remedy}")
         layers: list[nn.Module] = []
         before = in_chans
         checks.whole("model.convolutions", convolutions, minimum=1)
-        for channels_here in (checks.whole("model.channels", width, minimum=1) for width in channels):
+        for channels_here in stages:
             for _ in range(convolutions):
                 norm = [nn.BatchNorm2d(channels_here)] if batch_norm else []
                 layers += [nn.Conv2d(before, channels_here, 3, padding=1, bias=not batch_norm), *norm, nn.ReLU()]
