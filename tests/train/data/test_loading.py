@@ -28,6 +28,12 @@ def test_split_seed_fixes_the_split_whatever_the_runs_seed():
     assert torch.equal(one.labels, two.labels)
 
 
+def test_without_a_split_seed_every_seed_has_its_own_split():
+    one, again, two = (joined(loaded(seed=seed).test.batches(797)) for seed in (0, 0, 1))
+    assert torch.equal(one.images, again.images)
+    assert not torch.equal(one.images, two.images)
+
+
 def test_label_noise_replaces_the_asked_share_evenly_and_never_touches_the_test_set():
     clean, noisy = (loaded(label_noise=share, seed=3) for share in (0.0, 0.3))
     assert torch.equal(joined(clean.test.batches(797)).labels, joined(noisy.test.batches(797)).labels)
