@@ -44,7 +44,8 @@ COARSE = {
     "fgr": (0.1, 0.5, 1.0, 2.0, 5.0),
     "asam": (0.5, 1.0, 2.0, 4.0, 8.0),
 }
-RADII = {"digits-cost": FINE, "mnist-cost": COARSE, "cifar10-cost": COARSE}
+SMALLER = {**COARSE, "fgr": (0.1, 0.2, 0.5, 1.0, 2.0, 5.0), "asam": (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)}
+RADII = {"digits-cost": FINE, "mnist-cost": COARSE, "cifar10-cost": SMALLER}
 
 
 def jobs(task: str, seeds: int, root: str | None) -> list[tuple[str, float | None, Job]]:
