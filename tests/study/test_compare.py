@@ -73,9 +73,15 @@ def test_another_configuration_is_not_mixed_into_the_same_folder(comparison, cap
 @pytest.mark.skipif(os.name != "posix", reason="interrupts a process group")
 def test_interrupted_it_leaves_no_process_and_goes_on_with_what_is_missing(tmp_path):
     words = ["compare", "--penalties", "none", "sam", "--seeds", "2", "--epochs", "20", "--workers", "1", "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gradreg", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    handled = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in a shell's background jobs it is ignored, and children inherit that
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gradreg", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, handled)
     try:
         deadline = time.monotonic() + 240
         while not list(tmp_path.rglob("result.json")):

@@ -39,12 +39,32 @@ def wait_for_begin(folder: Path) -> None:
             raise SystemExit("the run did not begin within a minute")
 
 
+WRITING, BETWEEN, BEFORE = "while a checkpoint was written", "between checkpoints", "before the first checkpoint"
+
+
 def moment(folder: Path) -> str:
-    """What a kill struck, as far as the files tell."""
+    """What a kill strikes, as far as the files tell."""
     checkpoints = folder / "checkpoints"
     if any(checkpoints.glob("*.unfinished")):
-        return "while a checkpoint was written"
-    return "between checkpoints" if any(checkpoints.glob("step-*")) else "before the first checkpoint"
+        return WRITING
+    return BETWEEN if any(checkpoints.glob("step-*")) else BEFORE
+
+
+def kill(process: int, folder: Path, wanted: str | None, randomness: random.Random) -> str:
+    """Kill a run at ``wanted``, or anywhere, and say at what: it is stopped to see where it is, and let go until it is there."""
+    for _ in range(2000):
+        os.kill(process, signal.SIGSTOP)
+        _, status = os.waitpid(process, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):
+            raise SystemExit("the run ended before it was killed: make it longer")
+        if wanted in (None, moment(folder)):
+            break
+        os.kill(process, signal.SIGCONT)
+        time.sleep(randomness.uniform(0.0, 0.01))
+    struck = moment(folder)
+    os.kill(process, signal.SIGKILL)
+    wait(process)
+    return struck
 
 
 def main() -> None:
@@ -59,10 +79,7 @@ def main() -> None:
         if randomness.random() < 0.9:  # else it may be killed before it has begun
             wait_for_begin(killed)
         time.sleep(randomness.uniform(0.0, 0.4))
-        os.kill(process, signal.SIGKILL)
-        if wait(process) == 0:
-            raise SystemExit(f"the run ended after {len(struck)} kills: make it longer")
-        struck.append(moment(killed))
+        struck.append(kill(process, killed, (WRITING, BETWEEN, None, None)[len(struck) % 4], randomness))
     assert wait(child(["train", "--resume", str(killed)])) == 0
     print(json.dumps(struck))
 
