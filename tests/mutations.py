@@ -129,7 +129,7 @@ MUTANTS = (
     Mutant("train: each process resumes the first one's random numbers", "../train/state.py", "own = _load(checkpoint / _of_process(devices.rank))", "own = _load(checkpoint / _of_process(0))", ("train/test_processes.py::test_two_processes_go_on_as_if_they_had_not_been_interrupted",)),
     Mutant("train: the same random numbers in every process", "../train/loop.py", "if devices.rank > 0:  # the same first weights", "if False:  # the same first weights", ("train/test_processes.py::test_each_process_draws_numbers_of_its_own",)),
     Mutant("train: a process's share of an uneven batch forgotten", "../train/loop.py", "whole = self.devices.processes * batch.share", "whole = 1.0", ("train/test_processes.py::test_two_processes_train_as_one",)),
-    Mutant("train: a process's share forgotten in AutoL2's measurement", "../train/weight_decay.py", " * (devices.processes * batch.share)", "", ("train/test_processes.py::test_two_processes_train_as_one",)),
+    Mutant("train: a process's share forgotten in AutoL2's measurement", "../train/weight_decay.py", " * (devices.processes * batch.share)", "", ("train/test_processes.py::test_two_processes_measure_the_whole_batch_for_the_weight_decay",)),
     Mutant("train: micro-batches weighed alike", "../train/loop.py", "whole * (end - start) / size", "whole / parts", ("train/test_options.py::test_micro_batches_change_nothing_but_memory",)),
     Mutant("train: L2 in the loss of every micro-batch", "../train/loop.py", "if first and config.optimizer.l2_in_loss:", "if config.optimizer.l2_in_loss:", ("train/test_options.py::test_l2_enters_the_loss_once_whatever_the_micro_batches",)),
     Mutant("train: decoupled step forgotten", "../train/loop.py", "        state.regularizer.decoupled_step(state.optimizer)\n", "", ("train/test_options.py::test_a_decoupled_penalty_moves_the_weights_beside_the_optimizer",)),
@@ -165,6 +165,7 @@ MUTANTS = (
     Mutant("train: colours of the other data in an evaluation", "../train/evaluate_command.py", "        config.augmentation.normalize = trained.data.name\n", "        pass\n", ("train/test_evaluate.py",)),
     Mutant("train: options of a block dropped", "../train/arguments.py", "before = values[key] or free[key]", "before = free[key]", ("train/test_free_keys.py",)),
     Mutant("train: the recipe's keys left under another name", "../train/free_keys.py", "else {}\n    for one", "else before\n    for one", ("train/test_free_keys.py",)),
+    Mutant("train: norm not measured where it is logged", "../train/loop.py", "state.progress.batch + 1 == self.steps_per_epoch", "False", ("train/test_loop.py",)),
     Mutant("train: warning of harm forgotten", "../train/loop.py", "        warn_of_harm(config, self.penalty, steps_per_epoch=self.steps_per_epoch)\n", "", ("train/test_options.py::test_an_adaptive_optimizer_that_warms_up_under_a_whole_penalty_is_warned_of",)),
 )  # fmt: skip
 

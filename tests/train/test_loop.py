@@ -31,6 +31,15 @@ def same(left: torch.nn.Module, right: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), right.state_dict().values(), strict=True))
 
 
+def test_the_norm_of_plain_gradients_is_measured_where_it_is_logged_and_nowhere_else(monkeypatch):
+    from gradreg.torch import step
+
+    measured, norm = [], step.gradient_norm
+    monkeypatch.setattr(step, "gradient_norm", lambda gradients: measured.append(norm(gradients)) or measured[-1])
+    history = train(replace(SMALL, epochs=2)).history
+    assert [epoch.gradient_norm for epoch in history] == [float(value) for value in measured]
+
+
 @pytest.mark.parametrize("rho", [None, 0.2])
 def test_the_loop_equals_ten_lines_of_plain_pytorch(rho):
     config = replace(SMALL, penalty=None if rho is None else {"name": "sam", "rho": rho}, clip_norm=0.1, label_smoothing=0.1)

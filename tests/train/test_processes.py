@@ -27,7 +27,7 @@ BASE: dict[str, Any] = {
     "model": {"name": "mlp", "hidden": [16, 16]},
     "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "l2_in_loss": 1e-3},
     "schedule": {"name": "cosine", "warmup_epochs": 1},
-    "weight_decay": {"schedule": "auto", "start": 0.01, "refractory": 0.01, "measure_every": 2},
+    "weight_decay": {"schedule": "auto", "start": 0.01, "refractory": 0.01, "measure_every": 5},  # also on a batch of 3
     "penalty": {"name": "gnp", "r": 0.3, "alpha": 0.8},
     "scope": "global",
     "clip_norm": 1.0,
@@ -96,6 +96,18 @@ def test_two_processes_train_as_one(folder, name):
         assert here.gradient_norm == pytest.approx(there.gradient_norm, abs=1e-12)
         for key in ("step", "gradient_evaluations", "test_accuracy", "test_top5", "weight_decay", "ema_test_accuracy"):
             assert getattr(here, key) == getattr(there, key), key
+
+
+def test_two_processes_measure_the_whole_batch_for_the_weight_decay(folder):
+    measured = []
+    for run in ("one", "two"):
+        first = min((folder / run / "copied" / "checkpoints").iterdir())
+        measured.append(torch.load(first / "progress.pt", weights_only=True)["weight_decay"]["auto"])
+    one, two = measured
+    assert one["measurements"] == two["measurements"] == 2
+    for kind in ("newest", "best"):
+        assert two[kind] == pytest.approx(one[kind], abs=1e-12)
+    assert one["newest"] != one["best"]
 
 
 @pytest.mark.parametrize("name", TOGETHER)
