@@ -78,12 +78,7 @@ class Memory:
     ) -> list[Tensor]:
         """``decay·m + (1 − decay)·factor·gradients``: new tensors, to be proposed."""
         remembered = self.shards(kind, parameters)
-        gradients = _in_dtypes_of(remembered, gradients)
-        if isinstance(factor, float) and factor == 1.0:
-            return list(torch._foreach_lerp(remembered, gradients, 1.0 - decay))
-        fresh = list(torch._foreach_mul(remembered, decay))
-        _add(fresh, gradients, (1.0 - decay) * factor)
-        return fresh
+        return list(torch._foreach_lerp(remembered, _comparable(gradients, remembered, factor), 1.0 - decay))
 
     @torch.no_grad()
     def take_in(
@@ -100,12 +95,7 @@ class Memory:
         if not parameters or (finite_only and not _finite(gradients, parameters)):
             return
         remembered = self.shards(kind, parameters)
-        gradients = _in_dtypes_of(remembered, gradients)
-        if isinstance(factor, float) and factor == 1.0:
-            torch._foreach_lerp_(remembered, gradients, 1.0 - decay)
-            return
-        torch._foreach_mul_(remembered, decay)
-        _add(remembered, gradients, (1.0 - decay) * factor)
+        torch._foreach_lerp_(remembered, _comparable(gradients, remembered, factor), 1.0 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         """The tensors by kind and by name of the parameter, and ``period``; of frozen parameters, what they had before."""
@@ -171,12 +161,7 @@ def _finite(shards: Sequence[Tensor], like: Sequence[Tensor]) -> bool:
     return bool(torch.isfinite(norm_of_shards(shards, like)))
 
 
-def _in_dtypes_of(remembered: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-    return [g if g.dtype == m.dtype else g.to(m.dtype) for m, g in zip(remembered, gradients, strict=True)]
-
-
-def _add(to: list[Tensor], gradients: list[Tensor], factor: float | Tensor) -> None:
-    if isinstance(factor, float):
-        torch._foreach_add_(to, gradients, alpha=factor)
-    else:
-        torch._foreach_add_(to, torch._foreach_mul(gradients, factor))
+def _comparable(gradients: Sequence[Tensor], remembered: Sequence[Tensor], factor: float | Tensor) -> list[Tensor]:
+    """``factor·gradients`` in the dtypes of what is ``remembered``."""
+    wide = [g if g.dtype == m.dtype else g.to(m.dtype) for g, m in zip(gradients, remembered, strict=True)]
+    return wide if isinstance(factor, float) and factor == 1.0 else list(torch._foreach_mul(wide, factor))
