@@ -3,6 +3,8 @@
 This module is free of frameworks; the engines are ``gradreg.torch`` and ``gradreg.jax``.
 """
 
+from typing import Any
+
 from gradreg.constructors import (
     asam,
     bgr,
@@ -20,10 +22,11 @@ from gradreg.constructors import (
     sam,
     wsam,
 )
-from gradreg.directions import Adaptive, Direction, Friendly, Gradient, Random, Remembered
+from gradreg.deprecations import deprecated
+from gradreg.directions import Adaptive, Direction, EmaDirection, Friendly, Gradient, Random
 from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
 from gradreg.masks import Mask, OnlyNorms, Sparse
-from gradreg.mixing import Decoupled, GradientMixing, Reuse, SurrogateGap
+from gradreg.mixing import GradientMixing, Plain, Reuse, SurrogateGap, Unit
 from gradreg.penalties import GradientPenalty
 from gradreg.schedules import Chance, Constant, Cosine, Delay, Every, LogTime, Product, Ramp, Schedule
 from gradreg.weight_decay import AutoL2, predict_l2
@@ -38,9 +41,9 @@ __all__ = [
     "Constant",
     "Cosine",
     "DecayClock",
-    "Decoupled",
     "Delay",
     "Direction",
+    "EmaDirection",
     "Every",
     "Flooding",
     "Friendly",
@@ -51,14 +54,15 @@ __all__ = [
     "LogTime",
     "Mask",
     "OnlyNorms",
+    "Plain",
     "Product",
     "Ramp",
     "Random",
-    "Remembered",
     "Reuse",
     "Schedule",
     "Sparse",
     "SurrogateGap",
+    "Unit",
     "asam",
     "bgr",
     "cgr",
@@ -80,3 +84,7 @@ __all__ = [
     "sam",
     "wsam",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return deprecated(__name__, name, {"Remembered": EmaDirection})

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gradreg import checks
-from gradreg.directions import Adaptive, Friendly, Random, Remembered
-from gradreg.mixing import Decoupled, Mixing, Reuse, SurrogateGap
-from gradreg.naming import constructor
-from gradreg.penalties import NO_PENALTY, Difference, GradientPenalty, value_of
+from gradreg.directions import Adaptive, EmaDirection, Friendly, Random
+from gradreg.mixing import GradientMixing, Reuse, SurrogateGap
+from gradreg.penalties import NO_PENALTY, GradientPenalty, value_of
+from gradreg.plan import Difference
+from gradreg.registry import constructor
 from gradreg.schedules import Schedule, Value
 
 
@@ -32,7 +33,7 @@ def sam(*, rho: Value = 0.05, steps: int = 1) -> GradientPenalty:
 
 
 @constructor
-def gnp(*, r: Value, alpha: float, mixing: Mixing = "plain") -> GradientPenalty:
+def gnp(*, r: Value, alpha: float, mixing: GradientMixing | str = "plain") -> GradientPenalty:
     """Penalizing the gradient norm: ``G = (1 − α)·g + α·∇L(θ + r·g/‖g‖)``, the gradient of ``L + λ‖g‖`` with λ = α·r.
 
     Args:
@@ -48,9 +49,9 @@ def gnp(*, r: Value, alpha: float, mixing: Mixing = "plain") -> GradientPenalty:
     radius = value_of("r", r, allow_zero=isinstance(r, Schedule))
     balance = checks.non_negative("alpha", alpha, remedy=NO_PENALTY)
     if isinstance(radius, Schedule) and balance == 0.0:
-        return GradientPenalty(power=1, strength=0.0, radius=radius, difference="forward", mixing=mixing)
+        return GradientPenalty(power=1, strength=0.0, radius=radius, difference="forward", mixing=mixing)  # type: ignore[arg-type]  # names are accepted
     strength = radius if balance == 1.0 else balance * radius
-    return GradientPenalty(power=1, strength=strength, radius=radius, difference="forward", mixing=mixing)
+    return GradientPenalty(power=1, strength=strength, radius=radius, difference="forward", mixing=mixing)  # type: ignore[arg-type]  # names are accepted
 
 
 @constructor
@@ -138,7 +139,7 @@ def layerwise_sam(*, rho: Value, eta: float = 0.01, one_dimensional: bool = Fals
 
     Args:
         rho: radius ρ in the coordinates T⁻¹θ, > 0; a float or a schedule.
-        eta: η ≥ 0, what keeps tensors that begin at zero movable.
+        eta: η ≥ 0, what lets tensors that begin at zero be perturbed.
         one_dimensional: whether biases and normalization layers have that T too, instead of T = 1.
 
     Cost: 2 gradient evaluations.
@@ -171,47 +172,47 @@ def friendly_sam(*, rho: Value, sigma: float = 1.0, beta: float = 0.9) -> Gradie
 def remembered(*, epsilon: Value, decay: float = 0.5) -> GradientPenalty:
     """F-GR along the average of earlier results, at no extra pass: ``G = ∇L(θ + ε·m)``, then ``m ← decay·m + (1 − decay)·G``.
 
-    With γ = ε (c = 1) the plain gradient has no weight, and with a remembered direction it is not needed for that either.
+    With γ = ε (c = 1) the plain gradient has no weight, and with the average as direction it is not needed for that either.
 
     Args:
         epsilon: step ε on the average as it is (not normalised), > 0; a float or a schedule.
         decay: in [0, 1).
 
-    Cost: 1 gradient evaluation, and the memory of one more copy of the parameters. The loss returned is that at the moved parameters.
-    Source: none known to us. Not MSAM (``msam``), which moves the other way and normalises.
+    Cost: 1 gradient evaluation, and the memory of one more copy of the parameters. The loss returned is that at the perturbed parameters.
+    Source: none known to us. Not MSAM (``msam``), which goes the other way and normalises.
     """
     radius = value_of("epsilon", epsilon, allow_zero=isinstance(epsilon, Schedule))
-    return GradientPenalty(power=2, strength=radius, radius=radius, direction=Remembered(decay=decay))
+    return GradientPenalty(power=2, strength=radius, radius=radius, direction=EmaDirection(decay=decay))
 
 
 @constructor
 def msam(*, rho: Value, decay: float = 0.9) -> GradientPenalty:
     """Momentum-SAM, at no extra pass: ``G = ∇L(θ − ρ·m/‖m‖)``, then ``m ← decay·m + (1 − decay)·G``.
 
-    The move goes where the momentum goes, down along earlier gradients; ``remembered`` moves up along them.
+    The perturbation goes where the momentum goes, down along earlier gradients; ``remembered`` goes up along them.
 
     Args:
         rho: perturbation radius ρ, > 0; a float or a schedule.
         decay: in [0, 1): the optimizer's momentum coefficient in the paper, and 0.9 there.
 
-    Cost: 1 gradient evaluation, and the memory of one more copy of the parameters. The loss returned is that at the moved parameters.
+    Cost: 1 gradient evaluation, and the memory of one more copy of the parameters. The loss returned is that at the perturbed parameters.
     Source: Becker et al. 2024, arXiv 2401.12033, algorithm 1.
     Differs from the paper: m is kept here, so that any optimizer will do; theirs is the optimizer's momentum, which has the same direction
     but for the weight decay in it.
     """
     radius = _radius(rho)
-    return GradientPenalty(power=1, strength=radius, radius=radius, direction=Remembered(decay=decay, ahead=True))
+    return GradientPenalty(power=1, strength=radius, radius=radius, direction=EmaDirection(decay=decay, ahead=True))
 
 
 @constructor
 def random_sam(*, rho: Value, seed: int = 0) -> GradientPenalty:
-    """The control: SAM along a random direction, ``G = ∇L(θ + ρ·s/‖s‖)`` with s of +1 and −1 drawn afresh every step.
+    """The control: SAM along a random direction, ``G = ∇L(θ + ρ·s/‖s‖)`` with s of +1 and −1 drawn again every step.
 
     Args:
         rho: perturbation radius ρ, > 0; a float or a schedule.
         seed: a whole number from 0 to 2³² − 1.
 
-    Cost: 1 gradient evaluation. The loss returned is that at the moved parameters.
+    Cost: 1 gradient evaluation. The loss returned is that at the perturbed parameters.
     """
     radius = _radius(rho)
     return GradientPenalty(power=1, strength=radius, radius=radius, direction=Random(seed=seed))
@@ -252,7 +253,7 @@ def wsam(*, rho: Value, gamma: float, decoupled: bool = False) -> GradientPenalt
     """
     weight = checks.fraction("gamma", gamma)
     coupled = gnp(r=_radius(rho), alpha=1.0 if weight == 0.5 else weight / (1.0 - weight))
-    return replace(coupled, mixing=Decoupled()) if checks.flag("decoupled", decoupled) else coupled
+    return replace(coupled, decoupled=True) if checks.flag("decoupled", decoupled) else coupled
 
 
 @constructor
@@ -269,7 +270,7 @@ def looksam(*, rho: Value, k: int = 5, a: float = 0.7) -> GradientPenalty:
     Differs from the paper: a zero gradient is not perturbed.
     """
     radius = _radius(rho)
-    return GradientPenalty(power=1, strength=radius, radius=radius, mixing=Reuse(k=k, a=a))
+    return GradientPenalty(power=1, strength=radius, radius=radius, reuse=Reuse(k=k, a=a))
 
 
 def _radius(rho: Value) -> Value:

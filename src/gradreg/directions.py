@@ -1,63 +1,82 @@
-"""How the ascent direction is formed: what the second gradient's place is moved along.
+"""How the ascent direction is formed: what the parameters are perturbed along for the second gradient.
 
-A penalty moves the parameters by ``radius · v / ‖w‖`` (power 1) or ``radius · v`` (power 2):
+A penalty perturbs the parameters by ``radius · v / ‖w‖`` (power 1) or ``radius · v`` (power 2):
 
-    ==========  =============================  =====================  ==========================================
-    direction   v                              w                      first pass
-    ==========  =============================  =====================  ==========================================
-    Gradient    g                              g                      yes
-    Adaptive    T²·g                           T·g                    yes
-    Friendly    g − σ·m, m an EMA of g         v                      yes
-    Remembered  ±m, an EMA of the results G    v                      none
-    Random      ±1 each, drawn                 v                      none
-    ==========  =============================  =====================  ==========================================
+    ============  =============================  =====================  ==========================================
+    direction     v                              w                      first pass
+    ============  =============================  =====================  ==========================================
+    Gradient      g                              g                      yes
+    Adaptive      T²·g                           T·g                    yes
+    Friendly      g − σ·m, m an EMA of g         v                      yes
+    EmaDirection  ±m, an EMA of the results G    v                      none
+    Random        ±1 each, drawn                 v                      none
+    ============  =============================  =====================  ==========================================
 
-A direction without a first pass needs no gradient at the unmoved parameters: where c = strength / radius is 1, the step costs 1 evaluation.
-Memories begin at zero and take in the gradient of every step, also of those at which the strength is 0.
+A direction without a first pass needs no gradient at the unperturbed parameters: where c = strength / radius is 1, the step costs 1
+evaluation. EMAs begin at zero and are updated with the gradient of every step, also of those at which the strength is 0.
+
+A direction is a frozen dataclass that says what it needs; each engine has one function per direction (``gradreg.torch.directions``,
+``gradreg.jax.directions``), found by type. ``docs/extending.md`` adds one from a file of one's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from gradreg import checks
-from gradreg.plain import from_plain, to_plain
+from gradreg.serialization import Part
 
 Scale = Literal["element", "tensor"]
 
 
-class Direction:
-    """One of the kinds in this module's table; immutable, compared by value."""
+class Direction(Part, tag="direction"):
+    """One of the kinds in this module's table, or one of your own; immutable, compared by value."""
 
     needs_gradient: ClassVar[bool] = True
-    """Whether it is formed from the gradient at the unmoved parameters, and a step therefore begins with a pass there."""
+    """Whether it is formed from the gradient at the unperturbed parameters, and a step therefore begins with a pass there."""
 
-    has_memory: ClassVar[bool] = False
-    """Whether it depends on earlier steps."""
+    is_gradient: ClassVar[bool] = False
+    """Whether it is the gradient itself, as double backpropagation, several ascent steps and mixing by unit length need."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary (for YAML and JSON) from which ``direction_from_dict`` builds an equal direction."""
-        return to_plain(self, "direction", _NAMED)
+    averages: ClassVar[Literal["gradients", "results"] | None] = None
+    """What an exponential moving average that it needs is formed of: the gradients at θ, the results G, or None for no average."""
+
+    powers: ClassVar[tuple[int, ...]] = (1, 2)
+    """The powers of the norm with which it has a meaning."""
+
+    needs_real: ClassVar[bool] = False
+    """Whether it has a meaning for real parameters only."""
+
+    @property
+    def average_decay(self) -> float:
+        """The decay of that average, in [0, 1)."""
+        raise NotImplementedError(f"{type(self).__name__} must define average_decay, for it declares averages = {self.averages!r}.")
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether it depends on earlier steps."""
+        return self.averages is not None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gradient(Direction):
+class Gradient(Direction, name="gradient"):
     """The gradient itself: ``v = w = g``."""
+
+    is_gradient: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return "gradient"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(Direction):
+class Adaptive(Direction, name="adaptive"):
     """The gradient in coordinates that are measured by the parameters themselves: ``v = T²·g``, ``w = T·g``.
 
     With η = 0, rescaling a layer and undoing it in the next changes nothing. T is held fixed when the second gradient is taken.
 
     Args:
-        eta: η ≥ 0, what keeps small parameters movable.
+        eta: η ≥ 0, what lets small parameters be perturbed.
         scale: "element" for ``T = |θ| + η`` elementwise; "tensor" for ``T = ‖θ_ℓ‖ + η``, one number for each tensor θ_ℓ ("layer-wise").
         one_dimensional: whether tensors of one dimension (biases, normalization layers) and scalars have that T too, instead of T = 1.
 
@@ -81,7 +100,7 @@ class Adaptive(Direction):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Friendly(Direction):
+class Friendly(Direction, name="friendly"):
     """The gradient without what it has in common with earlier ones: ``m ← β·m + (1 − β)·g``, then ``v = w = g − σ·m``.
 
     Args:
@@ -96,27 +115,31 @@ class Friendly(Direction):
     sigma: float = 1.0
     beta: float = 0.9
 
-    has_memory: ClassVar[bool] = True
+    averages: ClassVar[Literal["gradients", "results"] | None] = "gradients"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", checks.non_negative("sigma", self.sigma))
         object.__setattr__(self, "beta", checks.fraction("beta", self.beta))
+
+    @property
+    def average_decay(self) -> float:
+        return self.beta
 
     def __str__(self) -> str:
         return f"friendly(sigma {self.sigma:g}, beta {self.beta:g})"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remembered(Direction):
+class EmaDirection(Direction, name="ema"):
     """The average of the results of earlier steps: ``v = w = m``; after the step ``m ← decay·m + (1 − decay)·G``.
 
     The first step has nothing to remember and gives the plain gradient.
 
     Args:
         decay: in [0, 1); 0 remembers the last step alone.
-        ahead: whether the parameters are moved the other way, ``v = −m``: to where descent would take them.
+        ahead: whether the parameters are perturbed the other way, ``v = −m``: to where descent would take them.
 
-    Source: with ``ahead``, Becker et al. 2024, arXiv 2401.12033 (MSAM); none known to us for a move up along this average.
+    Source: with ``ahead``, Becker et al. 2024, arXiv 2401.12033 (MSAM); none known to us for a perturbation up along this average.
     Differs from the paper: m is kept here, of regularized gradients alone, in place of the optimizer's momentum, which is 1 / (1 − decay)
     times as long and has the optimizer's weight decay in it.
     """
@@ -125,23 +148,27 @@ class Remembered(Direction):
     ahead: bool = False
 
     needs_gradient: ClassVar[bool] = False
-    has_memory: ClassVar[bool] = True
+    averages: ClassVar[Literal["gradients", "results"] | None] = "results"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay", checks.fraction("decay", self.decay))
         checks.flag("ahead", self.ahead)
 
+    @property
+    def average_decay(self) -> float:
+        return self.decay
+
     def __str__(self) -> str:
-        return f"remembered(decay {self.decay:g}{', ahead' if self.ahead else ''})"
+        return f"average of results(decay {self.decay:g}{', ahead' if self.ahead else ''})"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Direction):
+class Random(Direction, name="random"):
     """+1 or −1 in each coordinate, drawn afresh every step: the control that a direction with a meaning must beat.
 
     The signs depend on the seed, the step, the place of the tensor in the model and the place of the coordinate in the tensor, and on
     nothing else (``gradreg.hashing``). For power 1 only: the scale of a squared norm's direction is the gradient's, which is not known
-    here. As no gradient is looked at, parameters that the loss does not depend on are moved, and counted in the norm, too.
+    here. As no gradient is looked at, parameters that the loss does not depend on are perturbed, and counted in the norm, too.
 
     Args:
         seed: a whole number from 0 to 2³² − 1.
@@ -150,27 +177,11 @@ class Random(Direction):
     seed: int = 0
 
     needs_gradient: ClassVar[bool] = False
+    powers: ClassVar[tuple[int, ...]] = (1,)
+    needs_real: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", checks.seed(self.seed))
 
     def __str__(self) -> str:
         return f"random(seed {self.seed})"
-
-
-_NAMED: dict[str, type[Direction]] = {
-    "gradient": Gradient,
-    "adaptive": Adaptive,
-    "friendly": Friendly,
-    "remembered": Remembered,
-    "random": Random,
-}
-
-
-def direction_from_dict(data: Mapping[str, Any]) -> Direction:
-    """The direction that ``Direction.to_dict`` described: ``{"direction": "friendly", "sigma": 1.0, "beta": 0.9}``.
-
-    Raises:
-        ValueError, TypeError: as ``gradreg.plain.from_plain``.
-    """
-    return from_plain(data, "direction", _NAMED)

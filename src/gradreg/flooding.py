@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradreg import checks
-from gradreg.plain import from_plain, to_plain
+from gradreg.serialization import from_plain, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,6 @@ def flooding_from_dict(data: Mapping[str, Any]) -> Flooding | IndividualFlooding
     """The object that ``to_dict`` described: ``{"flooding": "batch", "level": 0.1}`` or ``{"flooding": "individual", ...}``.
 
     Raises:
-        ValueError, TypeError: as ``gradreg.plain.from_plain``.
+        ValueError, TypeError: as ``gradreg.serialization.from_plain``.
     """
     return from_plain(data, "flooding", _NAMED)

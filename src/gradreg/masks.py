@@ -1,31 +1,45 @@
-"""Which coordinates are moved, whatever the direction; all are updated."""
+"""Which parameters or coordinates are perturbed, whatever the direction; all are updated.
+
+A mask of level "parameters" chooses whole parameters, which alone are counted in the norm; one of level "coordinates" leaves coordinates out
+of the perturbation once the norm is taken.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from gradreg import checks
-from gradreg.plain import from_plain, to_plain
+from gradreg.serialization import Part
 
 Choice = Literal["random", "fisher"]
 
 
-class Mask:
-    """A choice of coordinates; immutable, compared by value."""
+class Mask(Part, tag="mask"):
+    """A choice of parameters or coordinates; immutable, compared by value."""
 
-    has_memory: ClassVar[bool] = False
-    """Whether the choice depends on earlier steps."""
+    level: ClassVar[Literal["parameters", "coordinates"]]
+    """What it chooses."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary (for YAML and JSON) from which ``mask_from_dict`` builds an equal mask."""
-        return to_plain(self, "mask", _NAMED)
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it is chosen from gradients, kept until the next refresh, and so depends on earlier steps. Real parameters only."""
+        return False
+
+    @property
+    def refresh_every(self) -> int:
+        """Of one that is chosen from gradients: optimizer steps between two choices, ≥ 1."""
+        return 1
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the choice depends on earlier steps."""
+        return self.needs_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlyNorms(Mask):
-    """Only the parameters of normalization layers are moved and counted in the norm (SAM-ON).
+class OnlyNorms(Mask, name="norms"):
+    """Only the parameters of normalization layers are perturbed and counted in the norm (SAM-ON).
 
     In PyTorch these are the parameters of modules whose class name contains "Norm" (BatchNorm2d, LayerNorm, LlamaRMSNorm); in JAX, leaves
     with a part of their path that contains "norm" or begins with "bn", in any case.
@@ -34,20 +48,22 @@ class OnlyNorms(Mask):
     Differs from the paper: its authors' code asks for "norm" or "bn" in the parameter's name.
     """
 
+    level: ClassVar[Literal["parameters", "coordinates"]] = "parameters"
+
     def __str__(self) -> str:
         return "only norms"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sparse(Mask):
-    """Only a share ``1 − sparsity`` of the coordinates is moved; the norm is taken before the others are left out.
+class Sparse(Mask, name="sparse"):
+    """Only a share ``1 − sparsity`` of the coordinates is perturbed; the norm is taken before the others are left out.
 
     So the perturbation is shorter than the radius, as in the paper.
 
     Args:
-        sparsity: the share that is not moved, in [0, 1).
-        choice: "random" draws each coordinate anew at each refresh (``gradreg.hashing``); "fisher" takes those with the largest squared
-            gradient, over all moved parameters together, at the step of the refresh.
+        sparsity: the share that is not perturbed, in [0, 1).
+        choice: "random" draws each coordinate again at each refresh (``gradreg.hashing``); "fisher" takes those with the largest squared
+            gradient, over all perturbed parameters together, at the step of the refresh.
         every: optimizer steps between refreshes, ≥ 1: at steps that are multiples of it, or the first after them at which there is a
             direction.
         seed: of the random choice, from 0 to 2³² − 1.
@@ -63,6 +79,8 @@ class Sparse(Mask):
     every: int = 100
     seed: int = 0
 
+    level: ClassVar[Literal["parameters", "coordinates"]] = "coordinates"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", checks.fraction("sparsity", self.sparsity))
         checks.choice("choice", self.choice, get_args(Choice))
@@ -70,20 +88,12 @@ class Sparse(Mask):
         object.__setattr__(self, "seed", checks.seed(self.seed))
 
     @property
-    def has_memory(self) -> bool:  # type: ignore[override]  # of this class it depends on the choice
+    def needs_gradient(self) -> bool:
         return self.choice == "fisher"
+
+    @property
+    def refresh_every(self) -> int:
+        return self.every
 
     def __str__(self) -> str:
         return f"{self.sparsity:.0%} sparse, by {self.choice}, every {self.every} steps"
-
-
-_NAMED: dict[str, type[Mask]] = {"norms": OnlyNorms, "sparse": Sparse}
-
-
-def mask_from_dict(data: Mapping[str, Any]) -> Mask:
-    """The mask that ``Mask.to_dict`` described: ``{"mask": "sparse", "sparsity": 0.5, "choice": "random"}``.
-
-    Raises:
-        ValueError, TypeError: as ``gradreg.plain.from_plain``.
-    """
-    return from_plain(data, "mask", _NAMED)

@@ -21,28 +21,28 @@ and the four ways to have H·d, with ``radius`` the step and c = strength / radi
     ==========  =============================================================  ===========  ============
 
 One norm is taken over all regularized parameters together. Relatives change one piece: the direction (``gradreg.directions``), which
-coordinates are moved (``gradreg.masks``), how the gradients are mixed (``gradreg.mixing``), the number of ascent steps, or at which steps
-the penalty acts (``every``, ``with_probability``, ``warmup``). The constructors (``gradreg.constructors``) speak each paper's symbols.
+coordinates are perturbed (``gradreg.masks``), how the gradients are mixed (``gradreg.mixing``), the number of ascent steps, or at which
+steps the penalty acts (``every``, ``with_probability``, ``warmup``). The constructors (``gradreg.constructors``) speak each paper's
+symbols. ``GradientPenalty.at`` gives the numbers of one step, and ``GradientPenalty.plan`` the passes that both engines then run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, cast, get_args, overload
+from typing import Any, Literal, get_args, overload
 
-from gradreg import checks, schedules
-from gradreg.composition import check_composition
+from gradreg import checks, plan, registry, schedules
 from gradreg.directions import Direction, Gradient
 from gradreg.masks import Choice, Mask, OnlyNorms, Sparse
-from gradreg.mixing import GradientMixing, Mixing, Reuse
-from gradreg.naming import from_dict
-from gradreg.schedules import Chance, Every, Schedule, Value
+from gradreg.mixing import GradientMixing, Plain, Reuse
+from gradreg.plan import Difference, Plan, StepValues
+from gradreg.schedules import PYTHON, Chance, Every, Operations, Schedule, Value
 
-Difference = Literal["forward", "backward", "central", "exact"]
 WarmupKind = Literal["zero", "radius", "strength"]
 
 _GRADIENT = Gradient()
+_PLAIN = Plain()
 NO_PENALTY = "Use penalty=None to train without one."
 
 
@@ -60,13 +60,19 @@ class GradientPenalty:
         radius: step of the finite difference, > 0 (a schedule may be 0 only where the strength is 0 too); for power 1 the L2 norm of the
             perturbation over all perturbed parameters, for power 2 the factor on g. ``None`` for ``difference="exact"``, and only there.
         difference: "forward", "backward", "central" or "exact".
-        mixing: "plain" mixes (1 − c)·g with c·∇L(θ + radius·d). "unit" mixes (1 − c)·ĝ instead of (1 − c)·g, as the published GNP code
-            does by default; power 1, the forward difference and ``Gradient()`` only. Or a ``SurrogateGap``, ``Decoupled`` or ``Reuse``
-            (``gradreg.mixing``).
-        direction: what the place of the second gradient is moved along, a ``Direction`` (``gradreg.directions``); the gradient by default.
-        mask: which coordinates are moved, a ``Mask`` (``gradreg.masks``); None for all.
-        ascent_steps: S ≥ 1: the place is reached in S steps of ``radius / S``, each along the direction found where the last one ended, for
-            S − 1 more evaluations. Forward difference and ``Gradient()`` only.
+        direction: what the parameters are perturbed along, a ``Direction`` (``gradreg.directions``); the gradient by default.
+        mixing: how the gradients become the result, a ``GradientMixing`` (``gradreg.mixing``) or the name of one without arguments:
+            "plain" adds (1 − c)·g and c·∇L(θ + radius·d); "unit" has (1 − c)·ĝ in place of (1 − c)·g, as the published GNP code does by
+            default; power 1, the forward difference and ``Gradient()`` only.
+        mask: which coordinates are perturbed, a ``Mask`` (``gradreg.masks``); None for all.
+        ascent_steps: S ≥ 1: the perturbed point is reached in S steps of ``radius / S``, each along the direction found where the last one
+            ended, for S − 1 more evaluations. Forward difference and ``Gradient()`` only.
+        reuse: when the penalty's part of the gradient is found: at every k-th step, and reused in between (``Reuse``); None finds it at
+            every step.
+        decoupled: where the result goes. True gives the optimizer g alone; P − g, P the weighted sum, is subtracted from the parameters
+            beside it, times the learning rate, so that momentum and preconditioner never see the penalty. The engine applies it after the
+            optimizer's step (``GradientRegularizer.decoupled_step``, ``gradreg.jax.decoupled_update``).
+            Source: Yue et al. 2023, arXiv 2305.15817, algorithm 1.
 
     Raises:
         ValueError, TypeError: at construction, naming the argument, the rule, the value received and the remedy; also for parts that
@@ -84,10 +90,12 @@ class GradientPenalty:
     strength: Value
     radius: Value | None
     difference: Difference = "forward"
-    mixing: Mixing = "plain"
     direction: Direction = _GRADIENT
+    mixing: GradientMixing = _PLAIN
     mask: Mask | None = None
     ascent_steps: int = 1
+    reuse: Reuse | None = None
+    decoupled: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.power, bool) or self.power not in (1, 2):
@@ -96,11 +104,15 @@ class GradientPenalty:
                 "Use sam() or gnp() for 1, fgr() for 2."
             )
         checks.choice("difference", self.difference, get_args(Difference))
-        if not isinstance(self.mixing, GradientMixing):
-            checks.choice("mixing", self.mixing, ("plain", "unit"))
+        if isinstance(self.mixing, str):
+            object.__setattr__(self, "mixing", GradientMixing.from_dict(self.mixing))
+        _part("mixing", self.mixing, GradientMixing, "Use mixing='plain', or gradreg.SurrogateGap(a=0.3), say.")
         _part("direction", self.direction, Direction, "Use gradreg.Adaptive(), say, or leave it out.")
         if self.mask is not None:
             _part("mask", self.mask, Mask, "Use gradreg.Sparse(sparsity=0.5), say, or None.")
+        if self.reuse is not None and type(self.reuse) is not Reuse:
+            raise TypeError(f"reuse must be a Reuse or None; got {checks.describe(self.reuse)}. Use gradreg.Reuse(k=5, a=0.7), say.")
+        checks.flag("decoupled", self.decoupled)
         object.__setattr__(self, "ascent_steps", checks.whole("ascent_steps", self.ascent_steps, minimum=1))
         object.__setattr__(self, "strength", value_of("strength", self.strength, allow_zero=True))
         if self.difference == "exact":
@@ -115,7 +127,72 @@ class GradientPenalty:
             )
         else:
             object.__setattr__(self, "radius", value_of("radius", self.radius, allow_zero=isinstance(self.radius, Schedule)))
-        check_composition(self)
+        _check_composition(self)
+
+    def at(self, step: Any, *, ops: Operations = PYTHON) -> StepValues:
+        """The penalty's numbers at optimizer step ``step``, each schedule evaluated once.
+
+        Args:
+            step: a whole number ≥ 0, or with ``ops`` a traced one.
+            ops: the functions that schedules compute with: Python's, or ``jax.numpy``.
+
+        Raises:
+            ValueError: if the schedules make the radius 0 at a step where the strength is not. Of a traced step that cannot be told.
+
+        >>> from gradreg import gnp
+        >>> values = gnp(r=0.1, alpha=0.8).warmup("zero", steps=3).at(3)
+        >>> values.acts, values.radius, round(values.coefficient, 12)
+        (True, 0.1, 0.8)
+        """
+        strength = schedules.as_schedule(self.strength).evaluate(step, ops)
+        radius = None if self.radius is None else schedules.as_schedule(self.radius).evaluate(step, ops)
+        if ops is PYTHON:
+            strength, radius = float(strength), None if radius is None else float(radius)
+        known = isinstance(strength, float)
+        acts = strength != 0.0 if known or schedules.as_schedule(self.strength).bounds()[0] <= 0.0 else True
+        fresh = acts
+        if self.reuse is not None and self.reuse.k > 1:
+            found = step % self.reuse.k == 0
+            fresh = (acts and found) if isinstance(acts, bool) else acts & found
+        return StepValues(step, strength, radius, self._coefficient(step, strength, radius, ops), acts, fresh)
+
+    def _coefficient(self, step: Any, strength: Any, radius: Any, ops: Operations) -> Any:
+        if radius is None:
+            return None
+        if isinstance(strength, float) and isinstance(radius, (int, float)):
+            if strength == 0.0:
+                return 0.0
+            if radius == 0.0:
+                raise ValueError(
+                    f"radius must be > 0 wherever the strength is; got radius 0 and strength {strength:g} at step {step}. "
+                    "Let both ramp together: penalty.warmup('radius', steps=...)."
+                )
+            return strength / radius
+        if self.coefficient_is_one:
+            return 1.0
+        return ops.where(strength == 0.0, 0.0, strength / ops.where(strength == 0.0, 1.0, radius))
+
+    def plan(self, values: StepValues, *, separate_ascent: bool = False) -> Plan:
+        """The passes of a step with these ``values``; of a step of which it is not known whether it acts, those that it has if it does.
+
+        Args:
+            values: what ``at`` returned.
+            separate_ascent: whether the direction comes from another function (``ascent``) than the loss.
+        """
+        if values.acts is False:
+            return plan.PLAIN
+        if values.fresh is False:
+            return Plan(reuses=True)
+        if self.difference == "exact":
+            return Plan(exact=True)
+        return plan.finite_difference(
+            self.difference,
+            values.coefficient,
+            needs_gradient=self.direction.needs_gradient,
+            plain_gradient="apart" if self.keeps_plain_apart else self.mixing.plain_gradient,
+            ascent_steps=self.ascent_steps,
+            separate_ascent=separate_ascent,
+        )
 
     def strength_at(self, step: int) -> float:
         """The strength at optimizer step ``step`` (≥ 0)."""
@@ -126,22 +203,12 @@ class GradientPenalty:
         return None if self.radius is None else schedules.as_schedule(self.radius)(step)
 
     def coefficient_at(self, step: int) -> float | None:
-        """c = strength / radius at ``step``, the weight of the second gradient; 0 where the strength is 0, None for an exact penalty.
+        """c = strength / radius at ``step``, the weight of the perturbed gradient; 0 where the strength is 0, None for an exact penalty.
 
         Raises:
-            ValueError: if the schedules make the radius 0 at a step where the strength is not.
+            ValueError: as ``at``.
         """
-        strength, radius = self.strength_at(step), self.radius_at(step)
-        if radius is None:
-            return None
-        if strength == 0.0:
-            return 0.0
-        if radius == 0.0:
-            raise ValueError(
-                f"radius must be > 0 wherever the strength is; got radius 0 and strength {strength:g} at step {step}. "
-                "Let both ramp together: penalty.warmup('radius', steps=...)."
-            )
-        return strength / radius
+        return self.at(step).coefficient
 
     @property
     def coefficient_is_one(self) -> bool:
@@ -149,37 +216,29 @@ class GradientPenalty:
         return self.radius is not None and schedules.where_it_acts(self.strength) == schedules.as_schedule(self.radius)
 
     @property
+    def keeps_plain_apart(self) -> bool:
+        """Whether the whole plain gradient is held beside the weighted sum: one more gradient in memory during a step."""
+        return self.mixing.plain_gradient == "apart" or self.reuse is not None or self.decoupled
+
+    @property
     def has_memory(self) -> bool:
-        """Whether a step depends on earlier ones, through the direction, the mask or the mixing."""
-        return self.direction.has_memory or (self.mask is not None and self.mask.has_memory) or isinstance(self.mixing, Reuse)
+        """Whether a step depends on earlier ones, through the direction, the mask or ``reuse``."""
+        return self.direction.has_memory or (self.mask is not None and self.mask.has_memory) or self.reuse is not None
 
-    def reuses_at(self, step: int) -> bool:
-        """Whether ``step`` reuses what an earlier one found (``Reuse``) and takes nothing but the plain gradient."""
-        return isinstance(self.mixing, Reuse) and step % self.mixing.k != 0
-
-    def needs_plain(self, coefficient: float) -> bool:
-        """Whether the plain gradient is part of the result of a finite difference with c = ``coefficient``."""
-        return self.mixing != "plain" or self.difference != "forward" or coefficient != 1.0
-
-    def starts_unmoved_at(self, step: int) -> bool:
-        """Whether the first pass of ``step`` is at the unmoved parameters: its loss, norm and batch statistics are plain training's."""
-        if self.direction.needs_gradient or self.strength_at(step) == 0.0:
-            return True
-        return self.needs_plain(cast(float, self.coefficient_at(step)))
+    def starts_unperturbed_at(self, step: int) -> bool:
+        """Whether the first pass of ``step`` is at the unperturbed parameters: its loss and norm are plain training's."""
+        return self.plan(self.at(step)).passes[0].offset == 0
 
     @overload
     def evaluations_at(self, step: int, *, ascent_share: None = None) -> int: ...
     @overload
     def evaluations_at(self, step: int, *, ascent_share: float) -> float: ...
     def evaluations_at(self, step: int, *, ascent_share: float | None = None) -> float:
-        """Gradient evaluations that ``step`` costs.
+        """Gradient evaluations that ``step`` costs: one for each pass of its plan.
 
-        1 where the strength is 0 and where ``Reuse`` reuses. Else one for each moved place (central: two), one for the plain gradient if
-        it is part of the result (``needs_plain``), and one for each ascent step, the first of which shares the plain gradient.
-        A direction that needs no gradient has no ascent step. Forward and backward so cost 2, central 3.
-
-        "exact" calls the closure once; its double backward costs 9L − 5 matrix products on an MLP of L layers where a gradient costs
-        3L − 1, and is therefore counted as 3 evaluations.
+        1 where the strength is 0 and between the fresh steps of ``reuse``. Else one for each perturbed point (central: two), one for the
+        plain gradient if it is part of the result, and one for each ascent step, the first of which shares the plain gradient.
+        A direction that needs no gradient has no ascent step. Forward and backward so cost 2, central 3; "exact" is counted as 3.
 
         Args:
             step: the optimizer step, ≥ 0.
@@ -193,36 +252,33 @@ class GradientPenalty:
         >>> sam().evaluations_at(0, ascent_share=0.25), gnp(r=0.1, alpha=0.8).evaluations_at(0, ascent_share=0.25)
         (1.25, 2.25)
         """
-        if self.strength_at(step) == 0.0 or self.reuses_at(step):
-            return 1
-        if self.difference == "exact":
-            return 3
-        places = 2 if self.difference == "central" else 1
-        plain = 1 if self.needs_plain(cast(float, self.coefficient_at(step))) else 0
-        if not self.direction.needs_gradient:
-            return places + plain
-        if ascent_share is None:
-            return places + self.ascent_steps
-        return places + plain + ascent_share * self.ascent_steps
+        separate = ascent_share is not None and self.difference != "exact" and self.direction.needs_gradient
+        return self.plan(self.at(step), separate_ascent=separate).evaluations(1.0 if ascent_share is None else ascent_share)
 
     def check_ascent(self, received: str) -> None:
-        """Fail in words if the direction cannot come from closures of its own.
+        """Raise if the direction cannot come from closures of its own.
 
         Raises:
-            ValueError: for an exact penalty, a mixing that needs the plain gradient first, and a direction that needs no gradient.
+            ValueError: for an exact penalty, one that needs the plain gradient of the same pass, and a direction that needs no gradient.
         """
         if self.difference == "exact":
             raise ValueError(f"ascent must be None for an exact penalty, which takes no finite step; got {received}. Use fgr() or gnp().")
-        if self.mixing != "plain":
+        if self.keeps_plain_apart or self.mixing.plain_gradient != "summed":
             raise ValueError(
-                f"ascent must be None with mixing={str(self.mixing)!r}, which needs the plain gradient first; got {received}. "
-                "Use mixing='plain'."
+                f"ascent must be None with {self._combined_by()}, which needs the plain gradient first; got {received}. "
+                "Use mixing='plain', without reuse and decoupled."
             )
         if not self.direction.needs_gradient:
             raise ValueError(
                 f"ascent must be None for a direction that needs no gradient, {self.direction}; got {received}. "
                 "Leave it out, or use direction=Gradient()."
             )
+
+    def _combined_by(self) -> str:
+        """What departs from the plain weighted sum, for errors and descriptions."""
+        if self.reuse is not None:
+            return str(self.reuse)
+        return "decoupled" if self.decoupled else f"mixing={str(self.mixing)!r}"
 
     def warmup(self, kind: WarmupKind, *, steps: int) -> GradientPenalty:
         """The same penalty under a GR warm-up of ``steps`` optimizer steps (≥ 1); a new object.
@@ -289,10 +345,15 @@ class GradientPenalty:
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary of numbers, strings and dictionaries (for YAML and JSON), from which ``from_dict`` builds an equal penalty.
 
-        The parts in which relatives differ are there where they are not the default.
+        The parts in which relatives differ are there where they are not the default; a mixing without arguments is its name.
         """
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OMITTED or getattr(self, f.name) != f.default}
-        return {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in plain.items()}
+        written = {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in plain.items()}
+        if len(written["mixing"]) == 1:
+            written["mixing"] = written["mixing"]["mixing"]
+        if self.reuse is not None:
+            written["reuse"] = {"k": self.reuse.k, "a": self.reuse.a}
+        return written
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GradientPenalty:
@@ -307,12 +368,16 @@ class GradientPenalty:
             ValueError: an unknown name or key (the nearest known one is named), or a bad value.
             TypeError: no mapping, a missing key, or a value of the wrong type.
         """
-        return from_dict(cls, data)
+        return registry.from_dict(cls, data)
 
     def __str__(self) -> str:
         parts = [self._base_text()]
-        if isinstance(self.mixing, GradientMixing):
+        if self.mixing.plain_gradient == "apart":
             parts.append(str(self.mixing))
+        if self.reuse is not None:
+            parts.append(str(self.reuse))
+        if self.decoupled:
+            parts.append("decoupled")
         if self.direction != _GRADIENT:
             parts.append(f"direction {self.direction}")
         if self.mask is not None:
@@ -332,14 +397,58 @@ class GradientPenalty:
             return f"gradient norm, {self.difference} difference(lambda {_text(self.strength)}, r {_text(self.radius)})"
         if self.coefficient_is_one:
             return f"SAM(rho {_text(self.strength)})"
-        unit = ", unit mixing" if self.mixing == "unit" else ""
+        unit = ", unit mixing" if self.mixing.plain_gradient == "normalized" else ""
         if isinstance(self.strength, float) and isinstance(self.radius, float):
             return f"GNP(r {self.radius:g}, alpha {self.strength / self.radius:g}{unit})"
         return f"GNP(r {_text(self.radius)}, lambda {_text(self.strength)}{unit})"
 
 
-_OMITTED = ("direction", "mask", "ascent_steps")
+_OMITTED = ("direction", "mask", "ascent_steps", "reuse", "decoupled")
 """The fields that a dictionary leaves out where they are the default."""
+
+
+def _check_composition(penalty: GradientPenalty) -> None:
+    """Raise where parts of ``penalty`` have no meaning together, by what the parts declare."""
+    direction, mask, mixing = penalty.direction, penalty.mask, penalty.mixing
+    if mixing.plain_gradient == "normalized" and not (direction.is_gradient and (penalty.power, penalty.difference) == (1, "forward")):
+        raise ValueError(
+            f"mixing={str(mixing)!r} must go with power 1, the forward difference and the gradient itself as direction; got "
+            f"power {penalty.power}, difference {penalty.difference!r}, direction {direction}. Use gnp(..., mixing='unit'), or mixing='plain'."
+        )
+    if mixing.plain_gradient != "summed" and (penalty.reuse is not None or penalty.decoupled):
+        raise ValueError(
+            f"mixing={str(mixing)!r} must stand alone; got it with {penalty._combined_by()}. Use mixing='plain', or leave the other out."  # pyright: ignore[reportPrivateUsage]
+        )
+    if penalty.reuse is not None and penalty.decoupled:
+        raise ValueError(f"decoupled must be False with {penalty.reuse}, which adds to the plain gradient; got True. Leave one of them out.")
+    chosen_by_gradient = mask is not None and mask.level == "coordinates"
+    if penalty.difference == "exact" and (
+        not direction.is_gradient or penalty.keeps_plain_apart or mixing.plain_gradient != "summed" or chosen_by_gradient
+    ):
+        raise ValueError(
+            "difference='exact' must go with the gradient itself as direction, mixing='plain' and no Sparse mask; got "
+            f"direction {direction}, {penalty._combined_by()}, mask {mask}. Use difference='central'."  # pyright: ignore[reportPrivateUsage]
+        )
+    if penalty.ascent_steps > 1 and not (direction.is_gradient and penalty.difference == "forward"):
+        raise ValueError(
+            f"ascent_steps must be 1 unless the difference is forward and the direction the gradient; got {penalty.ascent_steps} with "
+            f"difference {penalty.difference!r}, direction {direction}. Use sam(rho=..., steps=...) or fgr(..., steps=...)."
+        )
+    if penalty.power not in direction.powers:
+        raise ValueError(
+            f"direction={direction} must go with power {direction.powers[0]}, because it has no length of its own; got power "
+            f"{penalty.power}. Use random_sam(rho=...)."
+        )
+    if not direction.needs_gradient and penalty.reuse is not None:
+        raise ValueError(
+            f"{penalty.reuse} must go with a direction that needs a gradient, because it saves passes of that; got direction "
+            f"{direction}. Use looksam(rho=..., k=..., a=...)."
+        )
+    if not direction.needs_gradient and mask is not None and mask.needs_gradient:
+        raise ValueError(
+            f"mask={mask} must go with a direction that needs a gradient, from which it is chosen; got direction "
+            f"{direction}. Use Sparse(..., choice='random')."
+        )
 
 
 def _part(name: str, value: object, kind: type, remedy: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 
 from gradreg import checks
 from gradreg.hashing import hashed, masked
-from gradreg.plain import from_plain, to_plain
+from gradreg.serialization import from_plain, to_plain
 
 
 class Operations(Protocol):
@@ -44,7 +44,8 @@ class _PythonOperations:
         return if_true if condition else if_false
 
 
-_PYTHON: Operations = _PythonOperations()
+PYTHON: Operations = _PythonOperations()
+"""``Operations`` of plain numbers."""
 
 
 class Schedule(ABC):
@@ -60,7 +61,7 @@ class Schedule(ABC):
 
     def __call__(self, step: int) -> float:
         """The value at optimizer step ``step`` (≥ 0), as a float."""
-        return float(self.evaluate(step, _PYTHON))
+        return float(self.evaluate(step, PYTHON))
 
     def __mul__(self, other: Value) -> Product:
         return Product(left=self, right=other)

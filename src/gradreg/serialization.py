@@ -1,14 +1,54 @@
-"""Parts of a specification as plain dictionaries and back: a tag that names the kind, and the fields of its frozen dataclass."""
+"""Parts of a specification as plain dictionaries (for YAML and JSON) and back: the name of the kind, and the fields of its frozen dataclass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from gradreg import checks
 
 T = TypeVar("T")
+P = TypeVar("P", bound="Part")
+
+
+class Part:
+    """A piece of a penalty: a direction, a mixing, a mask. Immutable, compared by value.
+
+    A kind of part is a class derived from ``Part`` with a ``tag``; each part of that kind is a frozen dataclass derived from the kind, with
+    the ``name`` under which dictionaries know it::
+
+        class Direction(Part, tag="direction"): ...
+
+        @dataclass(frozen=True, kw_only=True)
+        class Gradient(Direction, name="gradient"): ...
+    """
+
+    tag: ClassVar[str]
+    """What a part of this kind is called in a dictionary and in errors."""
+
+    kinds: ClassVar[dict[str, type[Any]]]
+    """The named parts of this kind."""
+
+    def __init_subclass__(cls, *, tag: str | None = None, name: str | None = None) -> None:
+        super().__init_subclass__()
+        if tag is not None:
+            cls.tag, cls.kinds = tag, {}
+        if name is not None:
+            cls.kinds[name] = cls
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary from which ``from_dict`` of this kind builds an equal part."""
+        return to_plain(self, self.tag, self.kinds)
+
+    @classmethod
+    def from_dict(cls: type[P], data: Mapping[str, Any] | str) -> P:
+        """The part that ``to_dict`` described; a part without arguments by its name alone: ``{"direction": "friendly", "sigma": 1.0}``.
+
+        Raises:
+            ValueError, TypeError: as ``from_plain``.
+        """
+        return from_plain({cls.tag: data} if isinstance(data, str) else data, cls.tag, cls.kinds)
 
 
 def to_plain(part: Any, tag: str, kinds: Mapping[str, type]) -> dict[str, Any]:
@@ -17,7 +57,7 @@ def to_plain(part: Any, tag: str, kinds: Mapping[str, type]) -> dict[str, Any]:
     if kind is None:
         raise TypeError(
             f"{type(part).__name__} has no name in a dictionary; got {checks.describe(part)}. "
-            f"Compose it from gradreg.{tag}s, or keep it in code and out of recipes."
+            f"Compose it from gradreg.{tag}s, give its class one (class {type(part).__name__}(..., name='...')), or keep it out of recipes."
         )
     values = {f.name: getattr(part, f.name) for f in fields(part)}
     return {tag: kind, **{name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in values.items()}}

@@ -1,0 +1,126 @@
+"""Penalties by name and from plain dictionaries, as recipes write them; and whether an engine knows the parts of a penalty."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+from gradreg import checks, schedules
+from gradreg.directions import Direction
+from gradreg.masks import Mask
+from gradreg.mixing import GradientMixing, Reuse
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+CONSTRUCTORS: dict[str, Callable[..., Any]] = {}
+"""The constructors by the name that recipes use."""
+
+_MODIFIERS = ("warmup", "every", "probability", "compensate")
+
+
+def constructor(build: Callable[P, T]) -> Callable[P, T]:
+    """Register a constructor under its name for recipes, and have it say what is forgotten or unknown among its arguments."""
+    name = build.__name__
+
+    @wraps(build)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        if args:
+            symbols = ", ".join(f"{n}=..." for n in inspect.signature(build).parameters)
+            raise TypeError(f"{name} takes its symbols by name; got {len(args)} without. Write {name}({symbols}).")
+        _check_arguments(name, build, kwargs)
+        return build(*args, **kwargs)
+
+    CONSTRUCTORS[name] = checked
+    return checked
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
+    """``GradientPenalty.from_dict``, which says what ``data`` may hold."""
+    if not isinstance(data, Mapping):  # type: ignore[unnecessary-isinstance]  # recipes are not type-checked
+        raise TypeError(f"a penalty must be a mapping such as {{name: sam, rho: 0.05}}; got {checks.describe(data)}.")
+    arguments = dict(data)
+    name = arguments.pop("name", None)
+    modifiers = {key: arguments.pop(key) for key in _MODIFIERS if key in arguments}
+    arguments = {key: _built(key, value) for key, value in arguments.items()}
+    if name is not None and not (isinstance(name, str) and name in CONSTRUCTORS):
+        raise ValueError(checks.unknown("penalty", name, CONSTRUCTORS))
+    mask = arguments.pop("mask", None)
+    build: Callable[..., Any] = cls if name is None else CONSTRUCTORS[name]
+    described = "a penalty without a name" if name is None else f"penalty {name!r}"
+    _check_arguments(described, build, arguments, extra=("mask", *_MODIFIERS, "name"))
+    penalty = build(**arguments)
+    return _modified(penalty if mask is None else replace(penalty, mask=mask), modifiers)
+
+
+def _built(key: str, value: Any) -> Any:
+    """The value of a penalty's argument, from a dictionary if it is one."""
+    if key in ("direction", "mask", "mixing") and isinstance(value, (str, Mapping)):
+        part: type[Direction | Mask | GradientMixing] = {"direction": Direction, "mask": Mask, "mixing": GradientMixing}[key]
+        return part.from_dict(cast("Mapping[str, Any]", value))
+    if not isinstance(value, Mapping):
+        return value
+    mapping = cast("Mapping[str, Any]", value)
+    if key == "reuse":
+        _check_arguments("reuse", Reuse, mapping)
+        return Reuse(**mapping)
+    return schedules.schedule_from_dict(mapping)
+
+
+def _modified(penalty: Any, modifiers: Mapping[str, Any]) -> Any:
+    """``penalty`` with the ``_MODIFIERS`` of a dictionary applied."""
+    if "compensate" in modifiers and not {"every", "probability"} & set(modifiers):
+        raise ValueError(
+            "compensate must go with every or probability, whose pauses it makes up for; got neither. Add one, or leave it out."
+        )
+    if modifiers.get("warmup") is not None:
+        penalty = _call("warmup", penalty.warmup, modifiers["warmup"])
+    compensate = modifiers.get("compensate", False)
+    if "every" in modifiers:
+        penalty = penalty.every(modifiers["every"], compensate=compensate)
+    if "probability" in modifiers:
+        chance = modifiers["probability"]
+        keys = cast("Mapping[str, Any]", chance if isinstance(chance, Mapping) else {"p": chance})
+        penalty = _call("probability", penalty.with_probability, {"compensate": compensate, **keys})
+    return penalty
+
+
+def _call(key: str, method: Callable[..., Any], value: object) -> Any:
+    needed = " and ".join(inspect.signature(method).parameters)
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{key} must be a mapping with the keys {needed}; got {checks.describe(value)}.")
+    keys = dict(cast("Mapping[str, Any]", value))
+    _check_arguments(key, method, keys)
+    return method(**keys)
+
+
+def _check_arguments(what: str, function: Callable[..., Any], arguments: Mapping[str, Any], *, extra: tuple[str, ...] = ()) -> None:
+    """Raise if ``arguments`` lack what ``function`` needs or hold what it does not know."""
+    parameters = inspect.signature(function).parameters
+    for key in arguments:
+        if key not in parameters:
+            raise ValueError(checks.unknown(f"key of {what}:", key, [*parameters, *extra]))
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
+    if missing:
+        example = ", ".join(f"{n}=..." for n in parameters if n in missing or n in arguments)
+        got = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "nothing"
+        raise TypeError(f"{what} needs {' and '.join(missing)}; got only {got}. Write {example}.")
+
+
+def check_known(part: Any, function: Any, *, engine: str) -> None:
+    """Raise unless ``function``, an engine's ``functools.singledispatch`` over parts, has an entry for exactly the type of ``part``.
+
+    ``singledispatch`` alone would hand a subclass to the function of its base class, and so train with another part than the one asked for.
+
+    Raises:
+        TypeError: naming the part, the engine and the function to register.
+    """
+    if type(part) not in function.registry or type(part) is object:
+        name = f"{function.__module__}.{function.__name__}"
+        raise TypeError(
+            f"{part.tag} must be one that the {engine} engine knows; got {checks.describe(part)}. "
+            f"Register a function for it: @{name}.register, then def _({part.tag}: {type(part).__name__}, ...)."
+        )
