@@ -10,17 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradreg import Gradient, GradientPenalty
+from gradreg import Gradient, GradientPenalty, Plain, Unit
 from tests.penalties import PENALTIES, every_penalty
 
 __all__ = ["PENALTIES", "every_penalty"]  # for the tests that import all their cases from here
 
 FINITE = {name: penalty for name, penalty in PENALTIES.items() if penalty.difference != "exact"}
 
-BASE = {n: p for n, p in PENALTIES.items() if (p.direction, p.mask, p.ascent_steps) == (Gradient(), None, 1) and isinstance(p.mixing, str)}
+BASE = {
+    n: p
+    for n, p in PENALTIES.items()
+    if (p.direction, p.mask, p.ascent_steps, p.reuse, p.decoupled) == (Gradient(), None, 1, None, False) and p.mixing in (Plain(), Unit())
+}
 """The penalties of the two tables of ``gradreg.penalties``, without what relatives change."""
 
-UNMOVED_FIRST = {name: penalty for name, penalty in PENALTIES.items() if penalty.starts_unmoved_at(100)}
+UNPERTURBED_FIRST = {name: penalty for name, penalty in PENALTIES.items() if penalty.starts_unperturbed_at(100)}
 """Those whose first pass is that of plain training."""
 
 
@@ -40,9 +44,9 @@ def _each(penalties: dict[str, GradientPenalty]) -> pytest.MarkDecorator:
 
 
 every_base_penalty = _each(BASE)
-every_penalty_unmoved_first = _each(UNMOVED_FIRST)
+every_penalty_unperturbed_first = _each(UNPERTURBED_FIRST)
 every_penalty_that_takes_ascent = _each(TAKES_ASCENT)
-every_finite_difference_unmoved_first = _each({name: penalty for name, penalty in FINITE.items() if name in UNMOVED_FIRST})
+every_finite_difference_unperturbed_first = _each({name: penalty for name, penalty in FINITE.items() if name in UNPERTURBED_FIRST})
 every_finite_difference = _each(FINITE)
 
 DURING_WARMUP = 2

@@ -80,7 +80,7 @@ def test_micro_batches_are_called_in_rounds_and_give_the_whole_batch(penalty: Gr
     closures = micro_batches(problem)
     loss = regularizer_at(DURING_WARMUP, problem.model, penalty).backward(closures)
     assert_close(gradients(problem.model), whole)
-    if penalty.starts_unmoved_at(DURING_WARMUP):
+    if penalty.starts_unperturbed_at(DURING_WARMUP):
         torch.testing.assert_close(loss, problem.loss().detach())
     rounds = calls_at(DURING_WARMUP, penalty)
     if penalty.difference == "exact" and penalty.strength_at(DURING_WARMUP) > 0:
@@ -117,7 +117,7 @@ def test_ascent_calls_cost_and_loss(penalty: GradientPenalty) -> None:
     assert regularizer.metrics.evaluations == closure.calls + share * ascent.calls == penalty.evaluations_at(step, ascent_share=share)
     c = penalty.coefficient_at(step)
     assert c is not None
-    expected = problem.loss() if penalty.needs_plain(c) else problem.loss(PART)
+    expected = problem.loss() if c != 1.0 or penalty.difference != "forward" else problem.loss(PART)
     torch.testing.assert_close(loss, expected.detach())
 
 

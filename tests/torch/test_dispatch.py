@@ -92,7 +92,7 @@ def test_relatives_take_more_but_no_more_for_more_tensors(penalty: GradientPenal
 def test_nor_does_it_grow_with_the_number_of_buffers(penalty: GradientPenalty) -> None:
     few, many = (added(deep_problem(layers, batch_norm=True), penalty) for layers in (FEW, MANY))
     assert sum(many.values()) == sum(few.values()), many - few
-    assert sum(many.values()) <= 16 + 4, many  # two kinds of buffers, kept and put back
+    assert sum(many.values()) <= 16 + 8, many  # two kinds of buffers: read and written by the first pass, and put back twice
 
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["empty", "accumulating"])
@@ -100,12 +100,15 @@ def test_nor_does_it_grow_with_the_number_of_buffers(penalty: GradientPenalty) -
 def test_nothing_waits_for_the_device_until_a_metric_is_read(penalty: GradientPenalty, earlier: bool) -> None:
     problem = deep_problem(FEW)
     regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty)
+    regularizer.backward(problem.closure())  # the first step looks for writers, and at what rounding leaves
+    regularizer.decoupled_step(torch.optim.SGD(problem.model.parameters(), lr=0.0))
+    problem.model.zero_grad()
     if earlier:
         problem.loss().backward()
     with Operations() as step:
-        regularizer.backward(problem.closure())
+        regularizer.backward(problem.closure(), step=DURING_WARMUP)
     assert not {n for n in step.names if "_local_scalar_dense" in n or "is_nonzero" in n or ".item" in n or "equal" in n}
-    if penalty.starts_unmoved_at(DURING_WARMUP) and (penalty.strength_at(DURING_WARMUP) > 0 or not earlier):
+    if penalty.starts_unperturbed_at(DURING_WARMUP) and (penalty.strength_at(DURING_WARMUP) > 0 or not earlier):
         with Operations() as reading:
             assert regularizer.metrics.gradient_norm > 0
             assert regularizer.metrics.gradient_norm > 0

@@ -12,10 +12,9 @@ from torch.func import grad
 import gradreg
 from gradreg import (
     Adaptive,
-    Decoupled,
+    EmaDirection,
     Friendly,
     GradientPenalty,
-    Remembered,
     Reuse,
     Sparse,
     SurrogateGap,
@@ -287,10 +286,10 @@ def test_parts_compose() -> None:
     """Direction, mask, mixing and difference together, against the twin, over four steps."""
     for penalty in (
         GradientPenalty(power=1, strength=0.2, radius=0.4, direction=Friendly(sigma=0.6), mixing=SurrogateGap(a=0.3)).sparse(0.3, every=2),
-        GradientPenalty(power=1, strength=0.4, radius=0.4, direction=Adaptive(eta=0.2), mixing=Reuse(k=2, a=0.5)),
-        GradientPenalty(power=2, strength=0.2, radius=0.3, difference="central", direction=Friendly(), mixing=Decoupled()),
-        GradientPenalty(power=2, strength=0.2, radius=0.3, direction=Remembered(), mask=Sparse(sparsity=0.4, choice="random", every=2)),
-        GradientPenalty(power=1, strength=0.4, radius=0.4, direction=Friendly(), mixing=Reuse(k=3, a=0.5)).every(2),
+        GradientPenalty(power=1, strength=0.4, radius=0.4, direction=Adaptive(eta=0.2), reuse=Reuse(k=2, a=0.5)),
+        GradientPenalty(power=2, strength=0.2, radius=0.3, difference="central", direction=Friendly(), decoupled=True),
+        GradientPenalty(power=2, strength=0.2, radius=0.3, direction=EmaDirection(), mask=Sparse(sparsity=0.4, choice="random", every=2)),
+        GradientPenalty(power=1, strength=0.4, radius=0.4, direction=Friendly(), reuse=Reuse(k=3, a=0.5)).every(2),
         GradientPenalty(power=1, strength=0.2, radius=0.4, ascent_steps=2, mixing=SurrogateGap(a=0.3)).sparse(0.3),
     ):
         problem, memory = tanh_problem(), twins.Remembered()

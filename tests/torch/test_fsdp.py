@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import gradreg
 from gradreg.torch import GradientRegularizer
 from gradreg.torch.draws import chosen, signs
-from gradreg.torch.parallel import local_shards
+from gradreg.torch.norms import local_shards
 
 from .cases import DURING_WARMUP, FINITE, PENALTIES, Problem, assert_close, gradients, regularizer_at, tanh_problem, values
 from .ranks import Job, run_ranks

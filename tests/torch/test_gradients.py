@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradreg import GradientPenalty
+from gradreg import GradientPenalty, Unit
 from gradreg.torch import GradientRegularizer
 
 from . import twins
@@ -19,7 +19,7 @@ from .cases import (
     assert_same_bits,
     every_finite_difference,
     every_penalty,
-    every_penalty_unmoved_first,
+    every_penalty_unperturbed_first,
     gradients,
     plain_gradients,
     regularizer_at,
@@ -134,7 +134,7 @@ def test_parameters_of_two_dtypes(penalty: GradientPenalty) -> None:
     assert_close({n: g.double() for n, g in gradients(mixed.model).items()}, gradients(double.model), tolerance=1e-5)
 
 
-@every_penalty_unmoved_first
+@every_penalty_unperturbed_first
 def test_zero_gradient_is_finite(penalty: GradientPenalty) -> None:
     """At a stationary point there is no direction: the result is the zero gradient, not 0 / 0."""
     problem = tanh_problem()
@@ -192,22 +192,34 @@ def test_part_of_the_parameters(penalty: GradientPenalty, present: bool) -> None
     regularizer = regularizer_at(100, problem.model, penalty, parameters=lambda name, p: p.dim() == 2 and "weight" in name)
     regularizer.backward(problem.closure())
     assert_close(gradients(problem.model), expected)
-    norm = twins.norm({n: g for n, g in plain_gradients(problem).items() if n in names}) if penalty.starts_unmoved_at(100) else math.nan
+    norm = twins.norm({n: g for n, g in plain_gradients(problem).items() if n in names}) if penalty.starts_unperturbed_at(100) else math.nan
     assert regularizer.metrics["gradient_norm"] == pytest.approx(float(norm), rel=1e-12, nan_ok=True)
 
 
 def without_direction(penalty: GradientPenalty, plain: dict[str, Tensor]) -> dict[str, Tensor]:
     """Both passes give the plain gradient; of the normalised one, which unit mixing takes, nothing is left."""
-    return {n: 0.8 * g for n, g in plain.items()} if penalty.mixing == "unit" else plain
+    return {n: 0.8 * g for n, g in plain.items()} if penalty.mixing == Unit() else plain
 
 
 @every_penalty
-def test_perturbed_parameters_without_a_gradient_leave_the_plain_one(penalty: GradientPenalty) -> None:
-    """The head of another task was selected: nothing moves, and both passes give the plain gradient."""
+def test_perturbed_parameters_without_a_gradient_are_an_error_at_the_first_step_and_leave_the_plain_one_later(
+    penalty: GradientPenalty,
+) -> None:
+    """The head of another task was selected: nothing is perturbed, and both passes give the plain gradient."""
     problem = tanh_problem()
     problem.model.register_parameter("other_head", nn.Parameter(torch.ones(4, dtype=torch.float64)))
     plain = plain_gradients(problem)
-    regularizer_at(100, problem.model, penalty, parameters=lambda name, _: "other" in name).backward(problem.closure())
+    regularizer = regularizer_at(100, problem.model, penalty, parameters=lambda name, _: "other" in name)
+    if penalty.direction.needs_gradient and penalty.difference != "exact":
+        with pytest.raises(ValueError, match="closure must reach a perturbed parameter; got a loss that gave none of the 1 a gradient"):
+            regularizer.backward(problem.closure())
+        assert not gradients(problem.model)
+        regularizer.backward(lambda: problem.loss() + problem.model.other_head.sum(), step=100)  # type: ignore[operator]
+        problem.model.zero_grad()
+        problem.model.other_head.grad = None  # type: ignore[union-attr]
+        start = regularizer_at(100, problem.model, penalty).state_dict()
+        regularizer.load_state_dict({**start, "step": 100})
+    regularizer.backward(problem.closure())
     assert_close(gradients(problem.model), without_direction(penalty, plain))
 
 

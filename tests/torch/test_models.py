@@ -103,7 +103,7 @@ def test_a_mostly_frozen_model_costs_memory_for_its_trainable_parameters_only(na
     regularizer = regularizer_at(100, model, PENALTIES[name])
     x = torch.randn(4, 64)
     regularizer.backward(lambda: model(x).square().mean())
-    copies = regularizer._perturbation._copies
+    copies = regularizer._perturbation._buffers
     assert sum(c.numel() for c in copies.values()) == 2 * 2 * 64
     assert all(p.requires_grad for p in copies)
     assert model.base.weight.grad is None

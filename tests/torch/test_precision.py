@@ -134,7 +134,7 @@ def test_a_loss_scale_multiplies_the_gradient_and_nothing_else(penalty: Gradient
     assert_close(gradients(problem.model), {n: 1024 * g for n, g in expected.items()})
     assert scaled == pytest.approx(float(loss), rel=1e-12)
     norm = torch.cat([g.flatten() for g in plain_gradients(problem).values()]).norm()
-    if penalty.starts_unmoved_at(DURING_WARMUP):
+    if penalty.starts_unperturbed_at(DURING_WARMUP):
         assert regularizer.metrics.gradient_norm == pytest.approx(float(norm), rel=1e-12)
 
 

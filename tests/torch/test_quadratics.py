@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import gradreg
-from gradreg import GradientPenalty
+from gradreg import GradientPenalty, Unit
 from gradreg.torch import GradientRegularizer
 
 from .cases import every_base_penalty, regularizer_at
@@ -80,7 +80,7 @@ def test_every_penalty_at_a_step_of_its_schedule(penalty: GradientPenalty) -> No
     g = model.A @ model.theta.detach()
     d = g / g.norm() if penalty.power == 1 else g
     expected = g + penalty.strength_at(step) * model.A @ d
-    if penalty.mixing == "unit":
+    if penalty.mixing == Unit():
         c = penalty.coefficient_at(step)
         assert c is not None
         expected += (1 - c) * (g / g.norm() - g)

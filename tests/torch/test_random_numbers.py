@@ -14,7 +14,7 @@ from .cases import (
     PENALTIES,
     Problem,
     assert_close,
-    every_finite_difference_unmoved_first,
+    every_finite_difference_unperturbed_first,
     every_penalty,
     every_penalty_that_takes_ascent,
     gradients,
@@ -95,7 +95,7 @@ def test_generator_stands_where_one_forward_pass_leaves_it(penalty: GradientPena
         assert torch.equal(torch.get_rng_state(), expected)
 
 
-@every_finite_difference_unmoved_first
+@every_finite_difference_unperturbed_first
 def test_afresh_on_request(penalty: GradientPenalty) -> None:
     ours = problem()
     passes = penalty.evaluations_at(100)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 import gradreg
-from gradreg import Adaptive, Decoupled, Friendly, GradientPenalty, Random, Reuse, Sparse, SurrogateGap
+from gradreg import Adaptive, EmaDirection, Friendly, GradientPenalty, Random, Sparse, SurrogateGap, Unit
 from gradreg.hashing import hashed
 
 Parameters = dict[str, Tensor]
@@ -201,11 +201,11 @@ def family(
     seen = mean([{name: grad(ascent or own)(theta)[name] for name in moves} for own in losses])
     if isinstance(direction, Friendly):
         memory.take_in(direction.beta, seen if strength > 0 else {name: g[name] for name in moves})
-    if strength == 0 or penalty.reuses_at(step):
-        if isinstance(direction, gradreg.Remembered):
+    if strength == 0 or (penalty.reuse is not None and step % penalty.reuse.k != 0):
+        if isinstance(direction, EmaDirection):
             memory.take_in(direction.decay, {name: g[name] for name in moves})
-        reuse = strength > 0 and memory.reused and isinstance(mixing, Reuse)
-        return total(g, scaled(mixing.a * norm(g) / norm(memory.reused), memory.reused)) if reuse else g  # type: ignore[union-attr]
+        reuse = penalty.reuse if strength > 0 and memory.reused else None
+        return g if reuse is None else total(g, scaled(reuse.a * norm(g) / norm(memory.reused), memory.reused))
     if isinstance(penalty.mask, Sparse) and memory.period != step // penalty.mask.every:
         memory.period, share = step // penalty.mask.every, 1 - penalty.mask.sparsity
         memory.mask = (
@@ -222,11 +222,11 @@ def family(
     result = mean(found)
     if isinstance(mixing, SurrogateGap):
         result = total(result, scaled(-mixing.a, g), scaled(mixing.a * inner(g, result) / inner(result, result), result))
-    elif isinstance(mixing, Reuse):
+    elif penalty.reuse is not None:
         memory.reused = total(result, scaled(-inner(g, result) / inner(g, g), g))
-    elif isinstance(mixing, Decoupled):
+    elif penalty.decoupled:
         result = g
-    if isinstance(direction, gradreg.Remembered):
+    if isinstance(direction, EmaDirection):
         memory.take_in(direction.decay, {name: result[name] for name in moves})
     return result
 
@@ -267,7 +267,7 @@ def moved_by(
         "central": (back, there, 2 * radius),
     }[penalty.difference]
     mixed = total(g, scaled(strength / width, end), scaled(-strength / width, start))
-    if penalty.mixing == "unit":
+    if penalty.mixing == Unit():
         c = strength / radius
         mixed = total(mixed, scaled((1 - c) * (1 / size - 1), g))
     return mixed
@@ -284,7 +284,7 @@ def formed(
         return {n: t[n] ** 2 * v for n, v in g.items()}, norm({n: t[n] * v for n, v in g.items()})
     if isinstance(direction, Friendly):
         g = total(g, scaled(-direction.sigma, memory.average))
-    elif isinstance(direction, gradreg.Remembered):
+    elif isinstance(direction, EmaDirection):
         sign = -1 if direction.ahead else 1
         g = {n: sign * memory.average.get(n, torch.zeros_like(v)) for n, v in g.items()}
     elif isinstance(direction, Random):

@@ -64,7 +64,7 @@ class GradientRegularization(Callback):
         return dict(self._counts) if self.regularizer is None else self.regularizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; the clock comes with the trainer's ``global_step``."""
+        """Resume from a checkpoint; the clock comes with the trainer's ``global_step``."""
         self._counts = dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,7 +99,6 @@ class GradientRegularization(Callback):
         """Fill ``.grad`` with the regularized gradient of the batches that wait; returns their mean loss."""
         module, regularizer = trainer.lightning_module, self.regularizer
         assert regularizer is not None
-        regularizer.load_state_dict({**regularizer.state_dict(), "step": trainer.global_step})
         scaler = getattr(trainer.strategy.precision_plugin, "scaler", None)
         before = False
 
@@ -111,7 +110,7 @@ class GradientRegularization(Callback):
                 call._call_lightning_module_hook(trainer, "on_before_backward", loss)
             module.backward(loss if scaler is None else scaler.scale(loss))
 
-        loss = regularizer.backward(self._waiting, backward=backward, scaler=scaler)
+        loss = regularizer.backward(self._waiting, backward=backward, scaler=scaler, step=trainer.global_step)
         call._call_callback_hooks(trainer, "on_after_backward")
         call._call_lightning_module_hook(trainer, "on_after_backward")
         return loss

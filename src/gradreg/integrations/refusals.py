@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from gradreg.mixing import Decoupled
 from gradreg.penalties import GradientPenalty
 
 
 def refuse_decoupled(penalty: GradientPenalty | None, framework: str) -> None:
-    """Fail for a penalty of which a part must be applied after the optimizer's step.
+    """Raise for a penalty of which a part must be applied after the optimizer's step.
 
     Raises:
-        ValueError: ``mixing=Decoupled()``.
+        ValueError: ``penalty.decoupled``.
     """
-    if penalty is not None and isinstance(penalty.mixing, Decoupled):
+    if penalty is not None and penalty.decoupled:
         raise ValueError(
             f"penalty must not be decoupled under {framework}, which steps the optimizer by itself and leaves no place for the part that "
             f"comes after; got {penalty}. Use gradreg.wsam(rho=..., gamma=...), the coupled form, or a loop of your own."

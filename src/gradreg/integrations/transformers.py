@@ -137,21 +137,18 @@ class RegularizedTrainerMixin(_Base):
                 "loop of your own that saves regularizer.state_dict().",
                 stacklevel=2,
             )
-        self._set_clock(self.regularizer, saved["attributes"]["evaluations"] if saved else 0)
-
-    def _set_clock(self, regularizer: GradientRegularizer, evaluations: int) -> None:
-        regularizer.load_state_dict({**regularizer.state_dict(), "step": self.state.global_step, "evaluations": evaluations})
+        if saved:
+            self.regularizer.load_state_dict({**self.regularizer.state_dict(), **saved["attributes"]})
 
     def _regularized(self, backward: Callable[[Tensor], object]) -> Tensor:
         """The regularized gradient of the micro-batches that wait; returns their loss."""
         regularizer, closures = self.regularizer, self._waiting
         assert regularizer is not None
         self._waiting = []
-        self._set_clock(regularizer, regularizer.state_dict()["evaluations"])
-        loss = regularizer.backward(closures, backward=backward, scaler=self.accelerator.scaler)
+        loss = regularizer.backward(closures, backward=backward, scaler=self.accelerator.scaler, step=self.state.global_step)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, RegularizerState):
-                callback.step, callback.evaluations = regularizer.step, regularizer.state_dict()["evaluations"]
+                callback.step, callback.evaluations = regularizer.step, regularizer.metrics.evaluations
         return loss
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The part of a step that ``Decoupled`` keeps out of the optimizer."""
+"""The part of a step that a decoupled penalty keeps out of the optimizer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gradreg.torch.norms import norm_of_shards
-from gradreg.torch.parallel import local_shards
+from gradreg.torch.norms import local_shards, norm_of_shards
 
 
 class Correction:

@@ -1,22 +1,25 @@
-"""The vectors along which the parameters are moved, and the length by which a normalised move divides."""
+"""The vectors along which the parameters are perturbed: one function per direction, and the length by which a normalised step divides.
+
+To teach the engine a direction of your own, register a function for its class::
+
+    @ascent_direction.register
+    def _(direction: Mine, inputs: DirectionInputs) -> Ascent:
+        return inputs.along([g.sign() for g in inputs.plain_gradients()])
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import singledispatch
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
-from gradreg.directions import Adaptive, Direction, Friendly, Random, Remembered
+from gradreg.directions import Adaptive, Direction, EmaDirection, Friendly, Gradient, Random
 from gradreg.torch.draws import signs
-from gradreg.torch.memory import Memory
-from gradreg.torch.norms import norm_of_shards, safe_ratio, tensor_norms
-from gradreg.torch.parallel import local_shards
-
-KIND = "average"
-"""What the average of gradients is called in the memory."""
+from gradreg.torch.norms import local_shards, norm_of_shards, safe_ratio, tensor_norms
 
 
 @dataclass
@@ -24,20 +27,18 @@ class Ascent:
     """Where to: θ + distance·vectors.
 
     Args:
-        parameters: what is moved.
+        parameters: what is perturbed.
         vectors: v times ``weight`` and ``scale``: this rank's shards.
-        norm: ‖w‖ times the same.
-        weight: of the pass that the vectors come from.
-        scale: the loss scale of that pass.
-        consumable: whether nobody else needs the vectors, so that they may be overwritten.
+        norm: ‖w‖ times the same, or a function that measures it if it is asked for.
+        weight: a factor of the vectors, that of the pass whose gradient they are.
+        scale: another, > 0: the loss scale of that pass.
     """
 
     parameters: Sequence[nn.Parameter]
     vectors: list[Tensor]
-    norm: Tensor | float
+    norm: Tensor | float | Callable[[], Tensor]
     weight: float = 1.0
     scale: float | Tensor = 1.0
-    consumable: bool = False
 
     def distance(self, power: int, radius: float) -> float | Tensor:
         """By what the vectors are multiplied for a step of ``radius``, which is negative for a step back."""
@@ -45,57 +46,101 @@ class Ascent:
             return radius / self.weight / self.scale
         # The weighted vector is w·v and its norm |w|·‖v‖: the sign of w is all that is left of it, and nothing of a loss scale.
         signed = radius if self.weight > 0 else -radius
-        return safe_ratio(signed, self.norm) if isinstance(self.norm, Tensor) else signed / self.norm
+        norm = self.norm() if callable(self.norm) else self.norm
+        return safe_ratio(signed, norm) if isinstance(norm, Tensor) else signed / norm
 
 
-def drawn(direction: Random, step: int, parameters: Sequence[nn.Parameter], places: Mapping[nn.Parameter, int]) -> Ascent:
-    """Signs for ``step``."""
-    vectors = signs(direction.seed, step, [(places[p], p) for p in parameters])
-    return Ascent(parameters, vectors, sqrt(max(1, sum(p.numel() for p in parameters))))
+@dataclass
+class DirectionInputs:
+    """What a direction is formed from.
+
+    Args:
+        parameters: those that are perturbed in this step. Of sharded ones all lists below hold this rank's shards.
+        indices: the index of each in the model.
+        step: the optimizer step.
+        gradients: of each, the gradient times ``weight`` and ``scale``, or none if the direction needs no gradient. To be read only,
+            unless ``consumable``.
+        norm: measures the L2 norm of ``gradients`` over all of them.
+        average: what ``Direction.averages`` asks for, with this step's gradient in it if it averages gradients; else empty.
+        weight: the weight with which the gradients enter the result; never 0.
+        scale: the loss scale, > 0.
+        consumable: whether nobody else needs ``gradients``, so that they may be overwritten.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    indices: Sequence[int]
+    step: int
+    gradients: list[Tensor]
+    norm: Callable[[], Tensor]
+    average: list[Tensor] = field(default_factory=list)
+    weight: float = 1.0
+    scale: float | Tensor = 1.0
+    consumable: bool = False
+
+    def plain_gradients(self) -> list[Tensor]:
+        """The gradients without weight and loss scale; new tensors."""
+        return list(torch._foreach_mul(self.gradients, 1.0 / (self.weight * self.scale)))
+
+    def along(self, vectors: list[Tensor]) -> Ascent:
+        """An ascent along ``vectors``, one for each parameter, measured by their own length."""
+        return Ascent(self.parameters, vectors, lambda: norm_of_shards(vectors, self.parameters))
 
 
-def remembered(direction: Remembered, memory: Memory, parameters: Sequence[nn.Parameter]) -> Ascent:
-    """The average of earlier results, or what is opposite to it."""
-    average = memory.shards(KIND, parameters)
-    return Ascent(parameters, average, norm_of_shards(average, parameters), weight=-1.0 if direction.ahead else 1.0)
+@singledispatch
+def ascent_direction(direction: Direction, inputs: DirectionInputs) -> Ascent:
+    """The vectors v of ``direction``, and ‖w‖, as the table of ``gradreg.directions`` has them."""
+    raise TypeError(f"no function for {direction!r}")  # the regularizer has checked that there is one
 
 
-def along_gradient(direction: Direction, ascent: Ascent, average: list[Tensor]) -> Ascent:
-    """``ascent``, which holds the gradient and its norm, turned into ``direction``; ``average`` of the gradients is for ``Friendly``."""
-    if not ascent.vectors:
-        return ascent
-    if isinstance(direction, Adaptive):
-        _scale(ascent, direction)
-    elif isinstance(direction, Friendly):
-        share = -direction.sigma * ascent.weight * ascent.scale
-        if not isinstance(share, float):
-            average, share = list(torch._foreach_mul(average, share)), 1.0
-        if ascent.consumable:
-            torch._foreach_add_(ascent.vectors, average, alpha=share)
-        else:
-            ascent.vectors = list(torch._foreach_add(ascent.vectors, average, alpha=share))
-        ascent.norm = norm_of_shards(ascent.vectors, ascent.parameters)
-    return ascent
+@ascent_direction.register
+def _(direction: Gradient, inputs: DirectionInputs) -> Ascent:
+    return Ascent(inputs.parameters, inputs.gradients, inputs.norm, inputs.weight, inputs.scale)
 
 
-def _scale(ascent: Ascent, direction: Adaptive) -> None:
-    """Turn the gradient into T²·gradient, and its norm into ‖T·gradient‖."""
-    parameters = ascent.parameters
+@ascent_direction.register
+def _(direction: Adaptive, inputs: DirectionInputs) -> Ascent:
+    parameters, vectors = inputs.parameters, list(inputs.gradients)
     scaled = [i for i, p in enumerate(parameters) if p.dim() > 1 or direction.one_dimensional]
     if not scaled:
-        return
+        return Ascent(parameters, vectors, inputs.norm, inputs.weight, inputs.scale)
     here = local_shards([parameters[i] for i in scaled])
     if direction.scale == "element":
         scales = torch._foreach_abs(here)
         torch._foreach_add_(scales, direction.eta)
     else:
         scales = torch._foreach_add(tensor_norms(here, [parameters[i] for i in scaled]), direction.eta)
-    products = [ascent.vectors[i] for i in scaled]
-    if ascent.consumable:
+    products = [vectors[i] for i in scaled]
+    if inputs.consumable:
         torch._foreach_mul_(products, scales)
     else:
         products = torch._foreach_mul(products, scales)
     for i, product in zip(scaled, products, strict=True):
-        ascent.vectors[i] = product
-    ascent.norm = norm_of_shards(ascent.vectors, parameters)
+        vectors[i] = product
+    norm = norm_of_shards(vectors, parameters)  # of T·g, before the second factor T
     torch._foreach_mul_(products, scales)
+    return Ascent(parameters, vectors, norm, inputs.weight, inputs.scale)
+
+
+@ascent_direction.register
+def _(direction: Friendly, inputs: DirectionInputs) -> Ascent:
+    # The gradients carry weight and scale, the average does not: it gets them, so that one factor is common to both.
+    vectors, average, share = inputs.gradients, inputs.average, -direction.sigma * inputs.weight * inputs.scale
+    if isinstance(share, Tensor):
+        average, share = list(torch._foreach_mul(average, share)), 1.0
+    if inputs.consumable:
+        torch._foreach_add_(vectors, average, alpha=share)
+    else:
+        vectors = list(torch._foreach_add(vectors, average, alpha=share))
+    return Ascent(inputs.parameters, vectors, norm_of_shards(vectors, inputs.parameters), inputs.weight, inputs.scale)
+
+
+@ascent_direction.register
+def _(direction: EmaDirection, inputs: DirectionInputs) -> Ascent:
+    norm = norm_of_shards(inputs.average, inputs.parameters)
+    return Ascent(inputs.parameters, inputs.average, norm, weight=-1.0 if direction.ahead else 1.0)
+
+
+@ascent_direction.register
+def _(direction: Random, inputs: DirectionInputs) -> Ascent:
+    vectors = signs(direction.seed, inputs.step, list(zip(inputs.indices, inputs.parameters, strict=True)))
+    return Ascent(inputs.parameters, vectors, sqrt(max(1, sum(p.numel() for p in inputs.parameters))))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from math import prod
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from gradreg import hashing
-from gradreg.torch.parallel import held_rows
+from gradreg.torch.norms import is_sharded
 
 _BLOCK = 1 << 17
 """How many words are hashed at a time on a CPU: half a megabyte, which stays in a cache from one operation to the next."""
@@ -22,12 +24,12 @@ _ONE = 0x3F800000
 def signs(seed: int, counter: int, parameters: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
     """+1 or −1 for each coordinate, in the dtype of the parameter: +1 where bit i mod 32 of word ⌊i/32⌋ is 1.
 
-    A word is 32 random bits that depend on ``seed``, ``counter``, the parameter's place and the number of the word.
+    A word is 32 random bits that depend on ``seed``, ``counter``, the parameter's index and the number of the word.
 
     Args:
         seed: a whole number ≥ 0.
         counter: a whole number ≥ 0, the step for example.
-        parameters: pairs of a parameter's place in the model and the parameter; signs are drawn for this rank's shard.
+        parameters: pairs of a parameter's index in the model and the parameter; signs are drawn for this rank's shard.
     """
     found: list[Tensor] = []
     for key, p in _keyed(seed, counter, parameters):
@@ -63,7 +65,7 @@ def chosen(share: float, seed: int, counter: int, parameters: Iterable[tuple[int
 def _keyed(seed: int, counter: int, parameters: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
     """Each parameter with the seed of its words."""
     common = hashing.hashed(seed, counter)
-    return ((hashing.hashed(common, place), p) for place, p in parameters)
+    return ((hashing.hashed(common, index), p) for index, p in parameters)
 
 
 def _words(key: int, first: int, numbers: Tensor) -> Tensor:
@@ -89,3 +91,36 @@ def _words(key: int, first: int, numbers: Tensor) -> Tensor:
 def _signed(word: int) -> int:
     """The number from −2³¹ that has the same 32 bits as ``word``, from 0 to 2³² − 1."""
     return (word ^ 0x80000000) + _HIGHEST
+
+
+@dataclass(frozen=True)
+class HeldRows:
+    """Where this rank's shard lies in a whole tensor: in successive rows of its first dimension, of which it holds a part.
+
+    Args:
+        first: the index of the first row's first element in the whole flattened tensor.
+        shape: of the rows, complete in every other dimension.
+        part: which of their elements are held.
+    """
+
+    first: int
+    shape: tuple[int, ...]
+    part: tuple[slice, ...]
+
+    def held(self, rows: Tensor) -> Tensor:
+        """The shard, of values for all elements of the rows, flattened."""
+        return rows.view(self.shape)[self.part].contiguous()
+
+
+def held_rows(tensor: Tensor) -> HeldRows:
+    """The rows of ``tensor``, all of them unless it is sharded, in which this rank's shard lies."""
+    shape, offsets = tuple(tensor.shape), (0,) * tensor.dim()
+    if is_sharded(tensor):
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        sharded = cast(Any, tensor)
+        shape, offsets = compute_local_shape_and_global_offset(tensor.shape, sharded.device_mesh, sharded.placements)
+    row = tuple(tensor.shape[1:])
+    starts = enumerate(zip(offsets, shape, strict=True))
+    part = tuple(slice(offset, offset + size) if dimension else slice(None) for dimension, (offset, size) in starts)
+    return HeldRows(first=sum(offsets[:1]) * prod(row), shape=(*shape[:1], *row), part=part)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradreg.penalties import GradientPenalty
-from gradreg.torch.evaluation import Closure, Evaluation, total
-from gradreg.torch.norms import gradient_norm, safe_ratio
-from gradreg.torch.parallel import is_sharded
-from gradreg.torch.replay import ForwardBuffers
+from gradreg.plan import Plan
+from gradreg.torch.closures import Evaluator, total
+from gradreg.torch.norms import gradient_norm, is_sharded, safe_ratio
+from gradreg.torch.step import Result
+
+Direction = list[Tensor | None]
 
 
 @dataclass
@@ -20,36 +22,27 @@ class DoubleBackward:
     """One step of an exact penalty.
 
     Args:
-        evaluation: evaluates the closures.
-        closures: the micro-batches.
+        evaluator: evaluates the closures.
         perturbed: the parameters counted in the norm.
-        buffers: the buffers that only the first pass may change, or None to let every pass change them.
         average_direction: under data parallelism, average the first gradient over the ranks before it becomes the direction.
     """
 
-    evaluation: Evaluation
-    closures: Sequence[Closure]
+    evaluator: Evaluator
     perturbed: list[nn.Parameter]
-    buffers: ForwardBuffers | None
     average_direction: bool
 
-    def run(self, penalty: GradientPenalty, strength: float) -> tuple[Tensor, Tensor]:
-        """Double backward of ⟨g(θ), d⟩ with d held fixed, added to the loss: its gradient is g + strength·H·d. Returns loss and norm."""
+    def run(self, penalty: GradientPenalty, strength: float, plan: Plan) -> Result:
+        """Double backward of ⟨g(θ), d⟩ with d held fixed, added to the loss: its gradient is g + strength·H·d."""
         if any(is_sharded(p) for p in self.perturbed):
             raise ValueError(
-                "difference='exact' needs whole parameters, for the graph of a backward pass does not reach their shards; got DTensors. "
+                "difference='exact' needs whole parameters, because the graph of a backward pass does not reach their shards; got DTensors. "
                 "Use gradreg.cgr(gamma=..., epsilon=...), or fgr, which need only first derivatives."
             )
-        direction: list[Tensor | None] | None = None
-        single = len(self.closures) == 1
-        if self.buffers is not None and not single:
-            self.buffers.watch()
         try:
-            if not single:
-                direction = self._summed_gradient()
-                if self.buffers is not None:
-                    self.buffers.keep()
-            return self._double_backward(penalty, strength, direction)
+            if self.evaluator.number == 1:
+                return self._double_backward(penalty, strength, None)
+            with self.evaluator.sharing_state(plan):  # the direction comes from all closures, so each is evaluated twice
+                return self._double_backward(penalty, strength, self._summed_gradient())
         except RuntimeError as error:
             if any(words in str(error) for words in ("derivative for", "double backward", "differentiate twice")):
                 raise RuntimeError(
@@ -57,46 +50,60 @@ class DoubleBackward:
                     "Use gradreg.fgr(gamma=..., epsilon=...), which needs only first derivatives."
                 ) from error
             raise
-        finally:
-            if self.buffers is not None and not single:
-                self.buffers.restore()
 
-    def _double_backward(self, penalty: GradientPenalty, strength: float, direction: list[Tensor | None] | None) -> tuple[Tensor, Tensor]:
-        evaluation = self.evaluation
+    def _double_backward(self, penalty: GradientPenalty, strength: float, direction: Direction | None) -> Result:
+        evaluator = self.evaluator
         losses: list[Tensor] = []
-        held: list[Tensor | None] = []
+        auxiliary: list[Any] = []
+        held: Direction = []
         norm = torch.zeros(())
         factor: float | Tensor = 0.0
-        for i in range(len(self.closures)):
-            with evaluation.parallelism.synchronised(i == len(self.closures) - 1):
-                loss = evaluation.loss(self.closures, i)
-                gradients = torch.autograd.grad(evaluation.scaled(loss), self.perturbed, create_graph=True, allow_unused=True)
+        for i in range(evaluator.number):
+            with evaluator.parallelism.synchronised(i == evaluator.number - 1):
+                loss, aux = evaluator.evaluate(i)
+                gradients = torch.autograd.grad(evaluator.scaled(loss), self.perturbed, create_graph=True, allow_unused=True)
                 if i == 0:
                     held = direction if direction is not None else [None if g is None else g.detach() for g in gradients]
                     if self.average_direction:
                         held = self._averaged(held)
-                    norm = evaluation.unscaled(gradient_norm([d for d in held if d is not None]))
+                    norm = evaluator.unscaled(gradient_norm([d for d in held if d is not None]))
                     factor = strength if penalty.power == 2 else safe_ratio(strength, norm)
-                    factor = factor / evaluation.scale(norm) / evaluation.scale(norm)
+                    factor = factor / evaluator.scale(norm) / evaluator.scale(norm)
                 pairs = [(g, d) for g, d in zip(gradients, held, strict=True) if g is not None and d is not None]
                 correction = factor * sum(((g * d).sum() for g, d in pairs), start=torch.zeros_like(loss))
-                if penalty.power == 2 and evaluation.backward is not None and pairs:
+                if penalty.power == 2 and evaluator.backward is not None and pairs:
                     # `backward` may divide the loss, as the objective asks; γ/2·‖g‖² divides twice. The product tells by how much.
-                    correction.register_hook(lambda received: received * evaluation.unscaled(received))
-                evaluation.backpropagate(loss + correction, 1.0)
+                    correction.register_hook(lambda received: received * evaluator.unscaled(received))
+                unreached = [p for p, g in zip(self.perturbed, gradients, strict=True) if g is None and p.grad is None]
+                evaluator.backpropagate(loss + correction, 1.0)
+                self._check_unreached(unreached)
                 losses.append(loss.detach())
-        return total(losses), norm
+                auxiliary.append(aux)
+        return Result(total(losses), auxiliary[0] if len(auxiliary) == 1 else auxiliary, norm)
 
-    def _averaged(self, direction: list[Tensor | None]) -> list[Tensor | None]:
+    def _check_unreached(self, unreached: list[nn.Parameter]) -> None:
+        """Raise if ``backward`` reached parameters of which ``autograd.grad`` knows nothing: their penalty would be missing."""
+        if self.evaluator.parallelism.averages or all(p.grad is None for p in unreached):
+            return
+        for p in self.evaluator.trainable:
+            p.grad = None
+        raise RuntimeError(
+            "difference='exact' needs the gradient of the loss as a function of every parameter; got parameters that only loss.backward() "
+            "reaches, as inside torch.utils.checkpoint with use_reentrant=True. Checkpoint with use_reentrant=False, or use "
+            "gradreg.fgr(gamma=..., epsilon=...)."
+        )
+
+    def _averaged(self, direction: Direction) -> Direction:
         whole = [torch.zeros_like(p) if d is None else d for d, p in zip(direction, self.perturbed, strict=True)]
-        self.evaluation.parallelism.average(whole)
+        self.evaluator.parallelism.average(whole, self.perturbed)
         return list(whole)
 
-    def _summed_gradient(self) -> list[Tensor | None]:
-        summed: list[Tensor | None] = [None] * len(self.perturbed)
-        for i in range(len(self.closures)):
-            with self.evaluation.parallelism.synchronised(False):
-                loss = self.evaluation.scaled(self.evaluation.loss(self.closures, i))
+    def _summed_gradient(self) -> Direction:
+        summed: Direction = [None] * len(self.perturbed)
+        for i in range(self.evaluator.number):
+            with self.evaluator.parallelism.synchronised(False):
+                loss = self.evaluator.scaled(self.evaluator.evaluate(i)[0])
                 gradients = torch.autograd.grad(loss, self.perturbed, allow_unused=True)
             summed = [t if g is None else g if t is None else t + g for t, g in zip(summed, gradients, strict=True)]
+        self.evaluator.finish_first("loss")
         return summed

@@ -1,22 +1,24 @@
-"""What stands in ``.grad``: setting aside what was there before a step, reading what a step has gathered, and adding the two."""
+"""What stands in ``.grad``: stashing what was there before a step, reading what a step has gathered, and adding the two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from gradreg.torch.parallel import Parallelism, local_shards, placed_like
+from gradreg.torch.norms import local_shards, placed_like
+from gradreg.torch.parallel import Parallelism
 
-Gradients = dict[nn.Parameter, Tensor]
+ByParameter = dict[nn.Parameter, Tensor]
 """Gradients by parameter."""
 
-Earlier = list[Tensor | None]
-"""What ``.grad`` of each trainable parameter held before a step."""
+Stash = list[Tensor | None]
+"""What ``.grad`` of each trainable parameter held."""
 
 
-class Grads:
+class Gradients:
     """The gradients of ``trainable``.
 
     Args:
@@ -28,74 +30,85 @@ class Grads:
         self._trainable = trainable
         self._parallelism = parallelism
 
-    def set_aside(self, *, overwritten: bool) -> Earlier:
+    @contextmanager
+    def stashed(self, *, overwritten: bool) -> Iterator[Stash]:
+        """``.grad`` is empty within; what was there is the value, and is put back if anything is raised."""
+        stash: Stash = [p.grad for p in self._trainable]  # before anything is emptied, so that an interruption finds it whole
+        try:
+            stash = self._emptied(stash, overwritten)
+            yield stash
+        except BaseException:
+            self.restore(stash)
+            raise
+
+    def stash(self, *, overwritten: bool) -> Stash:
         """Empty ``.grad`` and return what was there; ``overwritten``: ranks average gradients before it is added again."""
-        earlier: Earlier = [p.grad for p in self._trainable]
+        return self._emptied([p.grad for p in self._trainable], overwritten)
+
+    def _emptied(self, stash: Stash, overwritten: bool) -> Stash:
         if overwritten and self._parallelism.reuses_gradients:
-            earlier = [None if g is None else g.clone() for g in earlier]
+            stash = [None if g is None else g.clone() for g in stash]
         self.clear()
-        return earlier
+        return stash
 
     def clear(self) -> None:
         """Empty ``.grad``."""
         for p in self._trainable:
             p.grad = None
 
-    def put_back(self, earlier: Earlier) -> None:
-        """Have in ``.grad`` what ``set_aside`` returned, and nothing else."""
-        for p, gradient in zip(self._trainable, earlier, strict=True):
+    def restore(self, stash: Stash) -> None:
+        """Have in ``.grad`` what ``stash`` returned, and nothing else."""
+        for p, gradient in zip(self._trainable, stash, strict=True):
             p.grad = gradient
 
-    def of(self, parameters: Sequence[nn.Parameter]) -> Gradients:
+    def of(self, parameters: Sequence[nn.Parameter]) -> ByParameter:
         """The gradients of those ``parameters`` that have one, whole and placed as they are."""
-        held = [p for p in parameters if p.grad is not None]
-        return dict(zip(held, placed_like([dense(p.grad) for p in held if p.grad is not None], held), strict=True))
+        held = [(p, p.grad) for p in parameters if p.grad is not None]
+        if not held:
+            return {}
+        owners = [p for p, _ in held]
+        return dict(zip(owners, placed_like([g.to_dense() if g.is_sparse else g for _, g in held], owners), strict=True))
 
-    def shards(self, parameters: Sequence[nn.Parameter] | None = None) -> Gradients:
+    def shards(self, parameters: Sequence[nn.Parameter] | None = None) -> ByParameter:
         """This rank's shards of the gradients of those ``parameters`` (all trainable ones by default) that have one."""
         found = self.of(self._trainable if parameters is None else parameters)
         return dict(zip(found, local_shards(list(found.values())), strict=True))
 
-    def agreed(self, *, averaged: bool) -> Gradients:
+    def all_reduced(self, *, averaged: bool) -> ByParameter:
         """The gradients on which all ranks agree: as they are if ``averaged`` already, else averages of copies, 0 where a rank has none."""
         if averaged or not self._parallelism.averages:
             return self.of(self._trainable)
         whole = [torch.zeros_like(p, requires_grad=False) if p.grad is None else p.grad.clone() for p in self._trainable]
-        self._parallelism.average(whole)
+        self._parallelism.average(whole, self._trainable)
         return dict(zip(self._trainable, whole, strict=True))
 
-    def settle(self) -> None:
+    def redistribute(self) -> None:
         """Have the gradients placed as their parameters are, for arithmetic that is not linear in them."""
         for p, gradient in self.of(self._trainable).items():
             if gradient is not p.grad:
                 p.grad = gradient
 
-    def add(self, earlier: Earlier) -> None:
-        """Add ``earlier`` to what this step has gathered."""
+    def add(self, stash: Stash) -> None:
+        """Add ``stash`` to what this step has gathered."""
         both: list[tuple[Tensor, Tensor]] = []
-        for p, before in zip(self._trainable, earlier, strict=True):
-            if before is not None and p.grad is None:
+        for p, before in zip(self._trainable, stash, strict=True):
+            if before is None:
+                continue
+            if p.grad is None:
                 p.grad = before.clone()
-            elif before is not None and p.grad is not None and p.grad.is_sparse:
+            elif p.grad.is_sparse:
                 p.grad = before + p.grad
-            elif before is not None and p.grad is not None:
+            else:
                 both.append((p.grad, before))
         if both:
             torch._foreach_add_(local_shards([g for g, _ in both]), local_shards([g for _, g in both]))
 
-    def add_after_averaging(self, earlier: Earlier) -> None:
-        """``add`` once the ranks have averaged what this step has gathered: ``earlier`` is averaged for itself."""
-        if all(g is None for g in earlier):
+    def add_after_averaging(self, stash: Stash) -> None:
+        """``add`` once the ranks have averaged what this step has gathered: ``stash`` is averaged by itself."""
+        if all(g is None for g in stash):
             return
         if self._parallelism.averages:
-            whole = [
-                torch.zeros_like(p, requires_grad=False) if g is None else g.clone() for g, p in zip(earlier, self._trainable, strict=True)
-            ]
-            self._parallelism.average(whole)
-            earlier = [None if p.grad is None and g is None else w for w, g, p in zip(whole, earlier, self._trainable, strict=True)]
-        self.add(earlier)
-
-
-def dense(gradient: Tensor) -> Tensor:
-    """``gradient`` itself, or a whole copy of the few rows that a layer with ``sparse=True`` leaves."""
-    return gradient.to_dense() if gradient.is_sparse else gradient
+            whole = [torch.zeros_like(p, requires_grad=False) if g is None else g.clone() for g, p in zip(stash, self._trainable, strict=True)]
+            self._parallelism.average(whole, self._trainable)
+            stash = [None if p.grad is None and g is None else w for w, g, p in zip(whole, stash, self._trainable, strict=True)]
+        self.add(stash)

@@ -1,78 +1,133 @@
-"""Which coordinates are moved: the parameters of normalization layers, or a share of all coordinates."""
+"""Which parameters or coordinates are perturbed: one function per mask."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradreg.masks import Sparse
+from gradreg.masks import Mask, OnlyNorms, Sparse
+from gradreg.registry import check_known
 from gradreg.torch.draws import chosen
-from gradreg.torch.memory import Memory
-from gradreg.torch.parallel import local_shards, reducing_groups
-
-KIND = "mask"
-"""What a Fisher mask is called in the memory."""
+from gradreg.torch.norms import local_shards, reducing_groups
+from gradreg.torch.state import MASK, State
 
 
-def in_norm_layers(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters of modules whose class is named a norm: BatchNorm2d, LayerNorm, GroupNorm, LlamaRMSNorm."""
-    return {p for module in model.modules() if "norm" in type(module).__name__.lower() for p in module.parameters(recurse=False)}
+@singledispatch
+def selected_parameters(mask: Mask, model: nn.Module, among: Mapping[nn.Parameter, str]) -> set[nn.Parameter]:
+    """The parameters that a mask of level "parameters" chooses from those ``among`` which it may, with their names.
+
+    Raises:
+        ValueError: it finds none.
+    """
+    raise TypeError(f"no function for {mask!r}")  # the regularizer has checked that there is one
 
 
-class SparseMask:
-    """The choice of a ``Sparse`` mask, refreshed every n steps.
+@selected_parameters.register
+def _(mask: OnlyNorms, model: nn.Module, among: Mapping[nn.Parameter, str]) -> set[nn.Parameter]:
+    # BatchNorm2d, LayerNorm, GroupNorm, LlamaRMSNorm
+    norms = {p for module in model.modules() if "norm" in type(module).__name__.lower() for p in module.parameters(recurse=False)}
+    if not norms & among.keys():
+        raise ValueError(
+            "mask OnlyNorms must find parameters of normalization layers (modules whose class name contains 'Norm') among those "
+            "selected; got none. Leave the mask out, or select parameters by name: parameters=lambda name, p: 'norm' in name."
+        )
+    return norms & among.keys()
+
+
+@dataclass
+class MaskInputs:
+    """What coordinates are chosen from.
+
+    Args:
+        parameters: those to choose from; the masks are of this rank's shards.
+        indices: the index of each in the model.
+        refresh: how often the mask has been chosen before: the step divided by ``Mask.refresh_every``.
+        gradients: of each, up to a common factor > 0, alike on all ranks; empty if the mask needs none.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    indices: Sequence[int]
+    refresh: int
+    gradients: list[Tensor]
+
+
+@singledispatch
+def coordinates(mask: Mask, inputs: MaskInputs) -> list[Tensor]:
+    """Whether each coordinate is perturbed, for a mask of level "coordinates"."""
+    raise TypeError(f"no function for {mask!r}")  # the regularizer has checked that there is one
+
+
+@coordinates.register
+def _(mask: Sparse, inputs: MaskInputs) -> list[Tensor]:
+    share = 1.0 - mask.sparsity
+    if mask.needs_gradient:
+        return largest(share, inputs.gradients, inputs.parameters)
+    return chosen(share, mask.seed, inputs.refresh, list(zip(inputs.indices, inputs.parameters, strict=True)))
+
+
+def check_mask(mask: Any) -> None:
+    """Raise a ``TypeError`` for a mask without a function here."""
+    if mask is not None:
+        check_known(mask, selected_parameters if mask.level == "parameters" else coordinates, engine="PyTorch")
+
+
+class CoordinateMask:
+    """The choice of a mask of level "coordinates", refreshed every n steps.
 
     Args:
         mask: the specification.
-        memory: holds a Fisher mask, so that it outlives an interruption.
-        places: the place of each parameter in the model, for the random choice.
+        state: holds a choice by gradients, so that it outlives an interruption.
+        indices: the index of each parameter in the model.
     """
 
-    def __init__(self, mask: Sparse, memory: Memory, places: Mapping[nn.Parameter, int]) -> None:
+    def __init__(self, mask: Mask, state: State, indices: Mapping[nn.Parameter, int]) -> None:
         self._mask = mask
-        self._memory = memory
-        self._places = places
+        self._state = state
+        self._indices = indices
         self._chosen: dict[nn.Parameter, Tensor] = {}
-        self._drawn_in: int | None = None
+        self._drawn_at: int | None = None
 
-    def looks_at_gradients(self, step: int) -> bool:
-        """Whether gradients decide what is moved at ``step``."""
-        return self._mask.choice == "fisher" and self._memory.period != self._period(step)
+    def needs_gradients(self, step: int) -> bool:
+        """Whether gradients decide what is perturbed at ``step``."""
+        return self._mask.needs_gradient and self._state.period != self._refresh(step)
 
     @torch.no_grad()
     def at(self, step: int, parameters: Sequence[nn.Parameter], gradients: Mapping[nn.Parameter, Tensor]) -> list[Tensor]:
-        """Whether each coordinate of ``parameters`` is moved at ``step``; ``gradients``, this rank's shards, decide where they must."""
-        if self._mask.choice == "random":
-            self._draw(self._period(step), parameters)
-        elif self.looks_at_gradients(step):
+        """Whether each coordinate of ``parameters`` is perturbed at ``step``; ``gradients``, this rank's shards, decide where they must."""
+        refresh = self._refresh(step)
+        if self.needs_gradients(step):
             among, shards = list(gradients), list(gradients.values())
-            masks = largest(1.0 - self._mask.sparsity, shards, among)
-            self._memory.propose(KIND, among, masks, evidence=shards, period=self._period(step))
+            masks = self._coordinates(among, refresh, shards)
+            self._state.stage(MASK, among, masks, evidence=shards, period=refresh)
             self._chosen = dict(zip(among, masks, strict=True))
+        elif self._mask.needs_gradient:
+            self._chosen = dict(zip(parameters, self._state.shards(MASK, parameters), strict=True))
         else:
-            self._chosen = dict(zip(parameters, self._memory.shards(KIND, parameters), strict=True))
+            if refresh != self._drawn_at:
+                self._chosen, self._drawn_at = {}, refresh
+            missing = [p for p in parameters if p not in self._chosen]
+            if missing:
+                self._chosen.update(zip(missing, self._coordinates(missing, refresh, []), strict=True))
         return self.again(parameters)
 
     def again(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """The same choice, for another move of the same step; of a parameter that had no gradient when it was made, nothing."""
+        """The same choice, for another ascent step; of a parameter that had no gradient when it was made, nothing."""
         here = local_shards(parameters)
         return [
             self._chosen[p] if p in self._chosen else torch.zeros_like(shard, dtype=torch.bool)
             for p, shard in zip(parameters, here, strict=True)
         ]
 
-    def _period(self, step: int) -> int:
-        return step // self._mask.every
+    def _refresh(self, step: int) -> int:
+        return step // self._mask.refresh_every
 
-    def _draw(self, period: int, parameters: Sequence[nn.Parameter]) -> None:
-        if period != self._drawn_in:
-            self._chosen, self._drawn_in = {}, period
-        missing = [p for p in parameters if p not in self._chosen]
-        fresh = chosen(1.0 - self._mask.sparsity, self._mask.seed, period, [(self._places[p], p) for p in missing])
-        self._chosen.update(zip(missing, fresh, strict=True))
+    def _coordinates(self, parameters: Sequence[nn.Parameter], refresh: int, gradients: list[Tensor]) -> list[Tensor]:
+        return coordinates(self._mask, MaskInputs(parameters, [self._indices[p] for p in parameters], refresh, gradients))
 
 
 def largest(share: float, gradients: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
@@ -85,8 +140,8 @@ def largest(share: float, gradients: Sequence[Tensor], like: Sequence[Tensor]) -
     device = gradients[0].device if gradients else torch.device("cpu")
     wanted = max(1, round(share * sum(p.numel() for p in like)))
     groups: list[tuple[tuple[Any, ...], Tensor]] = [
-        (over, torch.cat([gradients[i].to(device, wide).abs().reshape(-1) for i in places]).view(integer))
-        for over, places in reducing_groups(like)
+        (over, torch.cat([gradients[i].to(device, wide).abs().reshape(-1) for i in indices]).view(integer))
+        for over, indices in reducing_groups(like)
     ]
     bound = torch.zeros((), dtype=integer, device=device)
     for bit in range(highest, -1, -1):

@@ -1,11 +1,14 @@
-"""What the last regularized step did, for loggers: read without cost, and without a device synchronisation until a value is looked at."""
+"""What a regularized step did, for loggers: read without a device synchronisation until a value is looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from gradreg.torch.norms import gradient_norm, local_shards, ratio_or_zero
 
 
 class Metrics(Mapping[str, float]):
@@ -17,7 +20,7 @@ class Metrics(Mapping[str, float]):
         strength: the penalty's strength at that step (λ or γ).
         radius: its radius at that step (r, ρ or ε); NaN for an exact penalty.
         coefficient: c = strength / radius, the weight of the second gradient; NaN for an exact penalty.
-        cosine: between the gradient at the unmoved parameters and the first one at moved ones, -1 to 1; NaN unless ``measure_cosine``, and
+        cosine: between the gradient at the unperturbed parameters and the first one at perturbed ones, -1 to 1; NaN unless ``measure_cosine``, and
             where no perturbed parameter has a gradient.
         evaluations: gradient evaluations so far, over all steps.
     """
@@ -46,3 +49,45 @@ class Metrics(Mapping[str, float]):
 
     def __repr__(self) -> str:
         return f"Metrics({dict(self)})"
+
+
+class Alignment:
+    """The cosine between the first gradient and the one that a later pass adds to ``.grad``.
+
+    Costs two copies of the gradients while it is measured, which is why it is only done on request.
+
+    Args:
+        parameters: the perturbed parameters that have a gradient.
+        first: their gradients after the first pass.
+        weight: the weight with which the first pass entered.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], first: Sequence[Tensor], weight: float) -> None:
+        self._parameters = list(parameters)
+        self._first = [g.detach().clone() for g in first]
+        self._weight = weight
+        self._before: list[Tensor] = []
+
+    def before_pass(self) -> None:
+        """Remember what ``.grad`` holds before the second pass adds to it."""
+        self._before = self._gathered()
+
+    @torch.no_grad()
+    def after_pass(self, weight: float) -> Tensor:
+        """The cosine, from what the pass of ``weight`` added: 1 − ‖û − v̂‖²/2 of the normalised two; 0 if one of them is 0."""
+        second = self._gathered()
+        torch._foreach_sub_(local_shards(second), local_shards(self._before))
+        norms = gradient_norm(self._first), gradient_norm(second)
+        torch._foreach_mul_(local_shards(self._first), ratio_or_zero(1.0 if self._weight > 0 else -1.0, norms[0]))
+        torch._foreach_mul_(local_shards(second), ratio_or_zero(1.0 if weight > 0 else -1.0, norms[1]))
+        torch._foreach_sub_(local_shards(second), local_shards(self._first))
+        cosine = 1.0 - gradient_norm(second).square() / 2.0
+        return torch.where((norms[0] > 0) & (norms[1] > 0), cosine, torch.zeros_like(cosine))
+
+    def _gathered(self) -> list[Tensor]:
+        """Copies of what ``.grad`` holds now."""
+        held: list[Tensor] = []
+        for p, f in zip(self._parameters, self._first, strict=True):
+            gradient = None if p.grad is None else p.grad.detach()
+            held.append(torch.zeros_like(f) if gradient is None else gradient.to_dense() if gradient.is_sparse else gradient.clone())
+        return held

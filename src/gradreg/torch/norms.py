@@ -1,17 +1,66 @@
-"""Lengths and inner products over many tensors together, whichever ranks hold their shards: 0-dimensional tensors that nobody waits for."""
+"""Arithmetic over many tensors together, whichever ranks hold their shards: norms and inner products as 0-dimensional tensors.
+
+On a GPU nobody waits for their values. Of a ``DTensor`` (FSDP2, tensor parallelism) each rank computes with its local shard, and sums
+over shards are added up over the process groups that hold them.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from gradreg.torch.parallel import local_shards, reducing_groups
-from gradreg.torch.precision import LOW_PRECISION
+LOW_PRECISION = (torch.bfloat16, torch.float16)
 
-_SMALLEST_NORM = 1e-30
-"""Gradients shorter than this are lengthened less than the radius asks, for 1 / norm must stay finite in float32."""
+def dtensor_class() -> Any:
+    """The class ``DTensor`` if anything has loaded it: until then no tensor can be one, and nobody pays for the import."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return None if module is None else module.DTensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a ``DTensor``."""
+    dtensor = dtensor_class()
+    return dtensor is not None and isinstance(tensor, dtensor)
+
+
+def local_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The part of each tensor that this rank holds: of a ``DTensor`` its local shard, of any other tensor all of it."""
+    dtensor = dtensor_class()
+    if dtensor is None:
+        return list(tensors)
+    with torch.no_grad():
+        return [cast(Any, t).to_local() if isinstance(t, dtensor) else t for t in tensors]
+
+
+def placed_like(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients with the placements of their parameters: sums that are still spread over ranks are summed, for the direction."""
+    dtensor = dtensor_class()
+    if dtensor is None:
+        return list(gradients)
+    placed: list[Tensor] = []
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        g, to = cast(Any, gradient), getattr(parameter, "placements", None)
+        placed.append(g.redistribute(placements=to) if isinstance(gradient, dtensor) and to not in (None, g.placements) else gradient)
+    return placed
+
+
+def reducing_groups(tensors: Sequence[Tensor]) -> list[tuple[tuple[Any, ...], list[int]]]:
+    """Indices into ``tensors`` by the process groups over which sums over local shards must be added up; ``()`` for whole tensors."""
+    dtensor = dtensor_class()
+    if dtensor is None or not any(isinstance(t, dtensor) for t in tensors):
+        return [((), list(range(len(tensors))))]
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, tensor in enumerate(cast("Sequence[Any]", tensors)):
+        over: tuple[Any, ...] = ()
+        if isinstance(tensor, dtensor):
+            mesh = tensor.device_mesh
+            over = tuple(mesh.get_group(d) for d, placement in enumerate(tensor.placements) if not placement.is_replicate())
+        groups.setdefault(over, []).append(i)
+    return list(groups.items())
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -27,8 +76,8 @@ def norm_of_shards(shards: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     if not shards:
         return torch.zeros(())
     norms: list[Tensor] = []
-    for over, places in reducing_groups(like):
-        norm = _norm_of([shards[i] for i in places])
+    for over, indices in reducing_groups(like):
+        norm = _norm_of([shards[i] for i in indices])
         if over:
             from torch.distributed import all_reduce
 
@@ -41,10 +90,10 @@ def norm_of_shards(shards: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
 
 
 def tensor_norms(shards: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-    """The L2 norm of each tensor for itself."""
+    """The L2 norm of each tensor by itself."""
     norms: list[Tensor] = list(shards)
-    for over, places in reducing_groups(like):
-        own = torch._foreach_norm([shards[i] for i in places], 2)
+    for over, indices in reducing_groups(like):
+        own = torch._foreach_norm([shards[i] for i in indices], 2)
         if over:
             from torch.distributed import all_reduce
 
@@ -52,7 +101,7 @@ def tensor_norms(shards: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tenso
             for group in over:
                 all_reduce(squares, group=group)
             own = squares.sqrt().unbind()
-        for i, norm in zip(places, own, strict=True):
+        for i, norm in zip(indices, own, strict=True):
             norms[i] = norm
     return norms
 
@@ -68,8 +117,12 @@ def inner_products(first: Sequence[Tensor], second: Sequence[Tensor], like: Sequ
 
 
 def safe_ratio(numerator: float, norm: Tensor) -> Tensor:
-    """``numerator / norm``, finite where the norm is 0: times a gradient of zeros it gives zeros, so nothing is perturbed or made NaN."""
-    return numerator / norm.clamp_min(_SMALLEST_NORM)
+    """``numerator / norm``, and 0 where the norm is too small to be known: better no perturbation than one that is longer than the radius.
+
+    Squares of numbers below 1e-19 underflow in float32, so a sum of them is right from about 1e-15 on (1e-150 in float64).
+    """
+    smallest = 1e4 * torch.finfo(norm.dtype).tiny ** 0.5
+    return numerator / torch.threshold(norm, smallest, torch.inf)
 
 
 def ratio_or_zero(numerator: float | Tensor, norm: Tensor) -> Tensor:

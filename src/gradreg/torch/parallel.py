@@ -1,28 +1,28 @@
 """What wraps a model for data parallelism, and what the engine asks of it: when gradients are averaged, and that no stale copy is used.
 
-``DistributedDataParallel`` averages gradients in a backward pass outside of ``no_sync()``. ``fully_shard`` (FSDP2) holds a shard of every
-parameter on each rank and gathers a copy for a pass; autocast holds copies in low precision. A pass at moved parameters must see
-neither of those copies.
+``DistributedDataParallel``, wherever it sits in the module tree, averages gradients in a backward pass outside of ``no_sync()``.
+``fully_shard`` (FSDP2) holds a shard of every parameter on each rank and gathers a copy for a pass; autocast holds copies in low
+precision, and ``torch.nn.utils.parametrize.cached()`` what parametrizations compute. A pass at perturbed parameters must see none of those.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from math import prod
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+REMEDY = "Pass all micro-batches to one backward([...]) call outside of no_sync(), or"
 
 
 class Parallelism:
-    """The data parallelism of ``model``, read from its wrappers; a model without any is the trivial case.
+    """The data parallelism of ``model``, read from the modules in it; a model without any is the trivial case.
 
     Raises:
-        TypeError: the model holds ``FullyShardedDataParallel`` (FSDP1), whose flattened parameters cannot be moved from outside.
+        TypeError: the model holds ``FullyShardedDataParallel`` (FSDP1), whose flattened parameters cannot be perturbed from outside.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,130 +32,89 @@ class Parallelism:
                 "model must not be wrapped in FullyShardedDataParallel (FSDP1), which flattens the parameters; got one that is. "
                 "Use torch.distributed.fsdp.fully_shard (FSDP2), which keeps them."
             )
-        self._model = model
         self._sharded: list[Any] = [m for m in modules if hasattr(m, "reshard") and hasattr(m, "unshard")]
+        self._replicas: list[Any] = [m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel)]
+        self._groups = {p: m.process_group for m in self._replicas for p in m.parameters()}
         self.drop_copies()
 
     def drop_copies(self) -> None:
-        """After the parameters changed: drop what was cast (autocast) or gathered (FSDP2) from their former values."""
+        """After the parameters changed: drop what was cast (autocast), gathered (FSDP2) or computed (parametrizations) from them."""
         torch.clear_autocast_cache()
+        if getattr(parametrize, "_cache_enabled", 0):
+            parametrize._cache.clear()
         for module in self._sharded:
             module.reshard()
 
-    def synchronised(self, synchronise: bool) -> AbstractContextManager[object]:
+    @contextmanager
+    def fresh_copies(self) -> Iterator[None]:
+        """A context after which, whatever is raised, no copy of what parameters held within it is used."""
+        try:
+            yield
+        finally:
+            self.drop_copies()
+
+    @contextmanager
+    def synchronised(self, synchronise: bool) -> Iterator[None]:
         """A context in which a backward pass averages the gradients over the ranks, or, under DDP, does not."""
-        no_sync = getattr(self._model, "no_sync", None)
-        return nullcontext() if synchronise or no_sync is None else no_sync()
+        with ExitStack() as stack:
+            for replica in () if synchronise else self._replicas:
+                stack.enter_context(replica.no_sync())
+            yield
 
     @property
     def averages(self) -> bool:
-        """Whether this is a DDP model, whose gradients are each rank's own until they are averaged."""
-        return getattr(self._model, "process_group", None) is not None
+        """Whether there is a DDP module, whose gradients are each rank's own until they are averaged."""
+        return bool(self._replicas)
+
+    def check_local(self, received: str) -> None:
+        """Raise where a pass must leave its gradients unaveraged and DDP cannot do so."""
+        if any(getattr(replica, "static_graph", False) for replica in self._replicas):
+            raise ValueError(
+                "DistributedDataParallel(static_graph=True) must average in every backward pass, which the unaveraged first pass of "
+                f"{received} is not; got static_graph=True. Build it with static_graph=False, or the regularizer with scope='global' and "
+                "one closure a step."
+            )
 
     def check_averaging(self, rule: str, received: str, remedy: str) -> None:
-        """Fail with ``rule`` where an average is needed that the caller has switched off."""
-        if getattr(self._model, "require_backward_grad_sync", True) is False:
-            raise ValueError(
-                f"{rule} inside no_sync(), where no gradient is averaged; got {received}. "
-                f"Pass all micro-batches to one backward([...]) call outside of no_sync(), or {remedy}."
-            )
+        """Raise with ``rule`` where an average is needed that the caller has switched off, or that other ranks may not take part in."""
+        for replica in self._replicas:
+            if replica.require_backward_grad_sync is False:
+                raise ValueError(f"{rule} inside no_sync(), where no gradient is averaged; got {received}. {REMEDY} {remedy}.")
+            if getattr(getattr(replica, "_join_config", None), "enable", False):
+                raise ValueError(
+                    f"{rule} inside join(), where ranks that have ended take no part in further averages; got {received}. "
+                    f"Give every rank the same number of batches, or {remedy}."
+                )
 
     @property
     def reuses_gradients(self) -> bool:
         """Whether an averaged gradient lives in a buffer that the next average overwrites (``gradient_as_bucket_view``)."""
-        return bool(getattr(self._model, "gradient_as_bucket_view", False))
+        return any(replica.gradient_as_bucket_view for replica in self._replicas)
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Average ``tensors`` over the ranks of a DDP model, in place and in one all-reduce a dtype; nothing without DDP."""
-        group = getattr(self._model, "process_group", None)
-        if group is None:
+    def average(self, tensors: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
+        """Average ``tensors``, one for each of ``parameters``, over the ranks of their DDP module, in place; one all-reduce a dtype.
+
+        Those of parameters outside of DDP stay each rank's own, as their gradients do.
+        """
+        if not self._replicas:
             return
         from torch.distributed import all_reduce
 
-        for dtype in dict.fromkeys(t.dtype for t in tensors):
-            these = [t for t in tensors if t.dtype == dtype]
+        together: dict[tuple[Any, torch.dtype], list[Tensor]] = {}
+        for tensor, p in zip(tensors, parameters, strict=True):
+            if p in self._groups:
+                together.setdefault((self._groups[p], tensor.dtype), []).append(tensor)
+        for (group, _), these in together.items():
             flat = torch.cat([t.reshape(-1) for t in these])
             all_reduce(flat, group=group)
             flat /= group.size()
             torch._foreach_copy_(these, [f.view_as(t) for f, t in zip(flat.split([t.numel() for t in these]), these, strict=True)])
 
+    def forward_synchronisation(self) -> list[bool]:
+        """Whether the next forward pass of each DDP module broadcasts its buffers: part of what a pass starts from."""
+        return [replica.require_forward_param_sync for replica in self._replicas]
 
-def local_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The part of each tensor that this rank holds: of a ``DTensor`` its local shard, of any other tensor all of it."""
-    dtensor = _dtensor()
-    if dtensor is None:
-        return list(tensors)
-    with torch.no_grad():
-        return [cast(Any, t).to_local() if isinstance(t, dtensor) else t for t in tensors]
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is a ``DTensor``."""
-    dtensor = _dtensor()
-    return dtensor is not None and isinstance(tensor, dtensor)
-
-
-def placed_like(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients with the placements of their parameters: sums that are still spread over ranks are summed, for the direction."""
-    dtensor = _dtensor()
-    if dtensor is None:
-        return list(gradients)
-    placed: list[Tensor] = []
-    for gradient, parameter in zip(gradients, parameters, strict=True):
-        g, to = cast(Any, gradient), getattr(parameter, "placements", None)
-        placed.append(g.redistribute(placements=to) if isinstance(gradient, dtensor) and to not in (None, g.placements) else gradient)
-    return placed
-
-
-def reducing_groups(tensors: Sequence[Tensor]) -> list[tuple[tuple[Any, ...], list[int]]]:
-    """Places in ``tensors`` by the process groups over which sums over local shards must be added up; ``()`` for whole tensors."""
-    dtensor = _dtensor()
-    if dtensor is None or not any(isinstance(t, dtensor) for t in tensors):
-        return [((), list(range(len(tensors))))]
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for i, tensor in enumerate(cast("Sequence[Any]", tensors)):
-        over: tuple[Any, ...] = ()
-        if isinstance(tensor, dtensor):
-            mesh = tensor.device_mesh
-            over = tuple(mesh.get_group(i) for i, placement in enumerate(tensor.placements) if not placement.is_replicate())
-        groups.setdefault(over, []).append(i)
-    return list(groups.items())
-
-
-@dataclass(frozen=True)
-class HeldRows:
-    """Where this rank's shard lies in a whole tensor: in successive rows of its first dimension, of which it holds a part.
-
-    Args:
-        first: the place of the first row's first element in the whole flattened tensor.
-        shape: of the rows, complete in every other dimension.
-        part: which of their elements are held.
-    """
-
-    first: int
-    shape: tuple[int, ...]
-    part: tuple[slice, ...]
-
-    def held(self, rows: Tensor) -> Tensor:
-        """The shard, of values for all elements of the rows, flattened."""
-        return rows.view(self.shape)[self.part].contiguous()
-
-
-def held_rows(tensor: Tensor) -> HeldRows:
-    """The rows of ``tensor``, all of them unless it is sharded, in which this rank's shard lies."""
-    shape, offsets = tuple(tensor.shape), (0,) * tensor.dim()
-    if is_sharded(tensor):
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        sharded = cast(Any, tensor)
-        shape, offsets = compute_local_shape_and_global_offset(tensor.shape, sharded.device_mesh, sharded.placements)
-    row = tuple(tensor.shape[1:])
-    places = enumerate(zip(offsets, shape, strict=True))
-    part = tuple(slice(offset, offset + size) if dimension else slice(None) for dimension, (offset, size) in places)
-    return HeldRows(first=sum(offsets[:1]) * prod(row), shape=(*shape[:1], *row), part=part)
-
-
-def _dtensor() -> Any:
-    """The class ``DTensor`` if anything has loaded it: until then no tensor can be one, and nobody pays for the import."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return None if module is None else module.DTensor
+    def set_forward_synchronisation(self, flags: Sequence[bool]) -> None:
+        """Have the next forward passes broadcast buffers as they did when ``forward_synchronisation`` was asked."""
+        for replica, flag in zip(self._replicas, flags, strict=True):
+            replica.require_forward_param_sync = flag

@@ -1,74 +1,268 @@
-"""Moving the parameters along a direction and putting them back bit for bit: all arithmetic in a few ``torch._foreach`` operations."""
+"""Perturbing the parameters along a direction, and restoring them bit for bit.
+
+Two ways, chosen for each parameter:
+
+- **swap**: θ + δ is written into a buffer, and the parameter is pointed at it; restoring points it back. θ itself is never written to. This
+  takes three memory accesses per element (read θ, read δ, write) where copying, adding and copying back takes seven, and is what large
+  tensors on a CPU get if nothing else shares their memory.
+- **copy**: θ is copied, changed in place, and copied back, all in a few ``torch._foreach`` operations. For everything else: memory that
+  views, NumPy arrays or other processes share, shards of a ``DTensor``, accelerators (CUDA graphs know parameters by address), and
+  small tensors, of which a few operations over all of them cost less than one operation each.
+
+Both keep one copy of the parameters between steps, and come back bit for bit: adding and subtracting the same step does not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gradreg.torch.parallel import local_shards
-from gradreg.torch.precision import LOW_PRECISION, warn_of_rounding
+from gradreg.torch.norms import LOW_PRECISION, local_shards
+
+_LARGE = 1 << 15
+"""Elements from which a parameter is swapped rather than copied."""
+
+_CHUNK = 1 << 10
+"""Elements of which rounding is looked at at a time, at least."""
+
+_FAITHFUL = 0.9
+"""The cosine between the perturbation asked for and the one left by rounding, below which a user should hear of it."""
+
+
+@dataclass
+class _Swapped:
+    """A parameter that points at ``buffer``, where ``original`` is its own memory."""
+
+    parameter: Tensor
+    original: Tensor
+    buffer: Tensor
+    version: int
+
+    def point_back(self) -> None:
+        self.parameter.data = self.original
+
+    def is_untouched(self) -> bool:
+        """Whether nobody else has written to the parameter since it was perturbed."""
+        return self.parameter.data_ptr() == self.buffer.data_ptr() and self.parameter._version == self.version
+
+
+@dataclass
+class _Copied:
+    """Parameters whose values ``copies`` hold; ``shards`` are what is written to."""
+
+    parameters: Sequence[Tensor]
+    shards: Sequence[Tensor]
+    copies: Sequence[Tensor]
+    versions: list[int]
 
 
 class Perturbation:
-    """θ → θ + step·G → … → θ, with one preallocated copy of the parameters and nothing else.
+    """θ → θ + δ → … → θ.
 
-    The copy is what restores them, so that they come back bit for bit: adding and subtracting the same step does not do that.
+    ``restoring()`` is a context; whatever is raised within it, at whatever instruction, θ is restored. If a second interruption strikes
+    while it restores, ``recover()`` does what is left, before the next step does anything.
     """
 
     def __init__(self) -> None:
-        self._copies: dict[Tensor, Tensor] = {}
-        self._moved: dict[Tensor, tuple[Tensor, Tensor]] = {}
+        self._buffers: dict[Tensor, Tensor] = {}
+        self._swapped: list[_Swapped] = []
+        self._copied: list[_Copied] = []
         self._checked_rounding = False
 
+    @property
+    def is_perturbed(self) -> bool:
+        """Whether any parameter stands elsewhere than at θ."""
+        return bool(self._swapped or self._copied)
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """θ is put back at the end, whatever is raised."""
+        try:
+            try:
+                yield
+            finally:
+                self.restore()
+        except BaseException:
+            self.restore()  # again, for an interruption may have struck in the midst of the first time
+            raise
+
     @torch.no_grad()
-    def move(self, parameters: Sequence[Tensor], vectors: list[Tensor], step: float | Tensor) -> None:
-        """θ ← θ + step·v, remembering θ as it was before the first of several moves.
+    def perturb(self, parameters: Sequence[nn.Parameter], vectors: list[Tensor], step: float | Tensor, *, check_rounding: bool = True) -> None:
+        """θ ← θ + step·v, from wherever an earlier call left θ.
 
         ``step`` is a number, or a 0-dimensional tensor so that nobody waits for its value. ``vectors``, of sharded parameters this
-        rank's shards, are only read. Without parameters (those selected have no gradient in this step) nothing moves.
+        rank's shards, are only read. Without parameters (those selected have no gradient in this step) nothing is perturbed.
         """
         if not parameters:
             return
-        here, first = local_shards(parameters), not self._moved
-        fresh = [(p, shard) for p, shard in zip(parameters, here, strict=True) if p not in self._moved]
-        for p, shard in fresh:
-            self._moved[p] = shard, self._copy_of(p, shard)
-        copies = [self._moved[p][1] for p in parameters]
-        if fresh:
-            torch._foreach_copy_([self._moved[p][1] for p, _ in fresh], [shard for _, shard in fresh])
-        if not isinstance(step, Tensor):
-            torch._foreach_add_(here, vectors, alpha=step)
-        elif first and step.device.type != "cpu" and all(p.device == step.device for p in here):
-            # On an accelerator addcmul with a broadcast factor would launch a kernel a tensor; these three are fused over all of them.
-            torch._foreach_copy_(here, vectors)
-            torch._foreach_mul_(here, step)
-            torch._foreach_add_(here, copies)
-        else:
-            torch._foreach_addcmul_(here, vectors, [step.to(p.device) for p in here])
-        if not self._checked_rounding:
+        if self.is_perturbed:
+            self._perturb_further(parameters, vectors, step)
+            return
+        here = local_shards(parameters)
+        swapped = [_can_be_swapped(p, v) for p, v in zip(parameters, vectors, strict=True)]
+        # Everything is allocated and computed before anything is registered or moved.
+        buffers = [self._buffer_of(p, shard) for p, shard in zip(parameters, here, strict=True)]
+        copied = [i for i, swap in enumerate(swapped) if not swap]
+        new: list[_Swapped] = []
+        if len(copied) < len(swapped):
+            for p, v, b, swap in zip(parameters, vectors, buffers, swapped, strict=True):
+                if swap:
+                    _added(p.data, v, step, b)
+                    new.append(_Swapped(p, p.data, b, p._version))
+        copies = [buffers[i] for i in copied]
+        if copied:
+            torch._foreach_copy_(copies, [here[i] for i in copied])
+        # From here on parameters move, each after what restores it is registered.
+        self._swapped = new
+        for one in new:
+            one.parameter.data = one.buffer
+        if copied:
+            record = _Copied([parameters[i] for i in copied], [here[i] for i in copied], copies, [])
+            self._copied = [record]
+            _add(record.shards, [vectors[i] for i in copied], step, copies)
+            record.versions = [p._version for p in record.parameters]
+        if check_rounding and not self._checked_rounding:
             self._checked_rounding = True
-            if any(p.dtype in LOW_PRECISION for p in here):
-                warn_of_rounding(copies, here, vectors, step)
+            originals = {id(one.parameter): one.original for one in new}
+            before = [originals.get(id(p), b) for p, b in zip(parameters, buffers, strict=True)]
+            _warn_of_rounding(before, local_shards(parameters), vectors, step)
+
+    def _perturb_further(self, parameters: Sequence[nn.Parameter], vectors: list[Tensor], step: float | Tensor) -> None:
+        """One more ascent step. A parameter that gets its first gradient only now is copied like those of the ``copy`` way."""
+        known = {id(one.parameter) for one in self._swapped} | {id(p) for record in self._copied for p in record.parameters}
+        fresh = [p for p in parameters if id(p) not in known]
+        if fresh:
+            shards = local_shards(fresh)
+            copies = [self._buffer_of(p, shard) for p, shard in zip(fresh, shards, strict=True)]
+            torch._foreach_copy_(copies, shards)
+            self._copied = [*self._copied, _Copied(fresh, shards, copies, [])]
+        _add(local_shards(parameters), vectors, step, None)
+        for one in self._swapped:
+            one.version = one.parameter._version
+        for record in self._copied:
+            record.versions = [p._version for p in record.parameters]
 
     @torch.no_grad()
     def mirror(self) -> None:
         """θ + δ → θ − δ, by 2θ − (θ + δ)."""
-        if self._moved:
-            moved, copies = zip(*self._moved.values(), strict=True)
-            torch._foreach_lerp_(moved, copies, 2.0)
+        if self._swapped:
+            torch._foreach_lerp_([one.buffer for one in self._swapped], [one.original for one in self._swapped], 2.0)
+        for record in self._copied:
+            torch._foreach_lerp_(record.shards, record.copies, 2.0)
+            record.versions = [p._version for p in record.parameters]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put θ back, bit for bit; nothing happens if it has not been moved."""
-        if self._moved:
-            moved, copies = zip(*self._moved.values(), strict=True)
-            torch._foreach_copy_(moved, copies)
-            self._moved = {}
+        """Put θ back, bit for bit; nothing happens if it is there."""
+        for one in self._swapped:
+            one.point_back()
+        for record in self._copied:
+            torch._foreach_copy_(record.shards, record.copies)
+        self._swapped, self._copied = [], []
 
-    def _copy_of(self, parameter: Tensor, shard: Tensor) -> Tensor:
-        copy = self._copies.get(parameter)
-        if copy is None or copy.shape != shard.shape or copy.dtype != shard.dtype or copy.device != shard.device:
-            copy = self._copies[parameter] = torch.empty_like(shard, requires_grad=False)
-        return copy
+    @torch.no_grad()
+    def recover(self) -> None:
+        """``restore`` what an interrupted step left perturbed, but keep what has been written since (a checkpoint that was loaded)."""
+        for one in self._swapped:
+            if one.is_untouched():
+                one.point_back()
+            else:
+                self._buffers.pop(one.parameter, None)  # the parameter's own memory from now on
+        for record in self._copied:
+            versions = record.versions or [-1] * len(record.parameters)  # interrupted while it was perturbed
+            for p, shard, copy, version in zip(record.parameters, record.shards, record.copies, versions, strict=True):
+                if version in (-1, p._version):
+                    shard.copy_(copy)
+        self._swapped, self._copied = [], []
+
+    def _buffer_of(self, parameter: Tensor, shard: Tensor) -> Tensor:
+        buffer = self._buffers.get(parameter)
+        if buffer is None or buffer.shape != shard.shape or buffer.dtype != shard.dtype or buffer.device != shard.device:
+            buffer = self._buffers[parameter] = torch.empty_like(shard, requires_grad=False)
+        return buffer
+
+
+def _can_be_swapped(p: nn.Parameter, vector: Tensor) -> bool:
+    """Whether ``p`` is a large tensor of the CPU whose memory nobody else uses."""
+    if p.numel() < _LARGE or type(p) is not nn.Parameter or p.device.type != "cpu" or vector.dtype != p.dtype:
+        return False
+    if not p.data.is_contiguous() and not p.data.is_contiguous(memory_format=torch.channels_last):
+        return False
+    storage = p.untyped_storage()
+    return storage.size() == p.numel() * p.element_size() and not storage.is_shared() and _users_of(storage) <= _users_of_a_parameter()
+
+
+def _users_of(storage: torch.UntypedStorage) -> int:
+    return torch._C._storage_Use_Count(storage._cdata)
+
+
+_ALONE: list[int] = []
+
+
+def _users_of_a_parameter() -> int:
+    """What ``_users_of`` says of a parameter whose memory nobody else uses; it differs between releases of PyTorch."""
+    if not _ALONE:
+        lonely = nn.Parameter(torch.zeros(1))
+        storage = lonely.untyped_storage()
+        _ALONE.append(_users_of(storage))
+    return _ALONE[0]
+
+
+def _added(original: Tensor, vector: Tensor, step: float | Tensor, out: Tensor) -> None:
+    """``original + step·vector`` in one sweep over memory."""
+    if isinstance(step, Tensor):
+        torch.addcmul(original, vector, step.to(original.device, original.dtype), out=out)
+    else:
+        torch.add(original, vector, alpha=step, out=out)
+
+
+def _add(shards: Sequence[Tensor], vectors: list[Tensor], step: float | Tensor, originals: Sequence[Tensor] | None) -> None:
+    """``shards += step·vectors`` in place; ``originals``, where ``shards`` still equal them, allow it in fused operations on a GPU."""
+    if not isinstance(step, Tensor):
+        torch._foreach_add_(shards, vectors, alpha=step)
+    elif originals is not None and step.device.type != "cpu" and all(t.device == step.device for t in shards):
+        # On an accelerator addcmul with a broadcast factor would launch a kernel a tensor; these three are fused over all of them.
+        torch._foreach_copy_(shards, vectors)
+        torch._foreach_mul_(shards, step)
+        torch._foreach_add_(shards, originals)
+    else:
+        torch._foreach_addcmul_(shards, vectors, [step.to(t.device) for t in shards])
+
+
+def _warn_of_rounding(before: Sequence[Tensor], after: Sequence[Tensor], vectors: Sequence[Tensor], step: float | Tensor) -> None:
+    """Warn if ``after − before`` is far from ``step·v``. Reads values: called once, at the first step.
+
+    Rounding to the nearest, which the perturbation does once and from float32, keeps more of a small perturbation than stochastic rounding
+    does (``benchmarks/low_precision.py``); nothing finer fits between two neighbouring numbers.
+    """
+    changed = asked = along = 0.0
+    for whole in zip(before, after, vectors, strict=True):
+        wide = torch.complex128 if whole[0].is_complex() else torch.float64
+        size = max(_CHUNK, whole[0].numel() // 64)
+        for old, new, vector in zip(*(t.detach().flatten().split(size) for t in whole), strict=True):
+            effective, wanted = new.to(wide) - old.to(wide), vector.to(wide) * step
+            changed += float(torch.linalg.vector_norm(effective)) ** 2
+            asked += float(torch.linalg.vector_norm(wanted)) ** 2
+            along += float(torch.vdot(effective, wanted).real)
+    if not 0.0 < asked < float("inf") or not changed < float("inf"):
+        return
+    cosine = along / (changed**0.5 * asked**0.5) if changed > 0 else 0.0
+    if cosine >= _FAITHFUL:
+        return
+    names = " and ".join(sorted({str(t.dtype).removeprefix("torch.") for t in before}))
+    remedy = (
+        "Keep the parameters in float32 and compute under autocast, or raise the radius at the same strength, as in "
+        "gnp(r=4 * rho, alpha=0.25) for sam(rho=rho)."
+        if any(t.dtype in LOW_PRECISION for t in before)
+        else "Raise the radius: between two neighbouring numbers of the parameters there is nothing finer."
+    )
+    warnings.warn(
+        f"{names} parameters round the perturbation: its cosine with the one asked for is {cosine:.2f} and its norm "
+        f"{(changed / asked) ** 0.5:.2f} of it. {remedy}",
+        stacklevel=6,
+    )

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from gradreg import checks
-from gradreg.masks import OnlyNorms, Sparse
-from gradreg.mixing import Decoupled, GradientMixing, Reuse
 from gradreg.penalties import GradientPenalty
-from gradreg.torch import directions, masks, mixing
+from gradreg.plan import PLAIN, Plan, StepValues
+from gradreg.registry import check_known
+from gradreg.schedules import as_schedule
+from gradreg.torch.buffers import ForwardState
+from gradreg.torch.closures import Closure, Evaluator, Scaler, as_closures
 from gradreg.torch.decoupled import Correction
-from gradreg.torch.evaluation import Closure, Evaluation, Scaler
+from gradreg.torch.directions import ascent_direction
 from gradreg.torch.exact import DoubleBackward
-from gradreg.torch.gradients import Grads
-from gradreg.torch.masks import SparseMask, in_norm_layers
-from gradreg.torch.memory import Memory
+from gradreg.torch.gradients import Gradients
+from gradreg.torch.masks import CoordinateMask, check_mask, selected_parameters
 from gradreg.torch.metrics import Metrics
+from gradreg.torch.mixing import check_mixing
 from gradreg.torch.parallel import Parallelism
 from gradreg.torch.perturbation import Perturbation
-from gradreg.torch.replay import ForwardBuffers, RandomNumbers
-from gradreg.torch.step import Step
+from gradreg.torch.state import State, remembered_kinds
+from gradreg.torch.step import Result, Step
+from gradreg.torch.watch import Watch
 
 Scope = Literal["local", "global"]
 
@@ -39,8 +42,12 @@ class GradientRegularizer:
             loss = regularizer.backward(lambda: criterion(model(x), y))
             optimizer.step()
 
-    It is no optimizer: any optimizer, schedule, clipping and checkpoint works as before. Build it, like an optimizer, when the model's
-    parameters are final (moved, wrapped, adapters added).
+    This is not an optimizer; use it with any. Schedulers, clipping and checkpoints work as before. Build it, like an optimizer, when the
+    model's parameters are final (on their device, wrapped, adapters added).
+
+    All passes of a step over a closure evaluate the same function: each later evaluation starts from the buffers, frozen parameters, module
+    attributes and random numbers that the closure's own first evaluation read, and what that first evaluation wrote stands at the end. What
+    ``closure`` computes must come from the model, its arguments and those sources: forward pass included, nothing computed before.
 
     Args:
         model: the module whose parameters are perturbed and whose buffers are kept. A loss with parameters of its own must be
@@ -51,22 +58,25 @@ class GradientRegularizer:
             gradient are never touched or counted, whenever that changes.
         scope: under ``DistributedDataParallel``, "local" perturbs each rank by its own gradient (one all-reduce a step; the m-sharpness of
             the SAM paper), "global" perturbs all by the averaged gradient (two all-reduces). Without it they are the same.
-        freeze_batch_statistics: buffers that a forward pass changes (running statistics of normalization layers, of any type) are changed
-            by the first pass only.
-        replay_rng: every pass over a closure draws the same random numbers (dropout masks) from the default generators of the CPU and of
-            the parameters' devices. A ``torch.Generator`` of the closure's own is not replayed.
+        freeze_batch_statistics: the state that a forward pass changes (running statistics, codebooks, queues, momentum teachers in frozen
+            parameters, counters) is that of the first pass at the end of a step, and later passes start from what it read. False lets
+            every pass read and write what the one before it left.
+        replay_rng: every pass over a closure draws the same random numbers (dropout masks) from the global generators of PyTorch, of the
+            CPU and of the parameters' devices, of NumPy and of Python, and from generators that modules hold as attributes. A generator of
+            the closure's own is not replayed.
         measure_cosine: put the cosine between the two gradients into ``metrics``; costs two more copies of the gradients during a step. Not
             under ``DistributedDataParallel``, where the second gradient is seen only after it was averaged with the first.
-        measure_norm: put the norm of the gradient into ``metrics`` also at steps that do nothing else with it, those of one plain pass;
-            with False it is NaN there, and a read of all gradients is saved (about 1 % of a step of a small multi-layer perceptron). May
-            be changed from step to step, to measure where something is logged.
+        measure_norm: put the norm of the gradient into ``metrics`` also at steps that do nothing else with it: those of one plain pass, of
+            a penalty on the squared norm, and of a direction with a length of its own; with False it is NaN there, and a read of all gradients is saved (about 1 % of a step
+            of a small multi-layer perceptron). May be changed from step to step, to measure where something is logged.
 
     Memory: one copy of the perturbed parameters from the first regularized step on, what the penalty remembers (see its constructor), and
-    nothing else. Where c = strength / radius is not 1,
+    two copies of the state that forward passes write. Where c = strength / radius is not 1,
     the first gradient is part of the result and stays in ``.grad`` through the second pass, as it does in gradient accumulation.
 
     Raises:
-        TypeError, ValueError: a model without trainable parameters, a predicate that selects none, or a value of the wrong kind.
+        TypeError, ValueError: a model without trainable parameters, a predicate that selects none, a part of the penalty that this engine
+            has no function for, or a value of the wrong kind.
     """
 
     def __init__(
@@ -87,7 +97,13 @@ class GradientRegularizer:
             raise TypeError(f"penalty must be a GradientPenalty or None; got {checks.describe(penalty)}. Use gradreg.sam(rho=0.05), say.")
         checks.choice("scope", scope, ("local", "global"))
         parallelism = Parallelism(model)
-        if measure_cosine and isinstance(model, nn.parallel.DistributedDataParallel):
+        if penalty is not None:
+            check_known(penalty.direction, ascent_direction, engine="PyTorch")
+            check_mixing(penalty.mixing)
+            check_mask(penalty.mask)
+            if scope == "local" and penalty.difference != "exact":
+                parallelism.check_local(str(penalty))
+        if measure_cosine and parallelism.averages:
             raise ValueError(
                 "measure_cosine must be False under DistributedDataParallel, which averages the gradients together; got True. "
                 "Measure it in a run of one process."
@@ -104,14 +120,11 @@ class GradientRegularizer:
                 f"parameters must select at least one of the model's {len(named)} parameters; got none. "
                 f"Their names look like {named[0][0]!r}."
             )
-        if penalty is not None and isinstance(penalty.mask, OnlyNorms):
-            norms = in_norm_layers(model)
-            selected = {p: name for p, name in selected.items() if p in norms}
-            if not selected:
-                raise ValueError(
-                    "mask OnlyNorms must find parameters of normalization layers (modules whose class name contains 'Norm') among those "
-                    "selected; got none. Leave the mask out, or select parameters by name: parameters=lambda name, p: 'norm' in name."
-                )
+        mask = None if penalty is None else penalty.mask
+        if mask is not None and mask.level == "parameters":
+            chosen = selected_parameters(mask, model, selected)
+            selected = {p: name for p, name in selected.items() if p in chosen}
+        _check_real(penalty, selected)
         self.model = model
         self.penalty = penalty
         self.scope: Scope = scope
@@ -120,16 +133,17 @@ class GradientRegularizer:
         self.measure_cosine = measure_cosine
         self.measure_norm = measure_norm
         self._parameters = [p for _, p in named]
-        self._places = {p: place for place, p in enumerate(self._parameters)}
+        self._indices = {p: index for index, p in enumerate(self._parameters)}
         self._perturbed = list(selected)
-        self._memory = Memory({p: name for name, p in named}, _remembered_kinds(penalty))
-        mask = None if penalty is None else penalty.mask
-        self._mask = SparseMask(mask, self._memory, self._places) if isinstance(mask, Sparse) else None
+        self._state = State({p: name for name, p in named}, remembered_kinds(penalty))
+        self._mask = CoordinateMask(mask, self._state, self._indices) if mask is not None and mask.level == "coordinates" else None
         self._correction = Correction()
         self._parallelism = parallelism
         self._perturbation = Perturbation()
+        self._watch = Watch(model)
         self._checked_backward = False
-        self._buffers = ForwardBuffers(model)
+        self._forward_state = ForwardState(model)
+        self._evaluator: Evaluator | None = None
         self._step = 0
         self._evaluations: int | float = 0
         nan = float("nan")
@@ -139,6 +153,11 @@ class GradientRegularizer:
     def step(self) -> int:
         """Regularized steps done, the clock of the penalty's schedules and warm-ups."""
         return self._step
+
+    @property
+    def repeats_pass(self) -> bool:
+        """Whether the closure under evaluation was already evaluated in this step: ask it before logging or counting in a closure."""
+        return self._evaluator is not None and self._evaluator.repeats_pass
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -151,19 +170,20 @@ class GradientRegularizer:
         return self._metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to go on: plain numbers and, of a penalty that remembers, ``memory``: tensors by parameter name.
+        """What a checkpoint must hold to resume: plain numbers and, of a penalty that remembers, ``memory``: tensors by parameter name.
 
         Raises:
             RuntimeError: between ``backward`` and ``decoupled_step``, where half a step is pending.
         """
+        self._perturbation.recover()
         self._correction.check_applied("state_dict()")
         state: dict[str, Any] = {"step": self._step, "evaluations": self._evaluations}
         if self.penalty is not None and self.penalty.has_memory:
-            state["memory"] = self._memory.state_dict()
+            state["memory"] = self._state.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict()``'s result; a step whose ``decoupled_step`` is pending is given up.
+        """Resume from ``state_dict()``'s result; a step whose ``decoupled_step`` is pending is given up.
 
         Raises:
             ValueError: a missing or unknown key, a negative count, or a memory that does not fit the model.
@@ -176,12 +196,12 @@ class GradientRegularizer:
         step = checks.whole("step", state["step"], minimum=0)
         evaluations = checks.non_negative("evaluations", state["evaluations"])
         if remembers:
-            self._memory.load_state_dict(state["memory"])
+            self._state.load_state_dict(state["memory"])
         self._step, self._evaluations = step, _whole(evaluations)
         self._correction = Correction()
 
     def decoupled_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """After ``optimizer.step()``: subtract ``lr·(P − g)`` from the parameters, the part that ``Decoupled`` keeps out of the optimizer.
+        """After ``optimizer.step()``: subtract ``lr·(P − g)`` from the parameters, the part that a decoupled penalty keeps out of it.
 
         ``lr`` is the present learning rate of each parameter's group. Nothing happens for other penalties, and after a step that a gradient
         scaler skips, so a training loop may always call it.
@@ -194,24 +214,52 @@ class GradientRegularizer:
         """
         self._correction.apply(optimizer)
 
+    @overload
+    def backward(
+        self,
+        closure: Callable[[], Tensor] | Sequence[Callable[[], Tensor]],
+        *,
+        has_aux: Literal[False] = False,
+        ascent: Callable[[], Tensor] | Sequence[Callable[[], Tensor]] | None = None,
+        ascent_share: float = 1.0,
+        backward: Callable[[Tensor], object] | None = None,
+        scaler: Scaler | None = None,
+        step: int | None = None,
+    ) -> Tensor: ...
+    @overload
     def backward(
         self,
         closure: Closure | Sequence[Closure],
         *,
+        has_aux: Literal[True],
         ascent: Closure | Sequence[Closure] | None = None,
         ascent_share: float = 1.0,
         backward: Callable[[Tensor], object] | None = None,
         scaler: Scaler | None = None,
-    ) -> Tensor:
+        step: int | None = None,
+    ) -> tuple[Tensor, Any]: ...
+    def backward(
+        self,
+        closure: Closure | Sequence[Closure],
+        *,
+        has_aux: bool = False,
+        ascent: Closure | Sequence[Closure] | None = None,
+        ascent_share: float = 1.0,
+        backward: Callable[[Tensor], object] | None = None,
+        scaler: Scaler | None = None,
+        step: int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
         """Evaluate the closure as often as the penalty asks, and leave the regularized gradient in ``.grad``.
 
         Args:
             closure: runs a forward pass and returns the scalar loss; it must not call ``backward``. Or a sequence of such closures
                 (micro-batches): their gradients add up, as those of successive ``loss.backward()`` calls do, and one perturbation is made
-                from the whole sum. For the gradient of the mean, multiply each loss by its share of the samples.
+                from the whole sum. For the gradient of the mean, multiply each loss by its share of the samples. Functions made in a loop
+                must bind what differs between them: ``lambda x=x, y=y: criterion(model(x), y) / n``.
+            has_aux: whether closures return ``(loss, aux)``, aux any nest of tuples, lists and dictionaries of tensors and others.
             ascent: closure(s) from which the direction comes instead, usually a part of the batch: then ``closure`` is evaluated only at
-                the perturbed parameters if c = strength / radius = 1, and last of all at the unperturbed ones if not. Not for "exact",
-                for a mixing other than "plain", and for a direction that needs no gradient.
+                the perturbed parameters if c = strength / radius = 1, and first of all at the unperturbed ones if not. Not for "exact",
+                for a mixing other than "plain", for ``reuse`` and ``decoupled``, and for a direction that needs no gradient.
             ascent_share: which part of the batch ``ascent`` evaluates, in (0, 1]: what it adds to ``metrics.evaluations``.
             backward: replaces ``loss.backward()``, for instance ``accelerator.backward``. It is called with a multiple of the loss and
                 must be linear in it. What it multiplies the loss with belongs to the objective, except for the scale of ``scaler``: the
@@ -220,123 +268,155 @@ class GradientRegularizer:
                 ``backward`` must do so. The direction is formed from unscaled values, ``.grad`` stays scaled for ``scaler.unscale_`` and
                 ``scaler.step``. A first pass that overflows is followed by passes at the unperturbed parameters whose gradients are
                 NaN, so that the scaler skips the step; to see that, the norm is waited for.
+            step: the optimizer step, ≥ 0, for loops that count their own: sets the clock of this step, and leaves it at ``step + 1``.
 
         A gradient already in ``.grad`` is kept and added to, and never enters the norm; with ``.grad is None`` that costs nothing.
         After it returns or raises, the parameters hold bit for bit what they held before; if a finite difference raises, so does ``.grad``.
 
         Returns:
-            The detached loss of the first pass at the unperturbed parameters, summed over the closures: what plain training would log.
-            (With ``ascent`` and c = 1 that is the ascent closures' loss, there being no other; for a direction that needs no gradient and
-            c = 1 it is the loss at the perturbed parameters.)
+            The detached loss of the first pass, summed over the closures: what plain training would log; with ``has_aux``
+            ``(loss, aux)``, aux that of the first pass, its tensors detached; for a sequence of several closures a list of aux.
+            (With ``ascent`` and c = 1 loss and aux are the ascent's, there being no other at the unperturbed parameters; for a direction
+            that needs no gradient and c = 1 they are those at the perturbed parameters.)
 
         Cost: see ``GradientPenalty.evaluations_at``; one evaluation at steps where the strength is 0.
 
         Raises:
-            TypeError, ValueError: a closure that is not callable, returns no scalar or a loss without a gradient, or calls ``backward``.
-            RuntimeError: the last step's ``decoupled_step`` is missing.
+            TypeError, ValueError: a closure that is not callable, returns no scalar or a loss without a gradient, or calls ``backward``;
+                parameters that joined the model later.
+            RuntimeError: the last step's ``decoupled_step`` is missing; a loss computed outside of the closure; an optimizer that steps
+                inside the backward pass.
         """
-        closures = _closures("closure", closure)
-        ascents = None if ascent is None else _closures("ascent", ascent)
+        self._perturbation.recover()  # of a step that was interrupted twice
+        closures = as_closures("closure", closure)
+        ascents = None if ascent is None else as_closures("ascent", ascent)
         share = checks.probability("ascent_share", ascent_share)
         if ascents is None and share != 1.0:
             raise ValueError(f"ascent_share must be left out without ascent; got {share:g}. Pass ascent=... too.")
         run = _checked(backward, scaler)
-        penalty, number = self.penalty, self._step
+        penalty = self.penalty
+        number = self._step if step is None else checks.whole("step", step, minimum=0, remedy="Pass the number of optimizer steps done.")
         if run is not None and scaler is None and penalty is not None and not self._checked_backward and not _is_scale_free(penalty):
             run = _refuse_scaling(run)
+        self._watch.check()
         trainable = self.parameters
         if not trainable:
             raise ValueError("model must have at least one parameter with requires_grad=True; got none. Unfreeze some before this step.")
         self._correction.check_applied("the next backward()")
-        strength = 0.0 if penalty is None else penalty.strength_at(number)
         if penalty is not None and ascents is not None:
             penalty.check_ascent("closures")
-        self._check_averaging(strength)
+        values = None if penalty is None else penalty.at(number)
+        plan = PLAIN if penalty is None or values is None else penalty.plan(values, separate_ascent=ascents is not None)
+        self._check_averaging(plan)
+        perturbed = [p for p in self._perturbed if p.requires_grad]
+        evaluator = self._evaluator = Evaluator(
+            closures,
+            ascents,
+            has_aux=has_aux,
+            parallelism=self._parallelism,
+            trainable=trainable,
+            backward=run,
+            scaler=scaler,
+            state=self._forward_state if self.freeze_batch_statistics else None,
+            replay_rng=self.replay_rng,
+        )
+        self._state.discard_staged()
+        try:
+            with torch.enable_grad():
+                result = self._result(evaluator, perturbed, values, plan)
+        except BaseException:
+            self._perturbation.restore()  # for an interruption that struck on the way out of the step's own contexts
+            raise
+        finally:
+            self._evaluator = None
+        self._checked_backward = True
+        self._state.commit(finite_only=scaler is not None)
+        self._correction.keep(result.correction, finite_only=scaler is not None)
+        self._record(number, values, plan, result, share)
+        return (result.loss, result.aux) if has_aux else result.loss
 
-        parallelism, perturbed = self._parallelism, [p for p in self._perturbed if p.requires_grad]
-        buffers = self._buffers if self.freeze_batch_statistics else None
-        several = penalty is not None and strength != 0.0
-        random_numbers = RandomNumbers(p.device for p in trainable) if several and self.replay_rng else None
-        evaluation = Evaluation(parallelism, trainable, run, scaler, random_numbers)
+    def _result(self, evaluator: Evaluator, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan) -> Result:
+        penalty = self.penalty
+        if plan.exact and penalty is not None and values is not None:
+            if perturbed:
+                return DoubleBackward(evaluator, perturbed, self.scope == "global").run(penalty, values.strength, plan)
+            plan = PLAIN  # without perturbed parameters an exact penalty does not depend on anything
         step = Step(
-            number=number,
-            evaluation=evaluation,
-            grads=Grads(trainable, parallelism),
-            closures=closures,
-            ascents=ascents,
+            penalty=penalty,
+            values=values,
+            plan=plan,
+            evaluator=evaluator,
+            gradients=Gradients(evaluator.trainable, self._parallelism),
             perturbed=perturbed,
-            places=self._places,
+            indices=self._indices,
             perturbation=self._perturbation,
-            buffers=buffers,
-            memory=self._memory,
+            state=self._state,
             mask=self._mask,
             average_direction=self.scope == "global",
             measure_cosine=self.measure_cosine,
             measure_norm=self.measure_norm,
+            check_rounding=_is_full(penalty, values),
+            must_reach=self._watch.first,
         )
-        self._memory.forget_proposals()
-        with torch.enable_grad():
-            if penalty is None or strength == 0.0 or (penalty.difference == "exact" and not perturbed):
-                loss, norm = step.plain(penalty)  # without perturbed parameters an exact penalty does not depend on anything
-            elif isinstance(penalty.mixing, Reuse) and penalty.reuses_at(number):
-                loss, norm = step.reusing(penalty, penalty.mixing)
-            elif penalty.difference == "exact":
-                loss, norm = DoubleBackward(evaluation, closures, perturbed, buffers, self.scope == "global").run(penalty, strength)
-            else:
-                coefficient, radius = cast(float, penalty.coefficient_at(number)), cast(float, penalty.radius_at(number))
-                loss, norm = step.finite_difference(penalty, coefficient, radius)
-        self._checked_backward = True
-        self._memory.commit(finite_only=scaler is not None)
-        self._correction.keep(step.correction, finite_only=scaler is not None)
-        self._record(strength, norm, step.cosine, None if ascents is None else share)
-        return loss
+        if len(plan.passes) == 1 or not self._watch.first:
+            return step.run()
+        with self._watch.first_step():
+            return step.run()
 
-    def _check_averaging(self, strength: float) -> None:
-        """Fail where the step needs gradients averaged over the ranks and the caller has switched that off."""
+    def _check_averaging(self, plan: Plan) -> None:
+        """Raise where the step needs gradients averaged over the ranks and the caller has switched that off."""
         penalty, remedy = self.penalty, "build the regularizer with scope='local'"
-        if strength != 0.0 and self.scope == "global":
+        if not self._parallelism.averages:
+            return
+        if self.scope == "global" and plan != PLAIN and not plan.reuses:
             self._parallelism.check_averaging("scope must be 'local'", "'global'", remedy)
-        if penalty is not None and (penalty.has_memory or isinstance(penalty.mixing, GradientMixing)):
+        if penalty is not None and (penalty.has_memory or penalty.keeps_plain_apart):
             rule = "penalty must neither remember gradients nor mix them otherwise than by a sum"
             self._parallelism.check_averaging(rule, str(penalty), "use another penalty")
 
-    def _record(self, strength: float, norm: Tensor | float, cosine: Tensor | float, ascent_share: float | None) -> None:
-        radius = coefficient = None
-        if self.penalty is not None:
-            share = {} if ascent_share is None else {"ascent_share": ascent_share}
-            self._evaluations = _whole(self._evaluations + self.penalty.evaluations_at(self._step, **share))
-            radius, coefficient = self.penalty.radius_at(self._step), self.penalty.coefficient_at(self._step)
-        else:
-            self._evaluations += 1
+    def _record(self, number: int, values: StepValues | None, plan: Plan, result: Result, ascent_share: float) -> None:
         nan = float("nan")
-        self._step += 1
+        self._evaluations = _whole(self._evaluations + plan.evaluations(ascent_share))
+        self._step = number + 1
         self._metrics = Metrics(
             {
-                "gradient_norm": norm,
-                "strength": strength,
-                "radius": nan if radius is None else radius,
-                "coefficient": nan if coefficient is None else coefficient,
-                "cosine": cosine,
+                "gradient_norm": result.norm,
+                "strength": 0.0 if values is None else values.strength,
+                "radius": nan if values is None or values.radius is None else values.radius,
+                "coefficient": nan if values is None or values.coefficient is None else values.coefficient,
+                "cosine": result.cosine,
                 "evaluations": self._evaluations,
             }
         )
 
 
-def _remembered_kinds(penalty: GradientPenalty | None) -> dict[str, torch.dtype | None]:
-    """What ``penalty`` remembers of each parameter, and in which dtype if not one of the memory's choice."""
-    kinds: dict[str, torch.dtype | None] = {}
-    if penalty is not None and penalty.direction.has_memory:
-        kinds[directions.KIND] = None
-    if penalty is not None and isinstance(penalty.mixing, Reuse):
-        kinds[mixing.KIND] = None
-    if penalty is not None and penalty.mask is not None and penalty.mask.has_memory:
-        kinds[masks.KIND] = torch.bool
-    return kinds
+def _is_full(penalty: GradientPenalty | None, values: StepValues | None) -> bool:
+    """Whether the radius of a step is of the size that it has in most: the beginning of a warm-up says nothing about rounding."""
+    if penalty is None or values is None or penalty.radius is None:
+        return False
+    return values.radius >= as_schedule(penalty.radius).bounds()[1] / 2
+
+
+def _check_real(penalty: GradientPenalty | None, selected: dict[nn.Parameter, str]) -> None:
+    """Raise for complex parameters where a part of the penalty is not defined for them."""
+    names = [name for p, name in selected.items() if p.is_complex()]
+    if penalty is None or not names:
+        return
+    for what, real in (
+        (f"direction {penalty.direction}", penalty.direction.needs_real),
+        (f"mask {penalty.mask}", penalty.mask is not None and penalty.mask.needs_gradient),
+        ("difference='exact'", penalty.difference == "exact"),
+    ):
+        if real:
+            raise TypeError(
+                f"{what} must go with real parameters; got the complex {names[0]!r}. Leave complex ones out: "
+                "parameters=lambda name, p: not p.is_complex(), or use gradreg.sam(rho=...)."
+            )
 
 
 def _is_scale_free(penalty: GradientPenalty) -> bool:
     """Whether an unannounced factor on all gradients of a step only multiplies its result."""
-    return penalty.power == 1 and not penalty.has_memory and not isinstance(penalty.mixing, Decoupled)
+    return penalty.power == 1 and not penalty.has_memory and not penalty.decoupled
 
 
 def _whole(count: float) -> int | float:
@@ -368,14 +448,3 @@ def _refuse_scaling(backward: Callable[[Tensor], object]) -> Callable[[Tensor], 
             )
 
     return checked
-
-
-def _closures(name: str, value: object) -> Sequence[Closure]:
-    if callable(value):
-        return [cast(Closure, value)]
-    if not isinstance(value, Sequence) or not value or not all(callable(c) for c in value):
-        raise TypeError(
-            f"{name} must be a callable or a non-empty sequence of callables; got {checks.describe(value)}. "
-            f"Write regularizer.backward(lambda: criterion(model(x), y))."
-        )
-    return cast("list[Closure]", list(value))

@@ -1,28 +1,46 @@
-"""One step: running the passes of a plan and gathering the weighted gradients in ``.grad``."""
+"""One step: running the passes of a plan and gathering their weighted gradients in ``.grad``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradreg.directions import Friendly, Random, Remembered
-from gradreg.mixing import Decoupled, Reuse, SurrogateGap
 from gradreg.penalties import GradientPenalty
-from gradreg.torch import directions, mixing
-from gradreg.torch.alignment import Alignment
-from gradreg.torch.directions import Ascent
-from gradreg.torch.evaluation import Closure, Evaluation
-from gradreg.torch.gradients import Gradients, Grads
-from gradreg.torch.masks import SparseMask
-from gradreg.torch.memory import Memory
-from gradreg.torch.norms import gradient_norm, ratio_or_zero
-from gradreg.torch.parallel import local_shards
-from gradreg.torch.passes import Plan, plan
+from gradreg.plan import Pass, Plan, StepValues
+from gradreg.torch.closures import Evaluator
+from gradreg.torch.directions import Ascent, DirectionInputs, ascent_direction
+from gradreg.torch.gradients import ByParameter, Gradients
+from gradreg.torch.masks import CoordinateMask
+from gradreg.torch.metrics import Alignment
+from gradreg.torch.mixing import MixingInputs, add_reused, mix, orthogonal_part, weigh_plain
+from gradreg.torch.norms import gradient_norm, local_shards
 from gradreg.torch.perturbation import Perturbation
-from gradreg.torch.replay import ForwardBuffers
+from gradreg.torch.state import AVERAGE, REUSED, State
+
+NAN = float("nan")
+
+
+@dataclass
+class Result:
+    """What a step found, beside the gradients that it leaves in ``.grad``.
+
+    Args:
+        loss: the loss of the first pass, detached and summed over the closures.
+        aux: what the closures returned beside it.
+        norm: of the first gradient over the perturbed parameters; NaN if it was not measured.
+        cosine: between the first gradient and the next; NaN if it was not measured.
+        correction: what a decoupled penalty leaves to be applied beside the optimizer, without the loss scale.
+    """
+
+    loss: Tensor
+    aux: Any
+    norm: Tensor | float = NAN
+    cosine: Tensor | float = NAN
+    correction: ByParameter = field(default_factory=dict)
 
 
 @dataclass
@@ -30,272 +48,336 @@ class Step:
     """What one call of ``GradientRegularizer.backward`` works on.
 
     Args:
-        number: the optimizer step.
-        evaluation: evaluates the closures.
-        grads: what they leave in ``.grad``.
-        closures: the micro-batches.
-        ascents: the closures of the direction, or None for ``closures``.
-        perturbed: the parameters that are moved and counted in the norm.
-        places: the place of each parameter in the model.
-        perturbation: moves and restores them.
-        buffers: the buffers that only the first pass may change, or None to let every pass change them.
-        memory: what earlier steps left.
-        mask: which coordinates are moved, or None for all.
+        penalty: what is penalised; None for nothing.
+        values: its numbers at this step.
+        plan: the passes to make; not an exact one, which is ``gradreg.torch.exact``'s.
+        evaluator: evaluates the closures.
+        gradients: what they leave in ``.grad``.
+        perturbed: the parameters that are perturbed and counted in the norm.
+        indices: the index of each parameter in the model.
+        perturbation: perturbs and restores them.
+        state: what earlier steps left.
+        mask: which coordinates are perturbed, or None for all.
         average_direction: under data parallelism, average the first gradient over the ranks before it becomes the direction.
         measure_cosine: measure the cosine between the first gradient and the next.
         measure_norm: measure the norm of the gradient where it is of no other use.
-        cosine: what was measured; NaN if nothing was.
-        correction: what ``Decoupled`` leaves to be applied beside the optimizer, without the loss scale.
+        check_rounding: whether the radius is one of which rounding may be judged.
+        must_reach: whether a first pass that gives no perturbed parameter a gradient is an error.
     """
 
-    number: int
-    evaluation: Evaluation
-    grads: Grads
-    closures: Sequence[Closure]
-    ascents: Sequence[Closure] | None
+    penalty: GradientPenalty | None
+    values: StepValues | None
+    plan: Plan
+    evaluator: Evaluator
+    gradients: Gradients
     perturbed: list[nn.Parameter]
-    places: Mapping[nn.Parameter, int]
+    indices: Mapping[nn.Parameter, int]
     perturbation: Perturbation
-    buffers: ForwardBuffers | None
-    memory: Memory
-    mask: SparseMask | None
+    state: State
+    mask: CoordinateMask | None
     average_direction: bool
     measure_cosine: bool
     measure_norm: bool
-    cosine: float | Tensor = float("nan")
-    correction: Gradients = field(default_factory=dict)
+    check_rounding: bool
+    must_reach: bool
 
-    def plain(self, penalty: GradientPenalty | None) -> tuple[Tensor, Tensor | float]:
-        """One pass, as without a penalty: returns the loss and the gradient's norm, NaN if not measured or ``.grad`` held something.
+    def run(self) -> Result:
+        """Make the passes; ``.grad`` holds their result added to what it held before.
 
-        What ``penalty`` remembers takes in the gradient.
+        Raises whatever a closure raises; parameters, ``.grad`` and the model's state are then restored.
         """
-        if penalty is None or not penalty.direction.has_memory:
-            alone = self.measure_norm and all(p.grad is None for p in self.evaluation.trainable)
-            loss = self.evaluation.run(self.closures, 1.0, synchronise=True)
-            return loss, self._plain_norm() if alone else float("nan")
-        return self._alone(penalty, reused=None)
+        return self._one_pass() if self.plan.passes == (Pass(),) else self._several_passes()
 
-    def reusing(self, penalty: GradientPenalty, reuse: Reuse) -> tuple[Tensor, Tensor | float]:
-        """One pass, to whose gradient the reused part of an earlier one is added; returns the loss and the plain gradient's norm."""
-        return self._alone(penalty, reused=reuse)
-
-    def _alone(self, penalty: GradientPenalty, reused: Reuse | None) -> tuple[Tensor, Tensor | float]:
-        """One pass whose gradient is looked at apart from what was in ``.grad`` before."""
-        earlier = self.grads.set_aside(overwritten=True)
-        try:
-            loss = self.evaluation.run(self.closures, 1.0, synchronise=True)
-        except BaseException:
-            self.grads.put_back(earlier)
-            raise
-        norm = self._plain_norm() if self.measure_norm else float("nan")
-        self._remember(penalty)
-        if reused is not None:
-            self.grads.settle()
-            gradients = self.grads.shards()
-            parameters = list(gradients)
-            mixing.add_reused(list(gradients.values()), self.memory.shards(mixing.KIND, parameters), reused.a, parameters)
-        self.grads.add_after_averaging(earlier)
-        return loss, norm
+    def _one_pass(self) -> Result:
+        """As without a penalty, but for what is remembered or reused."""
+        remembers = self.penalty is not None and self.penalty.direction.averages is not None
+        if not remembers and not self.plan.reuses:
+            alone = self.measure_norm and all(p.grad is None for p in self.evaluator.trainable)
+            loss, aux = self.evaluator.run("loss", 1.0, synchronise=True)
+            return Result(loss, aux, self._plain_norm() if alone else NAN)
+        with self.gradients.stashed(overwritten=True) as earlier:
+            loss, aux = self.evaluator.run("loss", 1.0, synchronise=True)
+            result = Result(loss, aux, self._plain_norm() if self.measure_norm else NAN)
+            self._update_ema()
+            if self.plan.reuses:
+                self._add_reused()
+            self.gradients.add_after_averaging(earlier)
+        return result
 
     def _plain_norm(self) -> Tensor:
-        return self.evaluation.unscaled(gradient_norm(list(self.grads.of(self.perturbed).values())))
+        return self.evaluator.unscaled(gradient_norm(list(self.gradients.of(self.perturbed).values())))
 
-    def finite_difference(self, penalty: GradientPenalty, coefficient: float, radius: float) -> tuple[Tensor, Tensor | float]:
-        """The passes of ``plan``: returns the loss at the unperturbed parameters and the norm of the gradient there.
+    def _add_reused(self) -> None:
+        assert self.penalty is not None and self.penalty.reuse is not None
+        self.gradients.redistribute()
+        gradients = self.gradients.shards()
+        parameters = list(gradients)
+        add_reused(list(gradients.values()), self.state.shards(REUSED, parameters), self.penalty.reuse.a, parameters)
 
-        The first gradient arrives already weighted (its loss is), and the others accumulate onto it, so one gradient is all that is held,
-        unless the mixing needs it aside. Without a pass at the unperturbed parameters, the loss is the moved one and the norm NaN.
-        """
-        passes = plan(penalty, coefficient, separate_ascent=self.ascents is not None)
-        alone = passes.keeps_first == "aside" or isinstance(penalty.direction, Remembered)
-        earlier = self.grads.set_aside(overwritten=alone or self.average_direction)
-        try:
-            if self.buffers is not None:
-                self.buffers.watch()
-            loss, norm, overflow, aside, alignment = self._to_the_first_place(penalty, passes, coefficient, radius)
-            for _ in range(1, passes.ascent_steps):
-                overflow = self._ascend_further(penalty, radius, overflow)
-            place = passes.moved[0].place
-            for i, this in enumerate(passes.moved):
-                if this.place == 0:
-                    self.perturbation.restore()
-                elif this.place != place:
-                    self.perturbation.mirror()
-                if this.place != place:
-                    self.evaluation.parallelism.drop_copies()
-                place = this.place
-                last = i == len(passes.moved) - 1
-                if last and not alone:
-                    self.grads.add(earlier)  # before the pass, so that both are synchronised
-                # After an overflow the parameters stay where they are (other ranks may be waiting in this pass), and NaN tells the scaler.
-                if alignment is not None and i == 0:
-                    alignment.before_pass()
-                evaluated = self.evaluation.run(self.closures, float("nan") if overflow else this.weight, synchronise=last)
-                if alignment is not None and i == 0:
-                    self.cosine = alignment.after_pass(this.weight)
-                if loss is None and self.buffers is not None:
-                    self.buffers.keep()
-                if loss is None or this.place == 0:
-                    loss = evaluated
+    def _several_passes(self) -> Result:
+        """The passes in order. A gradient that is only added up arrives already weighted, because its loss is, and accumulates in place."""
+        assert self.penalty is not None and self.values is not None
+        alone = self.penalty.keeps_plain_apart or self.penalty.direction.averages == "results"
+        work = _Work(self, self.penalty, self.values)
+        with (
+            self.gradients.stashed(overwritten=alone or self.average_direction) as earlier,
+            self.evaluator.sharing_state(self.plan),
+        ):
+            with self.evaluator.parallelism.fresh_copies(), self.perturbation.restoring():
+                for i, this in enumerate(self.plan.passes):
+                    last = i == len(self.plan.passes) - 1
+                    if last and not alone:
+                        self.gradients.add(earlier)  # before the pass, so that both are averaged over the ranks
+                    work.make(i, this, last)
             if alone:
-                self._mix(penalty, aside, passes.at_theta)
-                if isinstance(penalty.direction, Remembered):
-                    self._remember(penalty)
-                self.grads.add_after_averaging(earlier)
-        except BaseException:
-            self.grads.put_back(earlier)
-            raise
-        finally:
-            self.perturbation.restore()
-            self.evaluation.parallelism.drop_copies()
-            if self.buffers is not None:
-                self.buffers.restore()
-        assert loss is not None  # a plan has a moved pass
-        return loss, norm
+                self._mix(work)
+                if self.penalty.direction.averages == "results":
+                    self._update_ema()
+                self.gradients.add_after_averaging(earlier)
+        return work.result
 
-    def _to_the_first_place(
-        self, penalty: GradientPenalty, passes: Plan, coefficient: float, radius: float
-    ) -> tuple[Tensor | None, Tensor | float, bool, Gradients, Alignment | None]:
-        """The first pass, if there is one, and the first move: loss, norm of the gradient, overflow, gradient held aside, alignment."""
-        radius = passes.moved[0].place * radius
-        if passes.first is None:
-            self._move(penalty, self._without_gradient(penalty), radius)
-            return None, float("nan"), False, {}, None
-        weight = passes.first.weight
-        loss = self.evaluation.run(self._direction_closures, weight, synchronise=self.average_direction)
-        if self.buffers is not None:
-            self.buffers.keep()
-        first = self.grads.of(self.perturbed)
-        norm = gradient_norm(list(first.values()))
-        agreed = self.grads.agreed(averaged=self.average_direction) if self._looks_at_gradients(penalty, passes) else {}
-        alignment = Alignment(list(first), list(first.values()), weight) if self.measure_cosine and first else None
-        overflow = self._overflows(norm)
-        if not overflow:
-            if penalty.direction.needs_gradient:
-                consumable = passes.keeps_first == "none" and not self._mask_looks_at_gradients
-                vectors, scale = local_shards(list(first.values())), self.evaluation.scale(norm)
-                ascent = Ascent(list(first), vectors, norm, weight, scale, consumable)
-                self._move(penalty, self._along(penalty, ascent, agreed), radius)
-            else:
-                self._move(penalty, self._without_gradient(penalty), radius)
-        del first  # or the first gradient would live on beside the second
-        if passes.keeps_first == "aside":
-            if self.average_direction and self.evaluation.parallelism.reuses_gradients:
-                agreed = {p: g.clone() for p, g in agreed.items()}
-        else:
-            agreed = {}
-        if passes.keeps_first != "accumulated":
-            self.grads.clear()
-        elif penalty.mixing == "unit":
-            self.grads.settle()
-            kept = list(self.grads.shards().values())
-            torch._foreach_mul_(kept, self.evaluation.scaled(ratio_or_zero(1.0 - coefficient, norm)))
-        return loss, self.evaluation.unscaled(norm if weight == 1.0 else norm / abs(weight)), overflow, agreed, alignment
-
-    @property
-    def _direction_closures(self) -> Sequence[Closure]:
-        return self.closures if self.ascents is None else self.ascents
-
-    def _looks_at_gradients(self, penalty: GradientPenalty, passes: Plan) -> bool:
-        """Whether something but the move depends on the first gradient, on which all ranks must then agree."""
-        return passes.keeps_first == "aside" or isinstance(penalty.direction, Friendly) or self._mask_looks_at_gradients
-
-    @property
-    def _mask_looks_at_gradients(self) -> bool:
-        return self.mask is not None and self.mask.looks_at_gradients(self.number)
-
-    def _overflows(self, norm: Tensor) -> bool:
-        return self.evaluation.scaler is not None and not torch.isfinite(norm)
-
-    def _without_gradient(self, penalty: GradientPenalty) -> Ascent:
-        if isinstance(penalty.direction, Remembered):
-            return self._masked(directions.remembered(penalty.direction, self.memory, self.perturbed), {})
-        assert isinstance(penalty.direction, Random)  # the only other one that needs no gradient
-        return self._masked(directions.drawn(penalty.direction, self.number, self.perturbed, self.places), {})
-
-    @torch.no_grad()
-    def _along(self, penalty: GradientPenalty, ascent: Ascent, agreed: Gradients) -> Ascent:
-        """``ascent`` along the gradient turned into the penalty's direction; what is remembered takes in ``agreed``."""
-        counted = set(self.perturbed)
-        found = {p: g for p, g in agreed.items() if p in counted}
-        parameters, shards = list(found), local_shards(list(found.values()))
-        agreed = dict(zip(parameters, shards, strict=True))
-        average: list[Tensor] = []
-        if isinstance(penalty.direction, Friendly) and agreed:
-            factor = self._unscaling(ascent.weight, shards)
-            fresh = self.memory.average(directions.KIND, parameters, shards, penalty.direction.beta, factor)
-            self.memory.propose(directions.KIND, parameters, fresh)
-            by_parameter = dict(zip(parameters, fresh, strict=True))
-            average = [by_parameter[p] for p in ascent.parameters]
-        return self._masked(directions.along_gradient(penalty.direction, ascent, average), agreed)
-
-    def _masked(self, ascent: Ascent, agreed: Gradients | None) -> Ascent:
-        """``ascent`` without the coordinates that are not to be moved, chosen by ``agreed`` or, with None, as before; its norm stays."""
-        if self.mask is not None and ascent.vectors:
-            masks = self.mask.again(ascent.parameters) if agreed is None else self.mask.at(self.number, ascent.parameters, agreed)
-            ascent.vectors = list(torch._foreach_mul(ascent.vectors, masks))
-        return ascent
-
-    def _move(self, penalty: GradientPenalty, ascent: Ascent, radius: float) -> None:
-        self.perturbation.move(ascent.parameters, ascent.vectors, ascent.distance(penalty.power, radius / penalty.ascent_steps))
-        self.evaluation.parallelism.drop_copies()
-
-    def _ascend_further(self, penalty: GradientPenalty, radius: float, overflow: bool) -> bool:
-        """One more ascent step, from where the last one ended; returns whether anything has overflowed by now."""
-        kept = self.grads.set_aside(overwritten=self.average_direction)
-        self.evaluation.run(self._direction_closures, 1.0, synchronise=self.average_direction)
-        gradients = self.grads.of(self.perturbed)
-        norm = gradient_norm(list(gradients.values()))
-        overflow = overflow or self._overflows(norm)
-        if not overflow:
-            ascent = Ascent(list(gradients), local_shards(list(gradients.values())), norm, 1.0, self.evaluation.scale(norm))
-            self._move(penalty, self._masked(ascent, None), radius)
-        self.grads.put_back(kept)
-        return overflow
-
-    def _mix(self, penalty: GradientPenalty, aside: Gradients, at_theta: float) -> None:
-        """Turn what the moved passes gathered into the result, with the plain gradient that was held ``aside``.
+    def _mix(self, work: _Work) -> None:
+        """Turn what the passes gathered into the result, with the plain gradient that was held apart.
 
         Where only one of them reached a parameter, the other's gradient is 0 there.
         """
-        if not aside:
+        apart, penalty = work.apart, work.penalty
+        if not apart:
             return
-        for p in aside:
+        for p in apart:
             if p.grad is None:
                 p.grad = torch.zeros_like(p, requires_grad=False)
-        self.grads.settle()
-        shards = self.grads.shards()
-        aside = {p: aside[p] if p in aside else torch.zeros_like(p, requires_grad=False) for p in shards}
-        parameters, result, plain = list(shards), list(shards.values()), local_shards(list(aside.values()))
-        if at_theta != 0.0:
-            torch._foreach_add_(result, plain, alpha=at_theta)
-        if isinstance(penalty.mixing, SurrogateGap):
-            mixing.surrogate_gap(result, plain, penalty.mixing.a, parameters)
-        elif isinstance(penalty.mixing, Reuse):
-            part = mixing.orthogonal_part(result, plain, parameters)
-            self.memory.propose(mixing.KIND, parameters, self._without_scale(part))
-        elif isinstance(penalty.mixing, Decoupled):
-            torch._foreach_sub_(result, plain)
-            torch._foreach_add_(plain, result, alpha=0.0)  # 0, or NaN where a moved pass overflowed: a scaler must see that
-            for p in parameters:
-                p.grad = aside[p]
-            self.correction = dict(zip(parameters, self._without_scale(result), strict=True))
+        self.gradients.redistribute()
+        shards = self.gradients.shards()
+        apart = {p: apart[p] if p in apart else torch.zeros_like(p, requires_grad=False) for p in shards}
+        inputs = MixingInputs(list(shards.values()), local_shards(list(apart.values())), list(shards))
+        if self.plan.plain_weight != 0.0:
+            torch._foreach_add_(inputs.result, inputs.plain, alpha=self.plan.plain_weight)
+        if penalty.reuse is not None:
+            self.state.stage(REUSED, inputs.like, self._without_scale(orthogonal_part(inputs)))
+        elif penalty.decoupled:
+            torch._foreach_sub_(inputs.result, inputs.plain)
+            torch._foreach_add_(inputs.plain, inputs.result, alpha=0.0)  # 0, or NaN where a pass overflowed: a scaler must see that
+            for p in apart:
+                p.grad = apart[p]
+            work.result.correction = dict(zip(apart, self._without_scale(inputs.result), strict=True))
+        else:
+            mix(penalty.mixing, inputs)
 
     def _without_scale(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        scale = self.evaluation.scale(tensors[0])
+        scale = self.evaluator.scale(tensors[0])
         return list(tensors) if isinstance(scale, float) else list(torch._foreach_mul(list(tensors), 1.0 / scale))
 
-    def _remember(self, penalty: GradientPenalty) -> None:
-        """Have what is remembered take in ``.grad``."""
-        direction = penalty.direction
-        if isinstance(direction, (Friendly, Remembered)):
-            decay = direction.beta if isinstance(direction, Friendly) else direction.decay
-            gradients = self.grads.shards(self.perturbed)
-            shards = list(gradients.values())
-            finite_only = self.evaluation.scaler is not None
-            self.memory.take_in(directions.KIND, list(gradients), shards, decay, self._unscaling(1.0, shards), finite_only=finite_only)
+    def _update_ema(self) -> None:
+        """Update the EMA of gradients or results with ``.grad``."""
+        if self.penalty is None or self.penalty.direction.averages is None:
+            return
+        gradients = self.gradients.shards(self.perturbed)
+        shards, decay = list(gradients.values()), self.penalty.direction.average_decay
+        unscaling = self.unscaling(1.0, shards)
+        self.state.update_ema(AVERAGE, list(gradients), shards, decay, unscaling, finite_only=self.evaluator.scaler is not None)
 
-    def _unscaling(self, weight: float, shards: Sequence[Tensor]) -> float | Tensor:
+    def unscaling(self, weight: float, shards: Sequence[Tensor]) -> float | Tensor:
         """What takes ``weight`` and the loss scale off ``shards``."""
-        return 1.0 / (weight * self.evaluation.scale(shards[0])) if shards else 1.0
+        return 1.0 / (weight * self.evaluator.scale(shards[0])) if shards else 1.0
+
+
+class _Work:
+    """The passes of a step under way.
+
+    Args:
+        step: the step.
+        penalty: its penalty.
+        values: the penalty's numbers at it.
+    """
+
+    def __init__(self, step: Step, penalty: GradientPenalty, values: StepValues) -> None:
+        self.step = step
+        self.penalty = penalty
+        self.values = values
+        self.apart: ByParameter = {}
+        self._result: Result | None = None
+        self._alignment: Alignment | None = None
+        self._overflow = False
+        self._offset: float = 0
+
+    @property
+    def result(self) -> Result:
+        assert self._result is not None  # a plan has a pass
+        return self._result
+
+    def make(self, i: int, this: Pass, last: bool) -> None:
+        """Make pass ``i`` of the plan: go to where it is evaluated, run it, and see what becomes of its gradient."""
+        step = self.step
+        if this.offset * self._offset < 0:
+            step.perturbation.mirror()
+            step.evaluator.parallelism.drop_copies()
+            self._offset = this.offset
+        elif this.offset != 0 and self._offset == 0:
+            self._perturb(self._direction_without_gradient(), this.offset)  # the plan has no pass that gives a direction
+        if this.gives_direction or (this.offset == 0 and this.keeps != "sum"):
+            self._make_first(i, this)
+            return
+        measured = self._alignment if this.offset != 0 else None
+        if measured is not None:
+            measured.before_pass()
+        weight = NAN if self._overflow else this.weight  # parameters stay where they are after an overflow, and NaN tells the scaler
+        loss, aux = step.evaluator.run(this.of, weight, synchronise=last)
+        if self._result is None:
+            self._result = Result(loss, aux)
+            if this.offset == 0:
+                self._look_at_plain(this)
+        if measured is not None:
+            self._result.cosine = measured.after_pass(this.weight)
+            self._alignment = None
+
+    def _look_at_plain(self, this: Pass) -> None:
+        """A plain pass that gives no direction: measure what is to be known of it."""
+        step = self.step
+        first = step.gradients.of(step.perturbed)
+        self.result.norm = self._unweighted(gradient_norm(list(first.values())), this.weight) if step.measure_norm else NAN
+        if step.measure_cosine and first and all(p.of == "loss" for p in step.plan.passes):
+            self._alignment = Alignment(list(first), list(first.values()), this.weight)
+
+    def _unweighted(self, norm: Tensor, weight: float) -> Tensor:
+        return self.step.evaluator.unscaled(norm if weight == 1.0 else norm / abs(weight))
+
+    def _make_first(self, i: int, this: Pass) -> None:
+        """A pass from whose gradient the direction is formed, or whose gradient is held apart."""
+        step, evaluator = self.step, self.step.evaluator
+        kept = step.gradients.stash(overwritten=step.average_direction) if i > 0 else None
+        synchronise = this.gives_direction and step.average_direction
+        loss, aux = evaluator.run(this.of, this.weight, synchronise=synchronise)
+        if self._result is None:
+            self._result = Result(loss, aux)
+        first = step.gradients.of(step.perturbed)
+        if step.must_reach and step.perturbed and not first and this.gives_direction:
+            raise ValueError(
+                f"closure must reach a perturbed parameter; got a loss that gave none of the {len(step.perturbed)} a gradient (or hooks of "
+                "the backward pass that took them away, as optimizers that step inside of it do). Select parameters that the loss depends "
+                "on: parameters=lambda name, p: ..."
+            )
+        vectors = list(first.values())
+        norm = _Lazily(vectors)
+        climbs = this.offset != 0
+        if step.measure_norm and not climbs:
+            norm()
+        agreed: ByParameter = {}
+        if not climbs and self._looks_at_gradients(this):
+            agreed = step.gradients.all_reduced(averaged=synchronise)
+        if step.measure_cosine and first and not climbs:
+            self._alignment = Alignment(list(first), vectors, this.weight)
+        if evaluator.scaler is not None and not torch.isfinite(norm()):
+            self._overflow = True
+        factor: float | Tensor | None = None
+        if this.keeps == "sum" and self.penalty.mixing.plain_gradient == "normalized":
+            factor = weigh_plain(self.penalty.mixing, step.plan.plain_weight, norm())
+            factor = evaluator.scaled(factor) if isinstance(factor, Tensor) else factor
+        if this.gives_direction and self._overflow:
+            self._offset = step.plan.passes[i + 1].offset
+        elif this.gives_direction:
+            ascent = self._direction(this, first, norm, agreed)
+            self._perturb(ascent, step.plan.passes[i + 1].offset - this.offset)
+            del ascent
+        if not climbs and norm.measured is not None:
+            self._result.norm = self._unweighted(norm.measured, this.weight)
+        del first, vectors, norm  # or the first gradient would live on beside the second
+        self._put_by(this, agreed, factor)
+        if kept is not None:
+            step.gradients.restore(kept)
+
+    def _put_by(self, this: Pass, agreed: ByParameter, factor: float | Tensor | None) -> None:
+        """What becomes of the first gradient."""
+        gradients = self.step.gradients
+        if this.keeps == "apart":
+            held_by_ranks = self.step.average_direction and self.step.evaluator.parallelism.reuses_gradients
+            self.apart = {p: g.clone() for p, g in agreed.items()} if held_by_ranks else agreed
+        if this.keeps != "sum":
+            gradients.clear()
+        elif factor is not None:
+            gradients.redistribute()
+            torch._foreach_mul_(list(gradients.shards().values()), factor)
+
+    def _looks_at_gradients(self, this: Pass) -> bool:
+        """Whether something but the perturbation depends on the first gradient, on which all ranks must then agree."""
+        mask = self.step.mask
+        return (
+            this.keeps == "apart"
+            or self.penalty.direction.averages == "gradients"
+            or (mask is not None and mask.needs_gradients(self.values.step))
+        )
+
+    def _direction_without_gradient(self) -> Ascent:
+        step, parameters = self.step, self.step.perturbed
+        remembers = self.penalty.direction.averages is not None
+        average = step.state.shards(AVERAGE, parameters) if remembers else []
+        inputs = DirectionInputs(parameters, self._indices(parameters), self.values.step, [], lambda: torch.zeros(()), average)
+        return self._masked(ascent_direction(self.penalty.direction, inputs), {})
+
+    @torch.no_grad()
+    def _direction(self, this: Pass, first: ByParameter, norm: _Lazily, agreed: ByParameter) -> Ascent:
+        """The direction from the gradient ``first``; averages are updated with ``agreed``."""
+        step, parameters = self.step, list(first)
+        shards = local_shards(list(first.values()))
+        counted = set(step.perturbed)
+        found = {p: g for p, g in agreed.items() if p in counted}
+        agreed_shards = dict(zip(found, local_shards(list(found.values())), strict=True))
+        average: list[Tensor] = []
+        if self.penalty.direction.averages == "gradients" and agreed_shards and this.offset == 0:
+            average = self._staged_average(this, agreed_shards, parameters)
+        inputs = DirectionInputs(
+            parameters,
+            self._indices(parameters),
+            self.values.step,
+            shards,
+            norm,
+            average,
+            this.weight,
+            step.evaluator.scale(shards[0]) if shards else 1.0,
+            consumable=this.keeps == "nothing" and not (step.mask is not None and step.mask.needs_gradients(self.values.step)),
+        )
+        ascent = ascent_direction(self.penalty.direction, inputs) if shards else Ascent(parameters, [], norm)
+        return self._masked(ascent, agreed_shards if this.offset == 0 else None)
+
+    def _staged_average(self, this: Pass, agreed: Mapping[nn.Parameter, Tensor], wanted: Sequence[nn.Parameter]) -> list[Tensor]:
+        """The EMA of gradients with ``agreed`` in it, remembered if the step succeeds."""
+        parameters, shards, decay = list(agreed), list(agreed.values()), self.penalty.direction.average_decay
+        fresh = self.step.state.next_ema(AVERAGE, parameters, shards, decay, self.step.unscaling(this.weight, shards))
+        self.step.state.stage(AVERAGE, parameters, fresh)
+        by_parameter = dict(zip(parameters, fresh, strict=True))
+        return [by_parameter[p] for p in wanted]
+
+    def _indices(self, parameters: Sequence[nn.Parameter]) -> list[int]:
+        return [self.step.indices[p] for p in parameters]
+
+    def _masked(self, ascent: Ascent, agreed: Mapping[nn.Parameter, Tensor] | None) -> Ascent:
+        """``ascent`` without the coordinates that are not perturbed, chosen by ``agreed`` or, with None, as before; its norm stays."""
+        mask = self.step.mask
+        if mask is not None and ascent.vectors:
+            norm = ascent.norm() if callable(ascent.norm) else ascent.norm
+            masks = mask.again(ascent.parameters) if agreed is None else mask.at(self.values.step, ascent.parameters, agreed)  # type: ignore[arg-type]  # they are
+            vectors = list(torch._foreach_mul(ascent.vectors, masks))
+            return Ascent(ascent.parameters, vectors, norm, ascent.weight, ascent.scale)
+        return ascent
+
+    def _perturb(self, ascent: Ascent, by: float) -> None:
+        """Perturb along ``ascent`` by the share ``by`` of the radius."""
+        step = self.step
+        if ascent.vectors:
+            distance = ascent.distance(self.penalty.power, by * self.values.radius)
+            step.perturbation.perturb(ascent.parameters, ascent.vectors, distance, check_rounding=step.check_rounding)
+        step.evaluator.parallelism.drop_copies()
+        self._offset += by
+
+
+class _Lazily:
+    """The norm of ``vectors`` over all of them, measured at most once, and only if it is asked for."""
+
+    def __init__(self, vectors: Sequence[Tensor]) -> None:
+        self._vectors = vectors
+        self.measured: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        if self.measured is None:
+            self.measured = gradient_norm(self._vectors)
+        return self.measured

@@ -1,4 +1,4 @@
-"""What a penalty keeps from step to step: tensors by kind and parameter, changed only when a step has succeeded."""
+"""What a penalty remembers from step to step: tensors by kind and parameter, changed only when a step has succeeded."""
 
 from __future__ import annotations
 
@@ -10,13 +10,31 @@ import torch
 from torch import Tensor, nn
 
 from gradreg import checks
-from gradreg.torch.norms import norm_of_shards
-from gradreg.torch.parallel import is_sharded, local_shards
-from gradreg.torch.precision import LOW_PRECISION
+from gradreg.penalties import GradientPenalty
+from gradreg.torch.norms import LOW_PRECISION, is_sharded, local_shards, norm_of_shards
+
+AVERAGE = "average"
+"""The average of gradients or of results that a direction needs."""
+REUSED = "reused"
+"""The part of the penalised gradient orthogonal to the plain one (``Reuse``)."""
+MASK = "mask"
+"""The coordinates that a mask chose from gradients."""
+
+
+def remembered_kinds(penalty: GradientPenalty | None) -> dict[str, torch.dtype | None]:
+    """What ``penalty`` remembers of each parameter, and in which dtype: None for that of the parameter, or float32 if that has 16 bits."""
+    kinds: dict[str, torch.dtype | None] = {}
+    if penalty is not None and penalty.direction.averages is not None:
+        kinds[AVERAGE] = None
+    if penalty is not None and penalty.reuse is not None:
+        kinds[REUSED] = None
+    if penalty is not None and penalty.mask is not None and penalty.mask.needs_gradient:
+        kinds[MASK] = torch.bool
+    return kinds
 
 
 @dataclass(frozen=True)
-class _Proposal:
+class _Staged:
     kind: str
     parameters: Sequence[nn.Parameter]
     shards: Sequence[Tensor]
@@ -24,7 +42,7 @@ class _Proposal:
     period: int | None
 
 
-class Memory:
+class State:
     """Tensors like the parameters (sharded as they are), zero until something is remembered.
 
     Args:
@@ -36,15 +54,15 @@ class Memory:
         self._names = dict(names)
         self._kinds = dict(kinds)
         self._tensors: dict[str, dict[nn.Parameter, Tensor]] = {kind: {} for kind in kinds}
-        self._proposed: list[_Proposal] = []
+        self._staged: list[_Staged] = []
         self.period: int | None = None
-        """Of what is chosen anew from time to time: how often it has been; None before the first."""
+        """Of a mask that is chosen again from time to time: how often it had been when it was last; None before the first."""
 
     def shards(self, kind: str, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """What is remembered of ``parameters``: this rank's shards, to be read only."""
         return local_shards([self._tensor(kind, p) for p in parameters])
 
-    def propose(
+    def stage(
         self,
         kind: str,
         parameters: Sequence[nn.Parameter],
@@ -57,31 +75,31 @@ class Memory:
 
         The memory may keep ``shards`` themselves, so nobody may change them afterwards.
         """
-        self._proposed.append(_Proposal(kind, parameters, shards, shards if evidence is None else evidence, period))
+        self._staged.append(_Staged(kind, parameters, shards, shards if evidence is None else evidence, period))
 
-    def forget_proposals(self) -> None:
-        """The step failed: what it proposed is not remembered."""
-        self._proposed = []
+    def discard_staged(self) -> None:
+        """The step failed: what it staged is not remembered."""
+        self._staged = []
 
     @torch.no_grad()
     def commit(self, *, finite_only: bool) -> None:
-        """Remember what was proposed; with ``finite_only``, which waits for the device, only what is finite."""
-        for new in self._proposed:
+        """Remember what was staged; with ``finite_only``, which waits for the device, only what is finite."""
+        for new in self._staged:
             if new.parameters and (not finite_only or _finite(new.evidence, new.parameters)):
                 self._keep(new)
                 self.period = self.period if new.period is None else new.period
-        self._proposed = []
+        self._staged = []
 
     @torch.no_grad()
-    def average(
+    def next_ema(
         self, kind: str, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], decay: float, factor: float | Tensor
     ) -> list[Tensor]:
-        """``decay·m + (1 − decay)·factor·gradients``: new tensors, to be proposed."""
+        """``decay·m + (1 − decay)·factor·gradients``: new tensors, to be staged."""
         remembered = self.shards(kind, parameters)
         return list(torch._foreach_lerp(remembered, _comparable(gradients, remembered, factor), 1.0 - decay))
 
     @torch.no_grad()
-    def take_in(
+    def update_ema(
         self,
         kind: str,
         parameters: Sequence[nn.Parameter],
@@ -137,8 +155,8 @@ class Memory:
                 if theirs is not mine:
                     mine.copy_(theirs)
 
-    def _keep(self, new: _Proposal) -> None:
-        """Have the proposed tensors take the place of the old ones, or, where those are shards or of another kind, copy them there."""
+    def _keep(self, new: _Staged) -> None:
+        """Have the staged tensors take the place of the old ones, or, where those are shards or of another kind, copy them there."""
         copied: list[tuple[Tensor, Tensor]] = []
         for p, shard in zip(new.parameters, new.shards, strict=True):
             mine = self._tensor(new.kind, p)

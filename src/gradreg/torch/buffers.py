@@ -1,0 +1,245 @@
+"""The state that forward passes read and write: buffers, frozen parameters, and what modules hold as plain attributes.
+
+All passes of a step over one closure must evaluate one function, so each later pass starts from what the first one read. Which state a
+forward pass writes is found by comparison at the first regularized step and after a change of mode (``train()``, ``eval()``, freezing, new
+buffers), whatever way it is written: in place, through ``.data``, by kernels that move no version counter, or by assignment. From then on
+only that is copied, and what is small enough to cost nothing; other tensors are watched by version counter and address. One that shows as
+written only then is copied from the next step on.
+
+Of an attribute that is no tensor the object counts, not what a list or dictionary holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gradreg.torch.norms import is_sharded, local_shards
+from gradreg.torch.rng import is_generator
+
+_SMALL = 1 << 16
+"""Bytes of tensors that are copied in any case, so that writers that show late (every 100th step) are too."""
+_AFFORDABLE = 1 << 26
+"""Bytes that may be copied while writers are searched for, or as many as the trainable parameters have; what is beyond is told by checksum."""
+_CHUNK = 1 << 20
+"""Elements that a checksum reads at a time."""
+
+_ABSENT: Any = object()
+"""Stands for state that was not there yet."""
+_OWN = frozenset(vars(nn.Module()))
+"""Attributes that are PyTorch's own."""
+_WRAPPERS = ("torch.nn.parallel", "torch.distributed", "torch._dynamo")
+"""Where modules come from whose attributes are bookkeeping of the passes themselves."""
+
+Address = tuple[int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class _Slot:
+    """Where one piece of state stands: under ``key`` in a dictionary of a module.
+
+    FSDP2 puts gathered copies in the place of its shards during a pass, so of a ``DTensor`` the object itself is the slot.
+    """
+
+    holder: dict[str, Any]
+    key: str
+    sharded: Tensor | None = None
+
+    @property
+    def address(self) -> Address:
+        return id(self.holder), self.key
+
+    def value(self) -> Any:
+        return self.holder.get(self.key, _ABSENT) if self.sharded is None else self.sharded
+
+    def put(self, value: Any) -> None:
+        if value is _ABSENT:
+            self.holder.pop(self.key, None)
+        elif self.sharded is None:
+            self.holder[self.key] = value
+
+
+@dataclass
+class Snapshot:
+    """What stood in some slots: the objects, and the contents, by slot, of tensors that can be written to (this rank's shards)."""
+
+    slots: list[_Slot]
+    values: list[Any]
+    contents: dict[Address, tuple[Tensor, Tensor]]
+    """Tensor and copy."""
+
+
+class ForwardState:
+    """The state of ``model`` that its forward passes write.
+
+    Args:
+        model: the module whose buffers, frozen parameters and attributes are kept.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.modules())
+        self._mode: object = None
+        self._searching = False
+        self._compared: list[_Slot] = []
+        self._by_checksum: list[tuple[_Slot, Tensor, tuple[int, ...]]] = []
+        self._writers: list[_Slot] = []
+        self._watched: list[tuple[_Slot, Tensor, tuple[int, int]]] = []
+        self._pool: list[dict[Address, Tensor]] = []
+        self._taken = 0
+        self.generators: list[Any] = []
+        """Random generators that modules hold, known once ``begin`` was called."""
+
+    def begin(self, trainable: Sequence[nn.Parameter]) -> None:
+        """Before the passes of a step: see whether writers must be searched for."""
+        self._taken = 0
+        self._searching = self._mode_now(trainable) != self._mode
+        if self._searching:
+            self._mode = None  # until the search has ended: after a step that failed it begins again
+            self._begin_search(trainable)
+
+    @torch.no_grad()
+    def snapshot(self) -> Snapshot:
+        """What stands in the slots that are copied."""
+        slots = self._compared if self._searching else self._writers
+        if self._taken == len(self._pool):
+            self._pool.append({})
+        pool = self._pool[self._taken]
+        self._taken += 1
+        values = [slot.value() for slot in slots]
+        written = [(slot, value) for slot, value in zip(slots, values, strict=True) if isinstance(value, Tensor) and _can_be_written(value)]
+        contents: dict[Address, tuple[Tensor, Tensor]] = {}
+        for (slot, _), tensor in zip(written, local_shards([value for _, value in written]), strict=True):
+            copy = pool.get(slot.address)
+            if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype or copy.device != tensor.device:
+                copy = pool[slot.address] = torch.empty_like(tensor, requires_grad=False)
+            contents[slot.address] = tensor, copy
+        for tensors, copies in _alike(contents.values()):
+            torch._foreach_copy_(copies, tensors)
+        return Snapshot(list(slots), values, contents)
+
+    @torch.no_grad()
+    def restore(self, snapshot: Snapshot) -> None:
+        """Have in the slots of ``snapshot`` what stood there."""
+        for slot, value in zip(snapshot.slots, snapshot.values, strict=True):
+            slot.put(value)
+        for tensors, copies in _alike(snapshot.contents.values()):
+            torch._foreach_copy_(tensors, copies)
+
+    def settle(self, start: Snapshot, trainable: Sequence[nn.Parameter]) -> None:
+        """After the first evaluation that began at ``start``: what it wrote is known, and ``start`` learns of state that is new since."""
+        if self._searching:
+            self._end_search(start)
+            self._mode = self._mode_now(trainable)
+            return
+        late = [slot for slot, value, version in self._watched if slot.value() is not value or _version_of(value) != version]
+        if late:  # what they held before is not known
+            self._writers = [*self._writers, *late]
+            self._watch([slot for slot, _, _ in self._watched if slot not in late])
+
+    def _mode_now(self, trainable: Sequence[nn.Parameter]) -> object:
+        return [id(p) for p in trainable], [(m.training, len(m._buffers)) for m in self._modules]
+
+    def _begin_search(self, trainable: Sequence[nn.Parameter]) -> None:
+        budget = max(_AFFORDABLE, sum(p.numel() * p.element_size() for p in trainable))
+        self._compared, self._by_checksum, self.generators = [], [], []
+        for slot in self._slots():
+            value, size = slot.value(), _bytes_of(slot.value())
+            if is_generator(value):
+                self.generators += [value] if all(value is not other for other in self.generators) else []
+            elif size > budget:
+                self._by_checksum.append((slot, value, _checksum(value)))
+            else:
+                budget -= size
+                self._compared.append(slot)
+
+    def _end_search(self, start: Snapshot) -> None:
+        known = {slot.address for slot in (*start.slots, *(slot for slot, _, _ in self._by_checksum))}
+        new = [slot for slot in self._slots() if slot.address not in known and not is_generator(slot.value())]
+        found = [(slot, _differs(slot, value, start)) for slot, value in zip(start.slots, start.values, strict=True)]
+        found += [(slot, slot.value() is not value or _checksum(value) != before) for slot, value, before in self._by_checksum]
+        quiet = [slot for slot, differs in found if not differs and isinstance(slot.value(), Tensor)]
+        room, small = _SMALL, list[_Slot]()
+        for slot in sorted(quiet, key=lambda s: _bytes_of(s.value())):
+            room -= _bytes_of(slot.value())
+            if room < 0:
+                break
+            small.append(slot)
+        self._writers = [*new, *(slot for slot, differs in found if differs), *small]
+        self._watch([slot for slot in quiet if slot not in small])
+        self._searching, self._compared, self._by_checksum = False, [], []
+        start.slots += new
+        start.values += [_ABSENT] * len(new)
+
+    def _watch(self, slots: Sequence[_Slot]) -> None:
+        self._watched = [(slot, slot.value(), _version_of(slot.value())) for slot in slots]
+
+    def _slots(self) -> Iterator[_Slot]:
+        """All state that is looked at, each tensor once."""
+        seen: set[int] = set()
+        for module in self._modules:
+            own = [] if type(module).__module__.startswith(_WRAPPERS) else [key for key in vars(module) if key not in _OWN]
+            frozen = [key for key, p in module._parameters.items() if p is not None and not p.requires_grad]
+            for holder, keys in ((module._buffers, [*module._buffers]), (module._parameters, frozen), (vars(module), own)):
+                for key in keys:
+                    value = holder[key]
+                    if not isinstance(value, Tensor):
+                        yield _Slot(holder, key)
+                    elif id(value) not in seen and not is_lazy(value) and value.device.type != "meta":
+                        seen.add(id(value))
+                        yield _Slot(holder, key, value if is_sharded(value) else None)
+
+
+def _can_be_written(tensor: Tensor) -> bool:
+    """Whether the content of ``tensor`` is copied: not of results of a graph, of inference tensors and of expanded ones."""
+    if tensor.grad_fn is not None or tensor.is_inference():
+        return False
+    return not any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _bytes_of(value: object) -> int:
+    if not isinstance(value, Tensor) or not _can_be_written(value):
+        return 0
+    (shard,) = local_shards([value])
+    return shard.numel() * shard.element_size()
+
+
+def _version_of(tensor: Tensor) -> tuple[int, int]:
+    """What tells that a tensor was written in place, or given other memory; nothing tells of writes through ``.data``."""
+    return -1 if tensor.is_inference() else tensor._version, tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else 0
+
+
+def _differs(slot: _Slot, before: object, start: Snapshot) -> bool:
+    """Whether ``slot`` holds another object than ``before``, or that object another content than at ``start``."""
+    if slot.value() is not before:
+        return True
+    return slot.address in start.contents and not torch.equal(*start.contents[slot.address])
+
+
+@torch.no_grad()
+def _checksum(tensor: Tensor) -> tuple[int, ...]:
+    """Numbers that change with the content of a tensor too large to be copied: sums of its bits, plain and weighted by position."""
+    (shard,) = local_shards([tensor])
+    flat = shard.contiguous().view(-1).view(torch.uint8)
+    words, rest = flat[: len(flat) // 4 * 4].view(torch.int32), flat[len(flat) // 4 * 4 :]
+    weights = torch.arange(1, 2 * _CHUNK, 2, device=words.device)
+    plain = weighted = int(rest.sum())
+    for i, chunk in enumerate(words.split(_CHUNK)):
+        long = chunk.long()
+        plain += int(long.sum())
+        weighted += (i + 1) * int((long * weights[: len(long)]).sum())
+    return plain, weighted
+
+
+def _alike(pairs: Any) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Pairs of tensors as two lists for each dtype and device, as operations over many tensors want them."""
+    groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
+    for a, b in pairs:
+        ours, theirs = groups.setdefault((a.dtype, a.device), ([], []))
+        ours.append(a)
+        theirs.append(b)
+    return list(groups.values())

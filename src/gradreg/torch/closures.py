@@ -1,0 +1,273 @@
+"""Evaluating closures: forward and backward passes whose weighted gradients gather in ``.grad``, each time of the same function.
+
+Every later evaluation of a closure starts from the state and the random numbers that its own first evaluation read, and what that first
+evaluation wrote stands at the end.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from gradreg import checks
+from gradreg.plan import Plan
+from gradreg.torch.buffers import ForwardState, Snapshot
+from gradreg.torch.parallel import Parallelism
+from gradreg.torch.rng import RandomSources
+
+Closure: TypeAlias = Callable[[], Any]
+"""Runs a forward pass and returns the scalar loss, or ``(loss, aux)``, without calling ``backward``."""
+
+
+class Scaler(Protocol):
+    """What multiplies the loss so that its gradients do not underflow: a ``torch.amp.GradScaler``, or any object with this method."""
+
+    def scale(self, outputs: Tensor) -> Tensor: ...
+
+
+@dataclass
+class _Start:
+    """What one closure's first evaluation read."""
+
+    state: Snapshot | None
+    random: list[Any] | None
+    synchronises: list[bool]
+
+
+@dataclass
+class _Group:
+    """The closures of the loss or of the ascent, and what their first evaluations read and wrote."""
+
+    closures: Sequence[Closure]
+    starts: list[_Start] = field(default_factory=list)
+    end: _Start | None = None
+
+
+class Evaluator:
+    """How one call of ``GradientRegularizer.backward`` evaluates losses and their gradients.
+
+    Args:
+        closures: the micro-batches; ``ascent`` those of the direction, or None for ``closures``.
+        has_aux: whether closures return ``(loss, aux)``.
+        parallelism: averages gradients over ranks.
+        trainable: the parameters that require a gradient.
+        backward: called with a multiple of the loss in place of ``loss.backward()``, or None for that; it may multiply the loss further.
+        scaler: what ``backward`` multiplies the loss with beyond the objective's own factors, or None for nothing.
+        state: the state that passes share, or None to let every pass write it.
+        replay_rng: whether every pass over a closure draws the same random numbers.
+    """
+
+    def __init__(
+        self,
+        closures: Sequence[Closure],
+        ascent: Sequence[Closure] | None,
+        *,
+        has_aux: bool,
+        parallelism: Parallelism,
+        trainable: list[nn.Parameter],
+        backward: Callable[[Tensor], object] | None,
+        scaler: Scaler | None,
+        state: ForwardState | None,
+        replay_rng: bool,
+    ) -> None:
+        self.trainable = trainable
+        self.parallelism = parallelism
+        self.backward = backward
+        self.scaler = scaler
+        self.repeats_pass = False
+        self.number = len(closures)
+        self._has_aux = has_aux
+        self._groups: Mapping[Literal["loss", "ascent"], _Group] = {
+            "loss": _Group(closures),
+            "ascent": _Group(() if ascent is None else ascent),
+        }
+        self._state = state
+        self._replays_rng = replay_rng
+        self._random: RandomSources | None = None
+        self._sharing = False
+
+    @contextmanager
+    def sharing_state(self, plan: Plan) -> Iterator[None]:
+        """A context of several passes, which start alike; at its end, whatever is raised, stands what the first evaluation wrote."""
+        if self._state is not None:
+            self._state.begin(self.trainable)
+        if self._replays_rng:
+            self._random = RandomSources((p.device for p in self.trainable), () if self._state is None else self._state.generators)
+        self._sharing = True
+        group = self._groups[plan.passes[0].of]
+        try:
+            try:
+                yield
+            finally:
+                self._end(group)
+        except BaseException:
+            self._end(group)  # again, for an interruption may have struck in the midst of the first time
+            raise
+
+    def _end(self, group: _Group) -> None:
+        self._sharing = self.repeats_pass = False
+        if group.end is not None:
+            self._go_to(group.end)
+
+    def run(self, of: Literal["loss", "ascent"], weight: float, *, synchronise: bool) -> tuple[Tensor, Any]:
+        """Forward and backward through every closure, ``weight`` times its gradient accumulating.
+
+        Returns:
+            The summed, detached loss, and what the closures returned beside it: one aux for one closure, else a list.
+        """
+        group = self._groups[of]
+        first = not group.starts
+        losses: list[Tensor] = []
+        auxiliary: list[Any] = []
+        for i in range(len(group.closures)):
+            with self.parallelism.synchronised(synchronise and i == len(group.closures) - 1):
+                loss, aux = self._evaluate(group, i)
+                losses.append(loss.detach().clone())  # CUDA graphs of torch.compile reuse its memory in the next pass
+                auxiliary.append(aux)
+                self.backpropagate(loss, weight)
+        if first:
+            self.finish_first(of)
+        return total(losses), auxiliary[0] if len(auxiliary) == 1 else auxiliary
+
+    def finish_first(self, of: Literal["loss", "ascent"]) -> None:
+        """All closures of a group have been evaluated for the first time: note what they wrote."""
+        group = self._groups[of]
+        if not self._sharing or not group.starts:
+            return
+        if self._state is not None and group.starts[0].state is not None:
+            self._state.settle(group.starts[0].state, self.trainable)
+        group.end = self._here()
+
+    def evaluate(self, i: int) -> tuple[Tensor, Any]:
+        """The checked loss and aux of closure ``i`` of the loss."""
+        return self._evaluate(self._groups["loss"], i)
+
+    def _evaluate(self, group: _Group, i: int) -> tuple[Tensor, Any]:
+        fresh = i == 0 and all(p.grad is None for p in self.trainable)
+        self.repeats_pass = self._sharing and i < len(group.starts)
+        if self._sharing:
+            if i < len(group.starts):
+                self._go_to(group.starts[i])
+            else:
+                other = self._groups["ascent" if group is self._groups["loss"] else "loss"]
+                if i == 0 and other.starts:  # another function, which starts where the first one did
+                    self._go_to(other.starts[0])
+                group.starts.append(self._here())
+        loss, aux = self._checked(group.closures[i]())
+        if fresh and any(p.grad is not None for p in self.trainable):
+            raise ValueError("closure must only run the forward pass; it called backward() itself. Return the loss and leave that out.")
+        if not loss.requires_grad:
+            raise ValueError(
+                "closure must return a loss that requires grad; got one that does not depend on any trainable parameter. "
+                "Compute it from the model's output, without torch.no_grad() or .detach()."
+            )
+        return loss if loss.dim() == 0 else loss.reshape(()), aux
+
+    def _here(self) -> _Start:
+        state = None if self._state is None else self._state.snapshot()
+        random = None if self._random is None else self._random.capture()
+        return _Start(state, random, self.parallelism.forward_synchronisation() if state is not None and state.slots else [])
+
+    def _go_to(self, start: _Start) -> None:
+        if self._state is not None and start.state is not None:
+            self._state.restore(start.state)
+        if self._random is not None and start.random is not None:
+            self._random.restore(start.random)
+        if start.synchronises:
+            self.parallelism.set_forward_synchronisation(start.synchronises)
+
+    def _checked(self, returned: Any) -> tuple[Tensor, Any]:
+        aux = None
+        if self._has_aux:
+            if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+                raise TypeError(
+                    f"closure must return (loss, aux) with has_aux=True; got {checks.describe(returned)}. Leave has_aux out, or add aux."
+                )
+            returned, aux = returned
+            aux = tree_map_only(Tensor, Tensor.detach, aux)
+        if not isinstance(returned, Tensor):
+            hint = "Pass has_aux=True to return (loss, aux)." if isinstance(returned, tuple) else "Return loss, not loss.item()."
+            raise TypeError(f"closure must return the loss as a tensor; got {checks.describe(returned)}. {hint}")
+        if returned.numel() != 1:
+            raise ValueError(
+                f"closure must return a scalar loss; got a tensor of shape {tuple(returned.shape)}. Reduce it with .mean() or .sum()."
+            )
+        return returned, aux
+
+    def backpropagate(self, loss: Tensor, weight: float) -> None:
+        """Add ``weight`` times the scaled loss's gradient to ``.grad``."""
+        try:
+            if self.backward is not None:
+                self.backward(loss if weight == 1.0 else loss * weight)
+                return
+            scaled = self.scaled(loss)
+            scaled.backward(None if weight == 1.0 else torch.full_like(scaled, weight))
+        except RuntimeError as error:
+            if self.repeats_pass and "second time" in str(error):
+                raise RuntimeError(
+                    "closure must run the forward pass itself, because it is evaluated again at perturbed parameters; got a loss whose graph "
+                    "was made outside of it, or in an earlier evaluation. Write regularizer.backward(lambda: criterion(model(x), y))."
+                ) from error
+            raise
+
+    def scaled(self, value: Tensor) -> Tensor:
+        """``value`` times the loss scale."""
+        return value if self.scaler is None else self.scaler.scale(value)
+
+    def unscaled(self, value: Tensor) -> Tensor:
+        """``value`` divided by the loss scale."""
+        return value if self.scaler is None else value / self.scale(value)
+
+    def scale(self, like: Tensor) -> float | Tensor:
+        """The loss scale on the device of ``like``; nobody waits for its value."""
+        return 1.0 if self.scaler is None else self.scaler.scale(torch.ones((), dtype=like.dtype, device=like.device))
+
+
+def total(losses: Sequence[Tensor]) -> Tensor:
+    """The sum of ``losses``."""
+    return losses[0] if len(losses) == 1 else torch.stack(list(losses)).sum()
+
+
+def as_closures(name: str, value: object) -> Sequence[Closure]:
+    """``value``, a closure or a sequence of them, as a list.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if callable(value):
+        return [value]
+    if not isinstance(value, Sequence) or not value or not all(callable(c) for c in value):
+        raise TypeError(
+            f"{name} must be a callable or a non-empty sequence of callables; got {checks.describe(value)}. "
+            f"Write regularizer.backward(lambda: criterion(model(x), y))."
+        )
+    closures = list(cast("Sequence[Closure]", value))
+    _warn_of_late_binding(name, closures)
+    return closures
+
+
+def _warn_of_late_binding(name: str, closures: Sequence[Closure]) -> None:
+    """Warn of two functions that are one in all but name: a loop made them, and both read the loop variable as its last turn left it."""
+    seen: dict[Any, Closure] = {}
+    for closure in closures:
+        code = getattr(closure, "__code__", None)
+        if code is None or not (code.co_freevars or code.co_names):
+            continue
+        bound = (closure.__closure__, closure.__defaults__, closure.__kwdefaults__)  # type: ignore[attr-defined]  # it has code
+        cells = tuple(id(cell) for cell in bound[0] or ())
+        arguments = tuple(id(default) for default in (*(bound[1] or ()), *(bound[2] or {}).values()))
+        other = seen.setdefault((code, id(closure.__globals__), cells, arguments), closure)  # type: ignore[attr-defined]
+        if other is not closure:
+            warnings.warn(
+                f"{name} has two functions made by the same line that read the same variables: in a loop, both see the last turn's values, "
+                "and the last micro-batch counts for all. Bind them when each is made: lambda x=x, y=y: criterion(model(x), y).",
+                stacklevel=4,
+            )
+            return

@@ -1,0 +1,65 @@
+"""What would make the gradient wrong without a word: parameters that joined the model later, and optimizers that step inside backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import is_
+
+import torch
+from torch import nn
+
+
+class Watch:
+    """The modules and parameters of ``model`` as they were when the regularizer was built."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._members = [(m._parameters, list(m._parameters.values()), m._modules, list(m._modules.values())) for m in model.modules()]
+        self._known = {id(p) for p in model.parameters()}
+        self.first = True
+        """Whether no step of several passes has succeeded yet."""
+
+    def check(self) -> None:
+        """Raise if a trainable parameter joined the model, or took the place of another.
+
+        Raises:
+            ValueError: naming one of them and the remedy.
+        """
+        if all(
+            len(parameters) == len(ours) and all(map(is_, parameters.values(), ours)) and len(modules) == len(children) and all(map(is_, modules.values(), children))
+            for parameters, ours, modules, children in self._members
+        ):
+            return
+        joined = [name for name, p in self._model.named_parameters() if p.requires_grad and id(p) not in self._known]
+        if joined:
+            raise ValueError(
+                f"model must keep the parameters that it had when the regularizer was built; got {len(joined)} new ones, {joined[0]!r} for "
+                "one (a layer that was added, an embedding that was resized, load_state_dict(assign=True)). Build a new "
+                "GradientRegularizer, and load_state_dict() the old one's state into it."
+            )
+
+    @contextmanager
+    def first_step(self) -> Iterator[None]:
+        """A context of the first step of several passes, which must leave the parameters alone.
+
+        Raises:
+            RuntimeError: hooks of the backward pass changed them, as an optimizer does that steps inside of it; they are restored.
+        """
+        hooked = [p for p in self._model.parameters() if getattr(p, "_post_accumulate_grad_hooks", None)]
+        before = [p.detach().clone() for p in hooked]
+        try:
+            yield
+        finally:
+            changed = any(not torch.equal(p.detach(), old) for p, old in zip(hooked, before, strict=True))
+            if changed:
+                with torch.no_grad():
+                    for p, old in zip(hooked, before, strict=True):
+                        p.copy_(old)
+        if changed:
+            raise RuntimeError(
+                "the optimizer must step after backward(), because the penalty needs a second pass first; got parameters that hooks of the "
+                "backward pass changed (an optimizer step in register_post_accumulate_grad_hook, a layer-wise optimizer). "
+                "Step the optimizer after regularizer.backward(), or use penalty=None."
+            )
+        self.first = False
