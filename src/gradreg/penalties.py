@@ -144,12 +144,9 @@ class GradientPenalty:
         >>> values.acts, values.radius, round(values.coefficient, 12)
         (True, 0.1, 0.8)
         """
-        strength = schedules.as_schedule(self.strength).evaluate(step, ops)
-        radius = None if self.radius is None else schedules.as_schedule(self.radius).evaluate(step, ops)
-        if ops is PYTHON:
-            strength, radius = float(strength), None if radius is None else float(radius)
-        known = isinstance(strength, float)
-        acts = strength != 0.0 if known or schedules.as_schedule(self.strength).bounds()[0] <= 0.0 else True
+        strength, radius = _value_at(self.strength, step, ops), _value_at(self.radius, step, ops)
+        never_zero = isinstance(self.strength, Schedule) and self.strength.bounds()[0] > 0.0
+        acts = True if never_zero and not isinstance(strength, float) else strength != 0.0
         fresh = acts
         if self.reuse is not None and self.reuse.k > 1:
             found = step % self.reuse.k == 0
@@ -420,7 +417,9 @@ def _check_composition(penalty: GradientPenalty) -> None:
             f"mixing={str(mixing)!r} must stand alone; got it with {penalty._combined_by()}. Use mixing='plain', or leave the other out."  # pyright: ignore[reportPrivateUsage]
         )
     if penalty.reuse is not None and penalty.decoupled:
-        raise ValueError(f"decoupled must be False with {penalty.reuse}, which adds to the plain gradient; got True. Leave one of them out.")
+        raise ValueError(
+            f"decoupled must be False with {penalty.reuse}, which adds to the plain gradient; got True. Leave one of them out."
+        )
     chosen_by_gradient = mask is not None and mask.level == "coordinates"
     if penalty.difference == "exact" and (
         not direction.is_gradient or penalty.keeps_plain_apart or mixing.plain_gradient != "summed" or chosen_by_gradient
@@ -449,6 +448,14 @@ def _check_composition(penalty: GradientPenalty) -> None:
             f"mask={mask} must go with a direction that needs a gradient, from which it is chosen; got direction "
             f"{direction}. Use Sparse(..., choice='random')."
         )
+
+
+def _value_at(value: Value | None, step: Any, ops: Operations) -> Any:
+    """``value`` at ``step``: a schedule's, as a float if it is a Python number, or itself."""
+    if not isinstance(value, Schedule):
+        return value
+    found = value.evaluate(step, ops)
+    return float(found) if ops is PYTHON else found
 
 
 def _part(name: str, value: object, kind: type, remedy: str) -> None:

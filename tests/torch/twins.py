@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-import gradreg
 from gradreg import Adaptive, EmaDirection, Friendly, GradientPenalty, Random, Sparse, SurrogateGap, Unit
 from gradreg.hashing import hashed
 

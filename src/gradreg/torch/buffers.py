@@ -1,4 +1,4 @@
-"""The state that forward passes read and write: buffers, frozen parameters, and what modules hold as plain attributes.
+"""What forward passes read and write: buffers, frozen parameters, what modules hold as plain attributes, and random numbers.
 
 All passes of a step over one closure must evaluate one function, so each later pass starts from what the first one read. Which state a
 forward pass writes is found by comparison at the first regularized step and after a change of mode (``train()``, ``eval()``, freezing, new
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradreg.torch.norms import is_sharded, local_shards
-from gradreg.torch.rng import is_generator
+from gradreg.torch.rng import RandomSources, is_generator
 
 _SMALL = 1 << 16
 """Bytes of tensors that are copied in any case, so that writers that show late (every 100th step) are too."""
 _AFFORDABLE = 1 << 26
-"""Bytes that may be copied while writers are searched for, or as many as the trainable parameters have; what is beyond is told by checksum."""
+"""Bytes that may be copied while writers are searched for, or as many as the trainable parameters have; beyond it a checksum tells."""
 _CHUNK = 1 << 20
 """Elements that a checksum reads at a time."""
 
@@ -66,16 +66,23 @@ class _Slot:
 
 @dataclass
 class Snapshot:
-    """What stood in some slots: the objects, and the contents, by slot, of tensors that can be written to (this rank's shards)."""
+    """What stood in some slots: the objects, and the contents, by slot, of tensors that can be written to (this rank's shards).
+
+    Args:
+        slots: the slots.
+        values: what stood in each.
+        contents: tensor and copy.
+        random: the states of the random generators, or None.
+    """
 
     slots: list[_Slot]
     values: list[Any]
     contents: dict[Address, tuple[Tensor, Tensor]]
-    """Tensor and copy."""
+    random: list[Any] | None
 
 
 class ForwardState:
-    """The state of ``model`` that its forward passes write.
+    """What forward passes of ``model`` write, and the random numbers that they draw.
 
     Args:
         model: the module whose buffers, frozen parameters and attributes are kept.
@@ -91,12 +98,19 @@ class ForwardState:
         self._watched: list[tuple[_Slot, Tensor, tuple[int, int]]] = []
         self._pool: list[dict[Address, Tensor]] = []
         self._taken = 0
-        self.generators: list[Any] = []
-        """Random generators that modules hold, known once ``begin`` was called."""
+        self._random: RandomSources | None = None
+        self._keeps_state = self._replays_random = True
 
-    def begin(self, trainable: Sequence[nn.Parameter]) -> None:
-        """Before the passes of a step: see whether writers must be searched for."""
+    def begin(self, trainable: Sequence[nn.Parameter], *, state: bool, random: bool) -> None:
+        """Before the passes of a step: see whether writers must be searched for.
+
+        Args:
+            trainable: the parameters that require a gradient.
+            state: whether passes share what they read and write; if not, snapshots hold nothing of it.
+            random: whether they share random numbers.
+        """
         self._taken = 0
+        self._keeps_state, self._replays_random = state, random
         self._searching = self._mode_now(trainable) != self._mode
         if self._searching:
             self._mode = None  # until the search has ended: after a step that failed it begins again
@@ -105,7 +119,8 @@ class ForwardState:
     @torch.no_grad()
     def snapshot(self) -> Snapshot:
         """What stands in the slots that are copied."""
-        slots = self._compared if self._searching else self._writers
+        slots: Sequence[_Slot] = self._compared if self._searching else self._writers
+        slots = slots if self._keeps_state else ()
         if self._taken == len(self._pool):
             self._pool.append({})
         pool = self._pool[self._taken]
@@ -113,14 +128,16 @@ class ForwardState:
         values = [slot.value() for slot in slots]
         written = [(slot, value) for slot, value in zip(slots, values, strict=True) if isinstance(value, Tensor) and _can_be_written(value)]
         contents: dict[Address, tuple[Tensor, Tensor]] = {}
-        for (slot, _), tensor in zip(written, local_shards([value for _, value in written]), strict=True):
+        for slot, value in written:
+            tensor = value if slot.sharded is None else local_shards([value])[0]
             copy = pool.get(slot.address)
             if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype or copy.device != tensor.device:
                 copy = pool[slot.address] = torch.empty_like(tensor, requires_grad=False)
             contents[slot.address] = tensor, copy
         for tensors, copies in _alike(contents.values()):
             torch._foreach_copy_(copies, tensors)
-        return Snapshot(list(slots), values, contents)
+        random = self._random.capture() if self._replays_random and self._random is not None else None
+        return Snapshot(list(slots), values, contents, random)
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
@@ -129,9 +146,13 @@ class ForwardState:
             slot.put(value)
         for tensors, copies in _alike(snapshot.contents.values()):
             torch._foreach_copy_(tensors, copies)
+        if snapshot.random is not None and self._random is not None:
+            self._random.restore(snapshot.random)
 
     def settle(self, start: Snapshot, trainable: Sequence[nn.Parameter]) -> None:
         """After the first evaluation that began at ``start``: what it wrote is known, and ``start`` learns of state that is new since."""
+        if not self._keeps_state:
+            return
         if self._searching:
             self._end_search(start)
             self._mode = self._mode_now(trainable)
@@ -146,16 +167,18 @@ class ForwardState:
 
     def _begin_search(self, trainable: Sequence[nn.Parameter]) -> None:
         budget = max(_AFFORDABLE, sum(p.numel() * p.element_size() for p in trainable))
-        self._compared, self._by_checksum, self.generators = [], [], []
+        self._compared, self._by_checksum = [], []
+        generators: list[Any] = []
         for slot in self._slots():
             value, size = slot.value(), _bytes_of(slot.value())
             if is_generator(value):
-                self.generators += [value] if all(value is not other for other in self.generators) else []
+                generators += [value] if all(value is not other for other in generators) else []
             elif size > budget:
                 self._by_checksum.append((slot, value, _checksum(value)))
             else:
                 budget -= size
                 self._compared.append(slot)
+        self._random = RandomSources({p.device for p in trainable}, generators)
 
     def _end_search(self, start: Snapshot) -> None:
         known = {slot.address for slot in (*start.slots, *(slot for slot, _, _ in self._by_checksum))}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
@@ -20,7 +20,6 @@ from gradreg import checks
 from gradreg.plan import Plan
 from gradreg.torch.buffers import ForwardState, Snapshot
 from gradreg.torch.parallel import Parallelism
-from gradreg.torch.rng import RandomSources
 
 Closure: TypeAlias = Callable[[], Any]
 """Runs a forward pass and returns the scalar loss, or ``(loss, aux)``, without calling ``backward``."""
@@ -36,9 +35,9 @@ class Scaler(Protocol):
 class _Start:
     """What one closure's first evaluation read."""
 
-    state: Snapshot | None
-    random: list[Any] | None
+    state: Snapshot
     synchronises: list[bool]
+    """Whether the next forward pass of each DDP module broadcasts buffers."""
 
 
 @dataclass
@@ -60,8 +59,9 @@ class Evaluator:
         trainable: the parameters that require a gradient.
         backward: called with a multiple of the loss in place of ``loss.backward()``, or None for that; it may multiply the loss further.
         scaler: what ``backward`` multiplies the loss with beyond the objective's own factors, or None for nothing.
-        state: the state that passes share, or None to let every pass write it.
-        replay_rng: whether every pass over a closure draws the same random numbers.
+        state: what the forward passes of the model write and draw.
+        keep_state: whether all passes over a closure share what they read and write.
+        replay_rng: whether they share the random numbers that they draw.
     """
 
     def __init__(
@@ -74,7 +74,8 @@ class Evaluator:
         trainable: list[nn.Parameter],
         backward: Callable[[Tensor], object] | None,
         scaler: Scaler | None,
-        state: ForwardState | None,
+        state: ForwardState,
+        keep_state: bool,
         replay_rng: bool,
     ) -> None:
         self.trainable = trainable
@@ -89,17 +90,14 @@ class Evaluator:
             "ascent": _Group(() if ascent is None else ascent),
         }
         self._state = state
-        self._replays_rng = replay_rng
-        self._random: RandomSources | None = None
+        self._shares = {"state": keep_state, "random": replay_rng}
+        self._averages = parallelism.averages
         self._sharing = False
 
     @contextmanager
     def sharing_state(self, plan: Plan) -> Iterator[None]:
         """A context of several passes, which start alike; at its end, whatever is raised, stands what the first evaluation wrote."""
-        if self._state is not None:
-            self._state.begin(self.trainable)
-        if self._replays_rng:
-            self._random = RandomSources((p.device for p in self.trainable), () if self._state is None else self._state.generators)
+        self._state.begin(self.trainable, **self._shares)
         self._sharing = True
         group = self._groups[plan.passes[0].of]
         try:
@@ -114,7 +112,7 @@ class Evaluator:
     def _end(self, group: _Group) -> None:
         self._sharing = self.repeats_pass = False
         if group.end is not None:
-            self._go_to(group.end)
+            self._go_to(group.end)  # but for whether DDP broadcasts in its next forward pass: that is as the last pass left it
 
     def run(self, of: Literal["loss", "ascent"], weight: float, *, synchronise: bool) -> tuple[Tensor, Any]:
         """Forward and backward through every closure, ``weight`` times its gradient accumulating.
@@ -127,7 +125,8 @@ class Evaluator:
         losses: list[Tensor] = []
         auxiliary: list[Any] = []
         for i in range(len(group.closures)):
-            with self.parallelism.synchronised(synchronise and i == len(group.closures) - 1):
+            synchronised = synchronise and i == len(group.closures) - 1
+            with self.parallelism.synchronised(synchronised) if self._averages else nullcontext():
                 loss, aux = self._evaluate(group, i)
                 losses.append(loss.detach().clone())  # CUDA graphs of torch.compile reuse its memory in the next pass
                 auxiliary.append(aux)
@@ -141,9 +140,9 @@ class Evaluator:
         group = self._groups[of]
         if not self._sharing or not group.starts:
             return
-        if self._state is not None and group.starts[0].state is not None:
-            self._state.settle(group.starts[0].state, self.trainable)
+        self._state.settle(group.starts[0].state, self.trainable)
         group.end = self._here()
+        group.end.synchronises = []
 
     def evaluate(self, i: int) -> tuple[Tensor, Any]:
         """The checked loss and aux of closure ``i`` of the loss."""
@@ -171,15 +170,11 @@ class Evaluator:
         return loss if loss.dim() == 0 else loss.reshape(()), aux
 
     def _here(self) -> _Start:
-        state = None if self._state is None else self._state.snapshot()
-        random = None if self._random is None else self._random.capture()
-        return _Start(state, random, self.parallelism.forward_synchronisation() if state is not None and state.slots else [])
+        state = self._state.snapshot()
+        return _Start(state, self.parallelism.forward_synchronisation() if self._averages and state.slots else [])
 
     def _go_to(self, start: _Start) -> None:
-        if self._state is not None and start.state is not None:
-            self._state.restore(start.state)
-        if self._random is not None and start.random is not None:
-            self._random.restore(start.random)
+        self._state.restore(start.state)
         if start.synchronises:
             self.parallelism.set_forward_synchronisation(start.synchronises)
 
@@ -212,8 +207,8 @@ class Evaluator:
         except RuntimeError as error:
             if self.repeats_pass and "second time" in str(error):
                 raise RuntimeError(
-                    "closure must run the forward pass itself, because it is evaluated again at perturbed parameters; got a loss whose graph "
-                    "was made outside of it, or in an earlier evaluation. Write regularizer.backward(lambda: criterion(model(x), y))."
+                    "closure must run the forward pass itself, because it is evaluated again at perturbed parameters; got a loss whose "
+                    "graph was made outside of it, or in an earlier evaluation. Write regularizer.backward(lambda: criterion(model(x), y))."
                 ) from error
             raise
 

@@ -35,7 +35,7 @@ class DoubleBackward:
         """Double backward of ⟨g(θ), d⟩ with d held fixed, added to the loss: its gradient is g + strength·H·d."""
         if any(is_sharded(p) for p in self.perturbed):
             raise ValueError(
-                "difference='exact' needs whole parameters, because the graph of a backward pass does not reach their shards; got DTensors. "
+                "difference='exact' needs whole parameters, because the graph of a backward pass does not reach shards; got DTensors. "
                 "Use gradreg.cgr(gamma=..., epsilon=...), or fgr, which need only first derivatives."
             )
         try:

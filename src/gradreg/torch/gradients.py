@@ -108,7 +108,9 @@ class Gradients:
         if all(g is None for g in stash):
             return
         if self._parallelism.averages:
-            whole = [torch.zeros_like(p, requires_grad=False) if g is None else g.clone() for g, p in zip(stash, self._trainable, strict=True)]
+            whole = [
+                torch.zeros_like(p, requires_grad=False) if g is None else g.clone() for g, p in zip(stash, self._trainable, strict=True)
+            ]
             self._parallelism.average(whole, self._trainable)
             stash = [None if p.grad is None and g is None else w for w, g, p in zip(whole, stash, self._trainable, strict=True)]
         self.add(stash)

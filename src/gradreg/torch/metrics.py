@@ -20,8 +20,8 @@ class Metrics(Mapping[str, float]):
         strength: the penalty's strength at that step (λ or γ).
         radius: its radius at that step (r, ρ or ε); NaN for an exact penalty.
         coefficient: c = strength / radius, the weight of the second gradient; NaN for an exact penalty.
-        cosine: between the gradient at the unperturbed parameters and the first one at perturbed ones, -1 to 1; NaN unless ``measure_cosine``, and
-            where no perturbed parameter has a gradient.
+        cosine: between the gradient at the unperturbed parameters and the first one at perturbed ones, -1 to 1; NaN unless
+            ``measure_cosine``, and where no perturbed parameter has a gradient.
         evaluations: gradient evaluations so far, over all steps.
     """
 

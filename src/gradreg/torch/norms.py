@@ -15,6 +15,7 @@ from torch import Tensor
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
+
 def dtensor_class() -> Any:
     """The class ``DTensor`` if anything has loaded it: until then no tensor can be one, and nobody pays for the import."""
     module = sys.modules.get("torch.distributed.tensor")

@@ -35,6 +35,8 @@ class Parallelism:
         self._sharded: list[Any] = [m for m in modules if hasattr(m, "reshard") and hasattr(m, "unshard")]
         self._replicas: list[Any] = [m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel)]
         self._groups = {p: m.process_group for m in self._replicas for p in m.parameters()}
+        self.averages = bool(self._replicas)
+        """Whether there is a DDP module, whose gradients are each rank's own until they are averaged."""
         self.drop_copies()
 
     def drop_copies(self) -> None:
@@ -46,25 +48,12 @@ class Parallelism:
             module.reshard()
 
     @contextmanager
-    def fresh_copies(self) -> Iterator[None]:
-        """A context after which, whatever is raised, no copy of what parameters held within it is used."""
-        try:
-            yield
-        finally:
-            self.drop_copies()
-
-    @contextmanager
     def synchronised(self, synchronise: bool) -> Iterator[None]:
         """A context in which a backward pass averages the gradients over the ranks, or, under DDP, does not."""
         with ExitStack() as stack:
             for replica in () if synchronise else self._replicas:
                 stack.enter_context(replica.no_sync())
             yield
-
-    @property
-    def averages(self) -> bool:
-        """Whether there is a DDP module, whose gradients are each rank's own until they are averaged."""
-        return bool(self._replicas)
 
     def check_local(self, received: str) -> None:
         """Raise where a pass must leave its gradients unaveraged and DDP cannot do so."""

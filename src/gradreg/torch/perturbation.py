@@ -15,7 +15,7 @@ Both keep one copy of the parameters between steps, and come back bit for bit: a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -66,9 +66,13 @@ class Perturbation:
 
     ``restoring()`` is a context; whatever is raised within it, at whatever instruction, θ is restored. If a second interruption strikes
     while it restores, ``recover()`` does what is left, before the next step does anything.
+
+    Args:
+        drop_copies: called whenever the parameters have changed, to drop what was computed from their former values.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drop_copies: Callable[[], None] = lambda: None) -> None:
+        self._drop_copies = drop_copies
         self._buffers: dict[Tensor, Tensor] = {}
         self._swapped: list[_Swapped] = []
         self._copied: list[_Copied] = []
@@ -92,7 +96,9 @@ class Perturbation:
             raise
 
     @torch.no_grad()
-    def perturb(self, parameters: Sequence[nn.Parameter], vectors: list[Tensor], step: float | Tensor, *, check_rounding: bool = True) -> None:
+    def perturb(
+        self, parameters: Sequence[nn.Parameter], vectors: list[Tensor], step: float | Tensor, *, check_rounding: bool = True
+    ) -> None:
         """θ ← θ + step·v, from wherever an earlier call left θ.
 
         ``step`` is a number, or a 0-dimensional tensor so that nobody waits for its value. ``vectors``, of sharded parameters this
@@ -102,6 +108,7 @@ class Perturbation:
             return
         if self.is_perturbed:
             self._perturb_further(parameters, vectors, step)
+            self._drop_copies()
             return
         here = local_shards(parameters)
         swapped = [_can_be_swapped(p, v) for p, v in zip(parameters, vectors, strict=True)]
@@ -126,6 +133,7 @@ class Perturbation:
             self._copied = [record]
             _add(record.shards, [vectors[i] for i in copied], step, copies)
             record.versions = [p._version for p in record.parameters]
+        self._drop_copies()
         if check_rounding and not self._checked_rounding:
             self._checked_rounding = True
             originals = {id(one.parameter): one.original for one in new}
@@ -155,14 +163,18 @@ class Perturbation:
         for record in self._copied:
             torch._foreach_lerp_(record.shards, record.copies, 2.0)
             record.versions = [p._version for p in record.parameters]
+        self._drop_copies()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put θ back, bit for bit; nothing happens if it is there."""
+        if not self.is_perturbed:
+            return
         for one in self._swapped:
             one.point_back()
         for record in self._copied:
             torch._foreach_copy_(record.shards, record.copies)
+        self._drop_copies()
         self._swapped, self._copied = [], []
 
     @torch.no_grad()

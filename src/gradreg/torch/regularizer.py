@@ -12,7 +12,7 @@ from gradreg import checks
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import PLAIN, Plan, StepValues
 from gradreg.registry import check_known
-from gradreg.schedules import as_schedule
+from gradreg.schedules import Schedule
 from gradreg.torch.buffers import ForwardState
 from gradreg.torch.closures import Closure, Evaluator, Scaler, as_closures
 from gradreg.torch.decoupled import Correction
@@ -67,8 +67,9 @@ class GradientRegularizer:
         measure_cosine: put the cosine between the two gradients into ``metrics``; costs two more copies of the gradients during a step. Not
             under ``DistributedDataParallel``, where the second gradient is seen only after it was averaged with the first.
         measure_norm: put the norm of the gradient into ``metrics`` also at steps that do nothing else with it: those of one plain pass, of
-            a penalty on the squared norm, and of a direction with a length of its own; with False it is NaN there, and a read of all gradients is saved (about 1 % of a step
-            of a small multi-layer perceptron). May be changed from step to step, to measure where something is logged.
+            a penalty on the squared norm, and of a direction with a length of its own. With False it is NaN there, and a read of all
+            gradients is saved (about 1 % of a step of a small multi-layer perceptron). May be changed from step to step, to measure where
+            something is logged.
 
     Memory: one copy of the perturbed parameters from the first regularized step on, what the penalty remembers (see its constructor), and
     two copies of the state that forward passes write. Where c = strength / radius is not 1,
@@ -138,8 +139,11 @@ class GradientRegularizer:
         self._state = State({p: name for name, p in named}, remembered_kinds(penalty))
         self._mask = CoordinateMask(mask, self._state, self._indices) if mask is not None and mask.level == "coordinates" else None
         self._correction = Correction()
+        self._remembers = penalty is not None and penalty.has_memory
+        self._decoupled = penalty is not None and penalty.decoupled
+        self._averages = parallelism.averages
         self._parallelism = parallelism
-        self._perturbation = Perturbation()
+        self._perturbation = Perturbation(parallelism.drop_copies)
         self._watch = Watch(model)
         self._checked_backward = False
         self._forward_state = ForwardState(model)
@@ -288,9 +292,9 @@ class GradientRegularizer:
                 inside the backward pass.
         """
         self._perturbation.recover()  # of a step that was interrupted twice
-        closures = as_closures("closure", closure)
+        closures = [closure] if callable(closure) else as_closures("closure", closure)
         ascents = None if ascent is None else as_closures("ascent", ascent)
-        share = checks.probability("ascent_share", ascent_share)
+        share = 1.0 if ascent_share == 1.0 else checks.probability("ascent_share", ascent_share)
         if ascents is None and share != 1.0:
             raise ValueError(f"ascent_share must be left out without ascent; got {share:g}. Pass ascent=... too.")
         run = _checked(backward, scaler)
@@ -302,12 +306,14 @@ class GradientRegularizer:
         trainable = self.parameters
         if not trainable:
             raise ValueError("model must have at least one parameter with requires_grad=True; got none. Unfreeze some before this step.")
-        self._correction.check_applied("the next backward()")
+        if self._decoupled:
+            self._correction.check_applied("the next backward()")
         if penalty is not None and ascents is not None:
             penalty.check_ascent("closures")
         values = None if penalty is None else penalty.at(number)
         plan = PLAIN if penalty is None or values is None else penalty.plan(values, separate_ascent=ascents is not None)
-        self._check_averaging(plan)
+        if self._averages:
+            self._check_averaging(plan)
         perturbed = [p for p in self._perturbed if p.requires_grad]
         evaluator = self._evaluator = Evaluator(
             closures,
@@ -317,10 +323,12 @@ class GradientRegularizer:
             trainable=trainable,
             backward=run,
             scaler=scaler,
-            state=self._forward_state if self.freeze_batch_statistics else None,
+            state=self._forward_state,
+            keep_state=self.freeze_batch_statistics,
             replay_rng=self.replay_rng,
         )
-        self._state.discard_staged()
+        if self._remembers:
+            self._state.discard_staged()
         try:
             with torch.enable_grad():
                 result = self._result(evaluator, perturbed, values, plan)
@@ -330,8 +338,10 @@ class GradientRegularizer:
         finally:
             self._evaluator = None
         self._checked_backward = True
-        self._state.commit(finite_only=scaler is not None)
-        self._correction.keep(result.correction, finite_only=scaler is not None)
+        if self._remembers:
+            self._state.commit(finite_only=scaler is not None)
+        if self._decoupled:
+            self._correction.keep(result.correction, finite_only=scaler is not None)
         self._record(number, values, plan, result, share)
         return (result.loss, result.aux) if has_aux else result.loss
 
@@ -366,8 +376,6 @@ class GradientRegularizer:
     def _check_averaging(self, plan: Plan) -> None:
         """Raise where the step needs gradients averaged over the ranks and the caller has switched that off."""
         penalty, remedy = self.penalty, "build the regularizer with scope='local'"
-        if not self._parallelism.averages:
-            return
         if self.scope == "global" and plan != PLAIN and not plan.reuses:
             self._parallelism.check_averaging("scope must be 'local'", "'global'", remedy)
         if penalty is not None and (penalty.has_memory or penalty.keeps_plain_apart):
@@ -394,7 +402,7 @@ def _is_full(penalty: GradientPenalty | None, values: StepValues | None) -> bool
     """Whether the radius of a step is of the size that it has in most: the beginning of a warm-up says nothing about rounding."""
     if penalty is None or values is None or penalty.radius is None:
         return False
-    return values.radius >= as_schedule(penalty.radius).bounds()[1] / 2
+    return not isinstance(penalty.radius, Schedule) or values.radius >= penalty.radius.bounds()[1] / 2
 
 
 def _check_real(penalty: GradientPenalty | None, selected: dict[nn.Parameter, str]) -> None:

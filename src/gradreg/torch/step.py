@@ -108,7 +108,8 @@ class Step:
         return self.evaluator.unscaled(gradient_norm(list(self.gradients.of(self.perturbed).values())))
 
     def _add_reused(self) -> None:
-        assert self.penalty is not None and self.penalty.reuse is not None
+        assert self.penalty is not None
+        assert self.penalty.reuse is not None
         self.gradients.redistribute()
         gradients = self.gradients.shards()
         parameters = list(gradients)
@@ -116,17 +117,18 @@ class Step:
 
     def _several_passes(self) -> Result:
         """The passes in order. A gradient that is only added up arrives already weighted, because its loss is, and accumulates in place."""
-        assert self.penalty is not None and self.values is not None
-        alone = self.penalty.keeps_plain_apart or self.penalty.direction.averages == "results"
+        assert self.penalty is not None
+        assert self.values is not None
+        alone = any(p.keeps == "apart" for p in self.plan.passes) or self.penalty.direction.averages == "results"
         work = _Work(self, self.penalty, self.values)
         with (
             self.gradients.stashed(overwritten=alone or self.average_direction) as earlier,
             self.evaluator.sharing_state(self.plan),
         ):
-            with self.evaluator.parallelism.fresh_copies(), self.perturbation.restoring():
+            with self.perturbation.restoring():
                 for i, this in enumerate(self.plan.passes):
                     last = i == len(self.plan.passes) - 1
-                    if last and not alone:
+                    if last and not alone and any(g is not None for g in earlier):
                         self.gradients.add(earlier)  # before the pass, so that both are averaged over the ranks
                     work.make(i, this, last)
             if alone:
@@ -211,7 +213,6 @@ class _Work:
         step = self.step
         if this.offset * self._offset < 0:
             step.perturbation.mirror()
-            step.evaluator.parallelism.drop_copies()
             self._offset = this.offset
         elif this.offset != 0 and self._offset == 0:
             self._perturb(self._direction_without_gradient(), this.offset)  # the plan has no pass that gives a direction
@@ -240,7 +241,8 @@ class _Work:
             self._alignment = Alignment(list(first), list(first.values()), this.weight)
 
     def _unweighted(self, norm: Tensor, weight: float) -> Tensor:
-        return self.step.evaluator.unscaled(norm if weight == 1.0 else norm / abs(weight))
+        norm = norm if weight == 1.0 else norm / abs(weight)
+        return norm if self.step.evaluator.scaler is None else self.step.evaluator.unscaled(norm)
 
     def _make_first(self, i: int, this: Pass) -> None:
         """A pass from whose gradient the direction is formed, or whose gradient is held apart."""
@@ -321,7 +323,7 @@ class _Work:
         shards = local_shards(list(first.values()))
         counted = set(step.perturbed)
         found = {p: g for p, g in agreed.items() if p in counted}
-        agreed_shards = dict(zip(found, local_shards(list(found.values())), strict=True))
+        agreed_shards = dict(zip(found, local_shards(list(found.values())), strict=True)) if found else {}
         average: list[Tensor] = []
         if self.penalty.direction.averages == "gradients" and agreed_shards and this.offset == 0:
             average = self._staged_average(this, agreed_shards, parameters)
@@ -333,7 +335,7 @@ class _Work:
             norm,
             average,
             this.weight,
-            step.evaluator.scale(shards[0]) if shards else 1.0,
+            step.evaluator.scale(shards[0]) if shards and step.evaluator.scaler is not None else 1.0,
             consumable=this.keeps == "nothing" and not (step.mask is not None and step.mask.needs_gradients(self.values.step)),
         )
         ascent = ascent_direction(self.penalty.direction, inputs) if shards else Ascent(parameters, [], norm)
@@ -366,7 +368,6 @@ class _Work:
         if ascent.vectors:
             distance = ascent.distance(self.penalty.power, by * self.values.radius)
             step.perturbation.perturb(ascent.parameters, ascent.vectors, distance, check_rounding=step.check_rounding)
-        step.evaluator.parallelism.drop_copies()
         self._offset += by
 
 

@@ -15,7 +15,8 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._members = [(m._parameters, list(m._parameters.values()), m._modules, list(m._modules.values())) for m in model.modules()]
+        held = [dictionary for m in model.modules() for dictionary in (m._parameters, m._modules)]
+        self._members = [(dictionary, list(dictionary.values())) for dictionary in held]
         self._known = {id(p) for p in model.parameters()}
         self.first = True
         """Whether no step of several passes has succeeded yet."""
@@ -26,10 +27,7 @@ class Watch:
         Raises:
             ValueError: naming one of them and the remedy.
         """
-        if all(
-            len(parameters) == len(ours) and all(map(is_, parameters.values(), ours)) and len(modules) == len(children) and all(map(is_, modules.values(), children))
-            for parameters, ours, modules, children in self._members
-        ):
+        if all(len(now) == len(then) and all(map(is_, now.values(), then)) for now, then in self._members):
             return
         joined = [name for name, p in self._model.named_parameters() if p.requires_grad and id(p) not in self._known]
         if joined:
