@@ -50,7 +50,7 @@ class BatchRenorm(nn.Module):
 class Codebook(nn.Module):
     """Vector quantization with a codebook that is an average of what it stood for, as vector-quantize-pytorch writes it: through ``.data``.
 
-    The first batch makes the codebook (a row of the batch for each code and one round of k-means).
+    The first batch makes the codebook (a row of the batch for each code and one round of k-means over half of it).
     """
 
     def __init__(self, codes: int = 4) -> None:
@@ -67,8 +67,9 @@ class Codebook(nn.Module):
         seen = x.detach()
         if self.training and not self.started:
             self.codes.data.copy_(seen[: len(self.codes)])
-            chosen = self.nearest(seen)
-            self.codes.data.copy_((chosen.T @ seen) / chosen.sum(0).clamp_min(1)[:, None])
+            sample = seen[::2]
+            chosen = self.nearest(sample)
+            self.codes.data.copy_((chosen.T @ sample) / chosen.sum(0).clamp_min(1)[:, None])
             self.sums.data.copy_(self.codes)
             self.counts.data.fill_(1.0)
             self.started.data.fill_(True)
