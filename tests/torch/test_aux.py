@@ -164,6 +164,7 @@ def test_repeats_pass_tells_the_first_evaluation_of_each_closure_from_the_later_
     for _ in range(2):
         regularizer.backward([lambda: part("first", PART), lambda: part("second", slice(3, 8))])
         assert regularizer.repeats_pass is False, "outside of a step nothing is repeated"
+        regularizer.decoupled_step(torch.optim.SGD(problem.model.parameters(), lr=0.1))
         for found in repeats.values():
             assert found == [False] + [True] * (len(found) - 1)
             found.clear()
@@ -229,6 +230,8 @@ def test_step_sets_the_clock_of_one_step(penalty: GradientPenalty) -> None:
     assert regularizer.step == expected.step == DURING_WARMUP + 1
     assert regularizer.metrics.strength == expected.metrics.strength
     assert regularizer.metrics.evaluations == expected.metrics.evaluations
+    for one, of in ((regularizer, problem), (expected, twin)):
+        one.decoupled_step(torch.optim.SGD(of.model.parameters(), lr=0.1))
     regularizer.backward(problem.closure())
     expected.backward(twin.closure())
     assert_close(gradients(problem.model), gradients(twin.model), tolerance=0)
