@@ -301,6 +301,19 @@ class CachedParametrization(nn.Module):
         return self.second(torch.tanh(self.first(x)))
 
 
+class Symmetric(nn.Module):
+    """A parametrization whose backward pass saves nothing, so that a second one through the same graph goes unnoticed."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        return w.triu() + w.triu(1).T
+
+
+def symmetric() -> nn.Module:
+    layer = nn.Linear(WIDTH, WIDTH)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Symmetric())
+    return layer
+
+
 class Tied(nn.Module):
     """One module with state, used twice."""
 
@@ -420,6 +433,7 @@ ZOO: dict[str, Stateful] = {
         lambda: Checkpointed(nn.Sequential(spectral_by_hooks(), Average("in place")), reentrant=True), twice=False
     ),
     "cached parametrization": Stateful(CachedParametrization, cached=True),
+    "cached symmetric weights": Stateful(symmetric, cached=True),
     "tied": Stateful(lambda: Tied(spectral_by_hooks())),
     "tied average": Stateful(lambda: Tied(Average("data"))),
     "buffer of inference mode": Stateful(Shifted, inference=True),
