@@ -106,6 +106,15 @@ def plain_gradients(problem: Problem, rows: slice = slice(None)) -> dict[str, Te
     return plain
 
 
+def said(call: Callable[[], object]) -> str | None:
+    """What the error says that ``call`` raises, and of which type; None if none."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
 def regularizer_at(step: int, model: nn.Module, penalty: GradientPenalty | None, **options: object):
     """A ``GradientRegularizer`` whose clock stands at ``step``."""
     from gradreg.torch import GradientRegularizer
