@@ -18,7 +18,7 @@ Choice = Literal["random", "fisher"]
 class Mask(Part, tag="mask"):
     """A choice of parameters or coordinates; immutable, compared by value."""
 
-    level: ClassVar[Literal["parameters", "coordinates"]]
+    level: ClassVar[Literal["parameters", "coordinates"]] = "coordinates"
     """What it chooses."""
 
     @property

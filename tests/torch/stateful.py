@@ -428,7 +428,8 @@ ZOO: dict[str, Stateful] = {
     "dropout by a random generator": Stateful(lambda: Dropped("random generator")),
     "SpecAugment of transformers": Stateful(SpecAugment),
     "wrapped": Stateful(lambda: Wrapped(spectral_by_hooks())),
-    "checkpointed": Stateful(lambda: Checkpointed(nn.Sequential(spectral_by_hooks(), Average("in place")), reentrant=False)),
+    # Not by double backpropagation: each backward pass computes the block again, from state that the block itself has written since.
+    "checkpointed": Stateful(lambda: Checkpointed(nn.Sequential(spectral_by_hooks(), Average("in place")), reentrant=False), twice=False),
     "checkpointed, reentrant": Stateful(
         lambda: Checkpointed(nn.Sequential(spectral_by_hooks(), Average("in place")), reentrant=True), twice=False
     ),

@@ -69,7 +69,7 @@ def test_a_list_of_closures_has_a_list_of_aux(penalty: GradientPenalty) -> None:
     regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty)
     loss, aux = regularizer.backward([lambda: part(PART), lambda: part(slice(3, 8))], has_aux=True)
     assert aux == [(1, PART), (2, REST)]
-    if penalty.starts_unmoved_at(DURING_WARMUP):
+    if penalty.starts_unperturbed_at(DURING_WARMUP):
         torch.testing.assert_close(loss, (problem.loss(PART) + problem.loss(REST)).detach())
 
 
@@ -95,7 +95,7 @@ def test_with_ascent_loss_and_aux_are_of_one_evaluation_at_the_unperturbed_param
     rows, value, unperturbed = aux
     c = penalty.coefficient_at(step)
     assert c is not None
-    assert rows == (REST if penalty.needs_plain(c) else PART)
+    assert rows == (REST if c != 1.0 or penalty.difference != "forward" else PART)
     assert torch.equal(value, loss)
     assert unperturbed
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradreg
 from gradreg import GradientPenalty
-from gradreg.torch import GradientRegularizer
+from gradreg.torch import GradientRegularizer, norms
 
 from .cases import BASE, DURING_WARMUP, FINITE, Problem, every_finite_difference, regularizer_at
 
@@ -97,7 +97,10 @@ def test_nor_does_it_grow_with_the_number_of_buffers(penalty: GradientPenalty) -
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["empty", "accumulating"])
 @every_finite_difference
-def test_nothing_waits_for_the_device_until_a_metric_is_read(penalty: GradientPenalty, earlier: bool) -> None:
+def test_nothing_waits_for_the_device_until_a_metric_is_read(
+    penalty: GradientPenalty, earlier: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(norms, "reading_is_free", lambda tensor: False)  # as on an accelerator
     problem = deep_problem(FEW)
     regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty)
     regularizer.backward(problem.closure())  # the first step looks for writers, and at what rounding leaves
@@ -115,7 +118,8 @@ def test_nothing_waits_for_the_device_until_a_metric_is_read(penalty: GradientPe
         assert reading.names["aten._local_scalar_dense.default"] == 1, "it is read once and kept"
 
 
-def test_a_scaler_makes_it_wait_once_as_documented() -> None:
+def test_a_scaler_makes_it_wait_once_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "reading_is_free", lambda tensor: False)  # as on an accelerator
     problem = deep_problem(FEW)
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.1))
     scaler = torch.amp.GradScaler("cpu")

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import torch
@@ -55,6 +56,7 @@ class Evaluator:
     Args:
         closures: the micro-batches; ``ascent`` those of the direction, or None for ``closures``.
         has_aux: whether closures return ``(loss, aux)``.
+        in_sequence: whether they were given as a sequence, whose aux are a list.
         parallelism: averages gradients over ranks.
         trainable: the parameters that require a gradient.
         backward: called with a multiple of the loss in place of ``loss.backward()``, or None for that; it may multiply the loss further.
@@ -70,6 +72,7 @@ class Evaluator:
         ascent: Sequence[Closure] | None,
         *,
         has_aux: bool,
+        in_sequence: bool,
         parallelism: Parallelism,
         trainable: list[nn.Parameter],
         backward: Callable[[Tensor], object] | None,
@@ -85,6 +88,7 @@ class Evaluator:
         self.repeats_pass = False
         self.number = len(closures)
         self._has_aux = has_aux
+        self._in_sequence = in_sequence
         self._groups: Mapping[Literal["loss", "ascent"], _Group] = {
             "loss": _Group(closures),
             "ascent": _Group(() if ascent is None else ascent),
@@ -118,7 +122,7 @@ class Evaluator:
         """Forward and backward through every closure, ``weight`` times its gradient accumulating.
 
         Returns:
-            The summed, detached loss, and what the closures returned beside it: one aux for one closure, else a list.
+            The summed, detached loss, and what the closures returned beside it: one aux, or a list for a sequence of closures.
         """
         group = self._groups[of]
         first = not group.starts
@@ -133,7 +137,11 @@ class Evaluator:
                 self.backpropagate(loss, weight)
         if first:
             self.finish_first(of)
-        return total(losses), auxiliary[0] if len(auxiliary) == 1 else auxiliary
+        return total(losses), self.aux_of(auxiliary)
+
+    def aux_of(self, auxiliary: list[Any]) -> Any:
+        """What a step returns of the closures' aux: a list for a sequence of closures, however short."""
+        return auxiliary if self._in_sequence else auxiliary[0]
 
     def finish_first(self, of: Literal["loss", "ascent"]) -> None:
         """All closures of a group have been evaluated for the first time: note what they wrote."""
@@ -181,7 +189,7 @@ class Evaluator:
     def _checked(self, returned: Any) -> tuple[Tensor, Any]:
         aux = None
         if self._has_aux:
-            if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+            if not isinstance(returned, tuple) or len(returned) != 2:
                 raise TypeError(
                     f"closure must return (loss, aux) with has_aux=True; got {checks.describe(returned)}. Leave has_aux out, or add aux."
                 )
@@ -252,13 +260,11 @@ def _warn_of_late_binding(name: str, closures: Sequence[Closure]) -> None:
     """Warn of two functions that are one in all but name: a loop made them, and both read the loop variable as its last turn left it."""
     seen: dict[Any, Closure] = {}
     for closure in closures:
-        code = getattr(closure, "__code__", None)
-        if code is None or not (code.co_freevars or code.co_names):
+        if not isinstance(closure, FunctionType) or not (closure.__code__.co_freevars or closure.__code__.co_names):
             continue
-        bound = (closure.__closure__, closure.__defaults__, closure.__kwdefaults__)  # type: ignore[attr-defined]  # it has code
-        cells = tuple(id(cell) for cell in bound[0] or ())
-        arguments = tuple(id(default) for default in (*(bound[1] or ()), *(bound[2] or {}).values()))
-        other = seen.setdefault((code, id(closure.__globals__), cells, arguments), closure)  # type: ignore[attr-defined]
+        cells = tuple(id(cell) for cell in closure.__closure__ or ())
+        arguments = tuple(id(default) for default in (*(closure.__defaults__ or ()), *(closure.__kwdefaults__ or {}).values()))
+        other = seen.setdefault((closure.__code__, id(closure.__globals__), cells, arguments), closure)
         if other is not closure:
             warnings.warn(
                 f"{name} has two functions made by the same line that read the same variables: in a loop, both see the last turn's values, "

@@ -16,6 +16,12 @@ from gradreg.torch.step import Result
 
 Direction = list[Tensor | None]
 
+_HIDDEN = (
+    "difference='exact' needs the gradient of the loss as a function of every parameter; got parameters that only loss.backward() reaches, "
+    "as inside torch.utils.checkpoint with use_reentrant=True. Checkpoint with use_reentrant=False, or use "
+    "gradreg.fgr(gamma=..., epsilon=...)."
+)
+
 
 @dataclass
 class DoubleBackward:
@@ -42,13 +48,18 @@ class DoubleBackward:
             if self.evaluator.number == 1:
                 return self._double_backward(penalty, strength, None)
             with self.evaluator.sharing_state(plan):  # the direction comes from all closures, so each is evaluated twice
-                return self._double_backward(penalty, strength, self._summed_gradient())
+                direction, auxiliary = self._summed_gradient()
+                result = self._double_backward(penalty, strength, direction)
+                result.aux = self.evaluator.aux_of(auxiliary)
+                return result
         except RuntimeError as error:
             if any(words in str(error) for words in ("derivative for", "double backward", "differentiate twice")):
                 raise RuntimeError(
                     f"difference='exact' needs every operation to be twice differentiable; PyTorch says: {error}. "
                     "Use gradreg.fgr(gamma=..., epsilon=...), which needs only first derivatives."
                 ) from error
+            if "use_reentrant" in str(error):
+                raise RuntimeError(_HIDDEN) from error
             raise
 
     def _double_backward(self, penalty: GradientPenalty, strength: float, direction: Direction | None) -> Result:
@@ -79,7 +90,7 @@ class DoubleBackward:
                 self._check_unreached(unreached)
                 losses.append(loss.detach())
                 auxiliary.append(aux)
-        return Result(total(losses), auxiliary[0] if len(auxiliary) == 1 else auxiliary, norm)
+        return Result(total(losses), evaluator.aux_of(auxiliary), norm)
 
     def _check_unreached(self, unreached: list[nn.Parameter]) -> None:
         """Raise if ``backward`` reached parameters of which ``autograd.grad`` knows nothing: their penalty would be missing."""
@@ -87,23 +98,22 @@ class DoubleBackward:
             return
         for p in self.evaluator.trainable:
             p.grad = None
-        raise RuntimeError(
-            "difference='exact' needs the gradient of the loss as a function of every parameter; got parameters that only loss.backward() "
-            "reaches, as inside torch.utils.checkpoint with use_reentrant=True. Checkpoint with use_reentrant=False, or use "
-            "gradreg.fgr(gamma=..., epsilon=...)."
-        )
+        raise RuntimeError(_HIDDEN)
 
     def _averaged(self, direction: Direction) -> Direction:
         whole = [torch.zeros_like(p) if d is None else d for d, p in zip(direction, self.perturbed, strict=True)]
         self.evaluator.parallelism.average(whole, self.perturbed)
         return list(whole)
 
-    def _summed_gradient(self) -> Direction:
+    def _summed_gradient(self) -> tuple[Direction, list[Any]]:
+        """The gradient of all closures together, and their aux."""
         summed: Direction = [None] * len(self.perturbed)
+        auxiliary: list[Any] = []
         for i in range(self.evaluator.number):
             with self.evaluator.parallelism.synchronised(False):
-                loss = self.evaluator.scaled(self.evaluator.evaluate(i)[0])
-                gradients = torch.autograd.grad(loss, self.perturbed, allow_unused=True)
+                loss, aux = self.evaluator.evaluate(i)
+                auxiliary.append(aux)
+                gradients = torch.autograd.grad(self.evaluator.scaled(loss), self.perturbed, allow_unused=True)
             summed = [t if g is None else g if t is None else t + g for t, g in zip(summed, gradients, strict=True)]
         self.evaluator.finish_first("loss")
-        return summed
+        return summed, auxiliary

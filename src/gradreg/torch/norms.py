@@ -112,17 +112,18 @@ def inner_products(first: Sequence[Tensor], second: Sequence[Tensor], like: Sequ
 
     ⟨a, b⟩ = (⟨a, a⟩ + ⟨b, b⟩ − ‖a − b‖²) / 2, because norms come in a few operations over all tensors and products do not.
     """
-    a, b = norm_of_shards(first, like).square(), norm_of_shards(second, like).square()
-    difference = norm_of_shards(torch._foreach_sub(list(first), list(second)), like).square() if first else a
+    a, b = _squared(norm_of_shards(first, like)), _squared(norm_of_shards(second, like))
+    difference = _squared(norm_of_shards(torch._foreach_sub(list(first), list(second)), like)) if first else a
     return a, (a + b - difference) / 2, b
 
 
 def safe_ratio(numerator: float, norm: Tensor) -> Tensor:
     """``numerator / norm``, and 0 where the norm is too small to be known: better no perturbation than one that is longer than the radius.
 
-    Squares of numbers below 1e-19 underflow in float32, so a sum of them is right from about 1e-15 on (1e-150 in float64).
+    Squares of numbers below 1e-19 underflow in float32, so a sum of them is right from about 1e-15 on (1e-150 in float64). On a CPU such a
+    norm has been taken again in float64, and is right down to 1e-36.
     """
-    smallest = 1e4 * torch.finfo(norm.dtype).tiny ** 0.5
+    smallest = 1e-36 if norm.dtype == torch.float32 and reading_is_free(norm) else _underflowing(norm.dtype)
     return numerator / torch.threshold(norm, smallest, torch.inf)
 
 
@@ -131,7 +132,29 @@ def ratio_or_zero(numerator: float | Tensor, norm: Tensor) -> Tensor:
     return (numerator / norm).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
+def _squared(norm: Tensor) -> Tensor:
+    """``norm²``, in float64 where that is at hand: the square of a small norm underflows like those of its elements."""
+    return (norm.double() if reading_is_free(norm) else norm).square()
+
+
+def reading_is_free(tensor: Tensor) -> bool:
+    """Whether the value of ``tensor`` can be looked at without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def _underflowing(dtype: torch.dtype) -> float:
+    """The norm below which squares of the elements may have underflowed."""
+    return 1e4 * torch.finfo(dtype).tiny ** 0.5
+
+
 def _norm_of(tensors: list[Tensor]) -> Tensor:
+    norm = _norm_in(tensors)
+    if norm.dtype == torch.float32 and reading_is_free(norm) and float(norm) < _underflowing(norm.dtype):
+        norm = _norm_in([t.to(torch.complex128 if t.is_complex() else torch.float64) for t in tensors]).float()
+    return norm
+
+
+def _norm_in(tensors: list[Tensor]) -> Tensor:
     low = [t for t in tensors if t.dtype in LOW_PRECISION]
     high = tensors if not low else [t for t in tensors if t.dtype not in LOW_PRECISION]
     norms: list[Tensor] = []

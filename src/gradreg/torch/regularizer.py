@@ -279,7 +279,7 @@ class GradientRegularizer:
 
         Returns:
             The detached loss of the first pass, summed over the closures: what plain training would log; with ``has_aux``
-            ``(loss, aux)``, aux that of the first pass, its tensors detached; for a sequence of several closures a list of aux.
+            ``(loss, aux)``, aux that of the first pass, its tensors detached; for a sequence of closures a list of aux.
             (With ``ascent`` and c = 1 loss and aux are the ascent's, there being no other at the unperturbed parameters; for a direction
             that needs no gradient and c = 1 they are those at the perturbed parameters.)
 
@@ -319,6 +319,7 @@ class GradientRegularizer:
             closures,
             ascents,
             has_aux=has_aux,
+            in_sequence=not callable(closure if plan.passes[0].of == "loss" else ascent),
             parallelism=self._parallelism,
             trainable=trainable,
             backward=run,
@@ -368,7 +369,7 @@ class GradientRegularizer:
             check_rounding=_is_full(penalty, values),
             must_reach=self._watch.first,
         )
-        if len(plan.passes) == 1 or not self._watch.first:
+        if not self._watch.first or all(p.offset == 0 for p in plan.passes):
             return step.run()
         with self._watch.first_step():
             return step.run()
@@ -417,7 +418,7 @@ def _check_real(penalty: GradientPenalty | None, selected: dict[nn.Parameter, st
     ):
         if real:
             raise TypeError(
-                f"{what} must go with real parameters; got the complex {names[0]!r}. Leave complex ones out: "
+                f"{what} cannot be used with complex parameters, of which it has no definition; got {names[0]!r}. Leave them out: "
                 "parameters=lambda name, p: not p.is_complex(), or use gradreg.sam(rho=...)."
             )
 

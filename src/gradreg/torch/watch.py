@@ -19,7 +19,7 @@ class Watch:
         self._members = [(dictionary, list(dictionary.values())) for dictionary in held]
         self._known = {id(p) for p in model.parameters()}
         self.first = True
-        """Whether no step of several passes has succeeded yet."""
+        """Whether no step that perturbs parameters has succeeded yet."""
 
     def check(self) -> None:
         """Raise if a trainable parameter joined the model, or took the place of another.
@@ -39,7 +39,7 @@ class Watch:
 
     @contextmanager
     def first_step(self) -> Iterator[None]:
-        """A context of the first step of several passes, which must leave the parameters alone.
+        """A context of the first step that perturbs parameters, whose passes must leave them alone otherwise.
 
         Raises:
             RuntimeError: hooks of the backward pass changed them, as an optimizer does that steps inside of it; they are restored.
@@ -49,15 +49,13 @@ class Watch:
         try:
             yield
         finally:
-            changed = any(not torch.equal(p.detach(), old) for p, old in zip(hooked, before, strict=True))
-            if changed:
+            if any(not torch.equal(p.detach(), old) for p, old in zip(hooked, before, strict=True)):
                 with torch.no_grad():
                     for p, old in zip(hooked, before, strict=True):
                         p.copy_(old)
-        if changed:
-            raise RuntimeError(
-                "the optimizer must step after backward(), because the penalty needs a second pass first; got parameters that hooks of the "
-                "backward pass changed (an optimizer step in register_post_accumulate_grad_hook, a layer-wise optimizer). "
-                "Step the optimizer after regularizer.backward(), or use penalty=None."
-            )
+                raise RuntimeError(
+                    "the optimizer must not step inside the backward pass, of which a penalty needs several; got parameters that its hooks "
+                    "changed (an optimizer step in register_post_accumulate_grad_hook, a layer-wise optimizer). "
+                    "Step the optimizer after regularizer.backward(), or use penalty=None."
+                )
         self.first = False
