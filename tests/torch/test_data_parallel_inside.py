@@ -57,6 +57,12 @@ WRAPPERS: dict[str, Callable[..., nn.Module]] = {
 }
 HERE = ("sam", "gnp", "cgr", "friendly", "gsam", "looksam", "wsam-decoupled", "sparse-fisher")
 VIEWS = {"gradients": {}, "bucket views": {"gradient_as_bucket_view": True}}
+SETTINGS = [
+    *(("local", wrapper, view) for wrapper in ("inside a module", "like Fabric", "in two parts") for view in VIEWS),
+    *(("global", wrapper, "bucket views") for wrapper in ("like Fabric", "in two parts")),
+    ("local", "two levels down", "bucket views"),
+    ("global", "inside a module", "gradients"),
+]
 STATIC = {"sam": "plain sum", "gsam": "another average", "cgr": "three passes"}
 
 
@@ -158,10 +164,8 @@ def expected_of(scope: str) -> dict[str, list[dict[str, Tensor]]]:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     jobs: dict[str, Job] = {}
-    for wrapper in WRAPPERS:
-        for view, options in VIEWS.items():
-            for scope in ("local", "global"):
-                jobs[f"{wrapper}, {view}, {scope}"] = (in_a_wrapper, (wrapper, scope, options))
+    for scope, wrapper, view in SETTINGS:
+        jobs[f"{wrapper}, {view}, {scope}"] = (in_a_wrapper, (wrapper, scope, VIEWS[view]))
     for name in STATIC:
         for afterwards in (False, True):
             jobs[f"static, {name}, {afterwards}"] = (static_graph, (name, afterwards))
@@ -169,9 +173,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     return run_ranks(2, jobs, tmp_path_factory.mktemp("two"))
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize(("scope", "wrapper", "view"), SETTINGS)
 def test_data_parallelism_inside_another_module(scope: str, wrapper: str, view: str, two_ranks: dict[str, list[Any]]) -> None:
     expected = expected_of(scope)
     for found in two_ranks[f"{wrapper}, {view}, {scope}"]:

@@ -24,6 +24,12 @@ FINITE_BASE = {name: penalty for name, penalty in BASE.items() if name in FINITE
 RELATIVES = {n: p for n, p in FINITE.items() if n not in BASE and not isinstance(p.direction, gradreg.Random)}  # drawn tensor by tensor
 
 
+@pytest.fixture(autouse=True)
+def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU values are looked at, because nothing waits for them."""
+    monkeypatch.setattr(norms, "reading_is_free", lambda tensor: False)
+
+
 class Operations(TorchDispatchMode):
     """Counts what is dispatched, by name."""
 
@@ -97,10 +103,7 @@ def test_nor_does_it_grow_with_the_number_of_buffers(penalty: GradientPenalty) -
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["empty", "accumulating"])
 @every_finite_difference
-def test_nothing_waits_for_the_device_until_a_metric_is_read(
-    penalty: GradientPenalty, earlier: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(norms, "reading_is_free", lambda tensor: False)  # as on an accelerator
+def test_nothing_waits_for_the_device_until_a_metric_is_read(penalty: GradientPenalty, earlier: bool) -> None:
     problem = deep_problem(FEW)
     regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty)
     regularizer.backward(problem.closure())  # the first step looks for writers, and at what rounding leaves
@@ -118,8 +121,7 @@ def test_nothing_waits_for_the_device_until_a_metric_is_read(
         assert reading.names["aten._local_scalar_dense.default"] == 1, "it is read once and kept"
 
 
-def test_a_scaler_makes_it_wait_once_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norms, "reading_is_free", lambda tensor: False)  # as on an accelerator
+def test_a_scaler_makes_it_wait_once_as_documented() -> None:
     problem = deep_problem(FEW)
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.1))
     scaler = torch.amp.GradScaler("cpu")

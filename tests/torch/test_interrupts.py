@@ -35,10 +35,10 @@ def test_an_interrupt_at_some_lines(name: str, moment: str) -> None:
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("name", ["sam", "gsam", "friendly", "looksam"])
 def test_memory_exhausted_at_some_allocations(name: str, moment: str) -> None:
-    check(Allocations, PENALTIES[name], moment, a_few(5, name))
+    check(Allocations, PENALTIES[name], moment, a_few(4, name))
 
 
-@pytest.mark.parametrize(("name", "moment", "stride"), [("sam", "first", 1), ("cgr", "second", 3)], ids=["sam", "cgr"])
+@pytest.mark.parametrize(("name", "moment", "stride"), [("sam", "first", 1), ("cgr", "second", 5)], ids=["sam", "cgr"])
 def test_an_interrupt_at_any_line_after_the_last_pass(name: str, moment: str, stride: int) -> None:
     """Where parameters, gradients, buffers and random numbers are put back, of which one may have happened and another not."""
     penalty = PENALTIES[name]

@@ -267,7 +267,7 @@ def _warn_of_late_binding(name: str, closures: Sequence[Closure]) -> None:
         other = seen.setdefault((closure.__code__, id(closure.__globals__), cells, arguments), closure)
         if other is not closure:
             warnings.warn(
-                f"{name} has two functions made by the same line that read the same variables: in a loop, both see the last turn's values, "
+                f"{name} has two closures made by the same line that read the same variables: in a loop, both see the last turn's values, "
                 "and the last micro-batch counts for all. Bind them when each is made: lambda x=x, y=y: criterion(model(x), y).",
                 stacklevel=4,
             )

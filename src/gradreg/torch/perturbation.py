@@ -77,6 +77,9 @@ class Perturbation:
         self._swapped: list[_Swapped] = []
         self._copied: list[_Copied] = []
         self._checked_rounding = False
+        self.looks_for_writes = False
+        """Whether ``restore`` looks whether somebody else wrote to a perturbed parameter, and says so in ``was_written``."""
+        self.was_written = False
 
     @property
     def is_perturbed(self) -> bool:
@@ -170,6 +173,10 @@ class Perturbation:
         """Put θ back, bit for bit; nothing happens if it is there."""
         if not self.is_perturbed:
             return
+        if self.looks_for_writes:
+            self.was_written = any(not one.is_untouched() for one in self._swapped) or any(
+                p._version != version for record in self._copied for p, version in zip(record.parameters, record.versions, strict=False)
+            )
         for one in self._swapped:
             one.point_back()
         for record in self._copied:

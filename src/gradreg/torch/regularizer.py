@@ -371,7 +371,7 @@ class GradientRegularizer:
         )
         if not self._watch.first or all(p.offset == 0 for p in plan.passes):
             return step.run()
-        with self._watch.first_step():
+        with self._watch.first_step(self._perturbation):
             return step.run()
 
     def _check_averaging(self, plan: Plan) -> None:

@@ -9,6 +9,11 @@ from operator import is_
 import torch
 from torch import nn
 
+from gradreg.torch.perturbation import Perturbation
+
+_HOOKS = ("_post_accumulate_grad_hooks", "_in_backward_optimizers")
+"""Attributes of a parameter whose gradient something waits for."""
+
 
 class Watch:
     """The modules and parameters of ``model`` as they were when the regularizer was built."""
@@ -38,18 +43,20 @@ class Watch:
             )
 
     @contextmanager
-    def first_step(self) -> Iterator[None]:
+    def first_step(self, perturbation: Perturbation) -> Iterator[None]:
         """A context of the first step that perturbs parameters, whose passes must leave them alone otherwise.
 
         Raises:
             RuntimeError: hooks of the backward pass changed them, as an optimizer does that steps inside of it; they are restored.
         """
-        hooked = [p for p in self._model.parameters() if getattr(p, "_post_accumulate_grad_hooks", None)]
+        hooked = [p for p in self._model.parameters() if any(getattr(p, name, None) for name in _HOOKS)]
         before = [p.detach().clone() for p in hooked]
+        perturbation.looks_for_writes = bool(hooked)
         try:
             yield
         finally:
-            if any(not torch.equal(p.detach(), old) for p, old in zip(hooked, before, strict=True)):
+            perturbation.looks_for_writes = False
+            if perturbation.was_written or any(not torch.equal(p.detach(), old) for p, old in zip(hooked, before, strict=True)):
                 with torch.no_grad():
                     for p, old in zip(hooked, before, strict=True):
                         p.copy_(old)
