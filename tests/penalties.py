@@ -3,7 +3,7 @@
 import pytest
 
 import gradreg
-from gradreg import Adaptive, Friendly, GradientPenalty, Remembered, SurrogateGap
+from gradreg import Adaptive, EmaDirection, Friendly, GradientPenalty, SurrogateGap
 
 # Radii are large enough that a missing, reversed or rescaled perturbation changes every digit of the answer.
 PENALTIES: dict[str, GradientPenalty] = {
@@ -32,7 +32,7 @@ PENALTIES: dict[str, GradientPenalty] = {
     "friendly": gradreg.friendly_sam(rho=0.3, sigma=0.7, beta=0.6),
     "friendly-mixing": GradientPenalty(power=2, strength=0.2, radius=0.5, difference="backward", direction=Friendly(sigma=0.7, beta=0.6)),
     "remembered": gradreg.remembered(epsilon=0.3, decay=0.4),
-    "remembered-mixing": GradientPenalty(power=2, strength=0.2, radius=0.3, direction=Remembered(decay=0.4)),
+    "remembered-mixing": GradientPenalty(power=2, strength=0.2, radius=0.3, direction=EmaDirection(decay=0.4)),
     "msam": gradreg.msam(rho=0.3, decay=0.8),
     "random": gradreg.random_sam(rho=0.5, seed=1),
     "sparse-fisher": gradreg.sam(rho=0.5).sparse(0.4, every=5),
@@ -42,7 +42,7 @@ PENALTIES: dict[str, GradientPenalty] = {
     "fgr-2-steps": gradreg.fgr(gamma=0.2, epsilon=0.5, steps=2),
     "gsam": gradreg.gsam(rho=0.3, a=0.4),
     "gap-central": GradientPenalty(power=2, strength=0.3, radius=0.4, difference="central", mixing=SurrogateGap(a=0.3)),
-    "gap-remembered": GradientPenalty(power=2, strength=0.3, radius=0.3, mixing=SurrogateGap(a=0.3), direction=Remembered(decay=0.4)),
+    "gap-remembered": GradientPenalty(power=2, strength=0.3, radius=0.3, mixing=SurrogateGap(a=0.3), direction=EmaDirection(decay=0.4)),
     "wsam-decoupled": gradreg.wsam(rho=0.3, gamma=0.6, decoupled=True),
     "looksam": gradreg.looksam(rho=0.4, k=2, a=0.7),
     "sam-every-2": gradreg.sam(rho=0.3).every(2),

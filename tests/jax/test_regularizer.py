@@ -1,4 +1,4 @@
-"""The contract of ``value_and_grad`` and ``grad``: forms, transformations, selection of leaves, and errors in words."""
+"""The contract of ``value_and_grad`` and ``grad``: forms, transformations, selection of leaves, unknown parts and other errors."""
 
 from typing import Any
 
@@ -63,7 +63,9 @@ def test_aux_is_the_first_pass(penalty: GradientPenalty) -> None:
     for step in (50, jnp.int32(50), jnp.int32(0)):
         oracle = value_and_grad(fun, penalty, has_aux=True)
         (_, aux), *_ = oracle(params, x, y, step=step, **first_state(oracle, params))
-        at_theta = not isinstance(penalty.direction, gradreg.Random)  # which moves before it has looked, as memories do once they hold
+        at_theta = not isinstance(
+            penalty.direction, gradreg.Random
+        )  # perturbs before it has looked, as an average of results does once it is not 0
         assert np.array_equal(aux, fun(params, x, y)[1]) == at_theta
 
 
@@ -195,7 +197,7 @@ def total(params: Any) -> Any:
         (
             lambda: value_and_grad(total, gradreg.remembered(epsilon=0.1), ascent=total),
             ValueError,
-            r"ascent must be None for a direction that needs no gradient, remembered\(decay 0\.5\); got a function",
+            r"ascent must be None for a direction that needs no gradient, average of results\(decay 0\.5\); got a function",
         ),
         (lambda: value_and_grad(total, FGR).init(THETA), ValueError, r"init is for penalties that carry a state.*got F-GR.*without state="),
         (lambda: value_and_grad(total, None).init(THETA), ValueError, r"init is for penalties that carry a state.*got None"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradreg
-from gradreg import Decoupled, GradientPenalty
+from gradreg import GradientPenalty
 from gradreg.jax import grad, value_and_grad
 from tests.penalties import PENALTIES, every_penalty
 
@@ -51,11 +51,11 @@ def test_every_penalty_is_its_entry_of_the_tables(penalty: GradientPenalty, trac
         value, gradients, *following = run(params, x, y, step=jnp.int32(step) if traced else step, **state)
         expected = twin.step([lambda at, x=x: squared_error(at, x, y)], params, step)
         assert_close(gradients, expected)
-        if not isinstance(penalty.mixing, Decoupled):
+        if not penalty.decoupled:
             twin.correction = jax.tree.map(jnp.subtract, expected, twin.plain)
         else:
             assert_close(following[0]["correction"], twin.correction)
-        if penalty.starts_unmoved_at(step):
+        if penalty.starts_unperturbed_at(step):
             np.testing.assert_allclose(value, squared_error(params, x, y), rtol=1e-15)  # the first pass's, at θ
         state = {"state": following[0]} if following else {}
         largest = max(largest, relative_size(twin.correction, twin.plain))
@@ -69,8 +69,9 @@ def relative_size(tree: Any, other: Any) -> float:
 
 def is_of_the_first_table(penalty: GradientPenalty) -> bool:
     """Whether the gradient is g + strength·H·d with d = g or ĝ on a quadratic, or that with unit mixing."""
-    default = (gradreg.Gradient(), None, 1)
-    return (penalty.direction, penalty.mask, penalty.ascent_steps) == default and isinstance(penalty.mixing, str)
+    default = (gradreg.Gradient(), None, 1, False)
+    alone = (penalty.direction, penalty.mask, penalty.ascent_steps, penalty.keeps_plain_apart) == default
+    return alone and penalty.mixing in (gradreg.Plain(), gradreg.Unit())
 
 
 def quadratic() -> tuple[Any, Any, Any]:
@@ -94,7 +95,7 @@ def test_on_a_quadratic_every_difference_is_exact(penalty: GradientPenalty, trac
     g = A @ theta
     d = g / jnp.linalg.norm(g) if penalty.power == 1 else g
     expected = g + penalty.strength_at(step) * A @ d
-    if penalty.mixing == "unit":
+    if penalty.mixing == gradreg.Unit():
         c = penalty.coefficient_at(step)
         assert c is not None
         expected += (1 - c) * (g / jnp.linalg.norm(g) - g)
@@ -211,7 +212,7 @@ def test_one_ascent_step_estimates_the_hessian_product_to_first_order() -> None:
 @ways_of_step
 @every_penalty
 def test_a_zero_gradient_stays_zero(penalty: GradientPenalty, traced: bool) -> None:
-    """Over steps that use and reuse; a random direction leaves the place of zero gradient, and what it finds there is finite."""
+    """Over steps that use and reuse; a random direction leaves the point of zero gradient, and what it finds there is finite."""
     oracle = grad(lambda at: jnp.sum(at["w"] ** 2) + 0.0 * at["b"], penalty)
     zeros = {"w": jnp.zeros(3), "b": jnp.zeros(())}
     state = first_state(oracle.both, zeros)
@@ -310,7 +311,7 @@ def test_direction_from_another_function(name: str, step: int, traced: bool) -> 
     expected = Twin(penalty).step([whole], params, step, [half])
     assert_close(actual, expected)
     c = penalty.coefficient_at(step)
-    at_theta = loss if c == 0 or penalty.needs_plain(c) else part
+    at_theta = part if c == 1 and penalty.difference == "forward" else loss
     np.testing.assert_allclose(value, at_theta._function(params, x, y), rtol=1e-15)
     assert part.evaluations() == (1 if c else 0)
     assert loss.evaluations() == (penalty.evaluations_at(step, ascent_share=1.0) - 1 if c else 1)
