@@ -145,7 +145,12 @@ class GradientPenalty:
         (True, 0.1, 0.8)
         """
         strength = schedules.as_schedule(self.strength).evaluate(step, ops)
-        radius = None if self.radius is None else schedules.as_schedule(self.radius).evaluate(step, ops)
+        if self.radius is None:
+            radius = None
+        elif self.radius == self.strength:
+            radius = strength  # one schedule, evaluated once
+        else:
+            radius = schedules.as_schedule(self.radius).evaluate(step, ops)
         if ops is PYTHON:
             strength, radius = float(strength), None if radius is None else float(radius)
         known = isinstance(strength, float)
