@@ -418,14 +418,17 @@ def _check_composition(penalty: GradientPenalty) -> None:
     if mixing.plain_gradient == "normalized" and not (direction.is_gradient and (penalty.power, penalty.difference) == (1, "forward")):
         raise ValueError(
             f"mixing={str(mixing)!r} must go with power 1, the forward difference and the gradient itself as direction; got "
-            f"power {penalty.power}, difference {penalty.difference!r}, direction {direction}. Use gnp(..., mixing='unit'), or mixing='plain'."
+            f"power {penalty.power}, difference {penalty.difference!r}, direction {direction}. "
+            "Use gnp(..., mixing='unit'), or mixing='plain'."
         )
     if mixing.plain_gradient != "summed" and (penalty.reuse is not None or penalty.decoupled):
         raise ValueError(
             f"mixing={str(mixing)!r} must stand alone; got it with {penalty._combined_by()}. Use mixing='plain', or leave the other out."  # pyright: ignore[reportPrivateUsage]
         )
     if penalty.reuse is not None and penalty.decoupled:
-        raise ValueError(f"decoupled must be False with {penalty.reuse}, which adds to the plain gradient; got True. Leave one of them out.")
+        raise ValueError(
+            f"decoupled must be False with {penalty.reuse}, which adds to the plain gradient; got True. Leave one of them out."
+        )
     chosen_by_gradient = mask is not None and mask.level == "coordinates"
     if penalty.difference == "exact" and (
         not direction.is_gradient or penalty.keeps_plain_apart or mixing.plain_gradient != "summed" or chosen_by_gradient
