@@ -1,5 +1,6 @@
 """The contract of ``value_and_grad`` and ``grad``: forms, transformations, selection of leaves, unknown parts and other errors."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -210,6 +211,75 @@ def total(params: Any) -> Any:
 def test_bad_arguments_when_built(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+class OwnDirection(gradreg.Direction):
+    """A direction that no engine has a function for."""
+
+
+class LikeAdaptive(gradreg.Adaptive): ...
+
+
+class LikeGradient(gradreg.Gradient): ...
+
+
+class OwnMask(gradreg.Mask):
+    level = "coordinates"
+
+
+class OwnSelection(gradreg.Mask):
+    level = "parameters"
+
+
+class LikeSparse(gradreg.Sparse): ...
+
+
+class LikeNorms(gradreg.OnlyNorms): ...
+
+
+class OwnMixing(gradreg.GradientMixing): ...
+
+
+class OwnSum(gradreg.GradientMixing):
+    plain_gradient = "summed"
+
+
+class LikeGap(gradreg.SurrogateGap): ...
+
+
+class LikePlain(gradreg.Plain): ...
+
+
+class LikeUnit(gradreg.Unit): ...
+
+
+UNKNOWN = [
+    ("direction", OwnDirection(), "directions.ascent_direction"),
+    ("direction", LikeAdaptive(), "directions.ascent_direction"),
+    ("direction", LikeGradient(), "directions.ascent_direction"),
+    ("mask", OwnMask(), "masks.coordinates"),
+    ("mask", OwnSelection(), "masks.selected_parameters"),
+    ("mask", LikeSparse(sparsity=0.5), "masks.coordinates"),
+    ("mask", LikeNorms(), "masks.selected_parameters"),
+    ("mixing", OwnMixing(), "mixing.mix"),
+    ("mixing", OwnSum(), "mixing.weigh_plain"),
+    ("mixing", LikeGap(a=0.5), "mixing.mix"),
+    ("mixing", LikePlain(), "mixing.weigh_plain"),
+    ("mixing", LikeUnit(), "mixing.weigh_plain"),
+]
+
+
+@pytest.mark.parametrize("build", [value_and_grad, grad])
+@pytest.mark.parametrize(("kind", "part", "function"), UNKNOWN, ids=[type(part).__name__ for _, part, _ in UNKNOWN])
+def test_a_part_that_the_engine_does_not_know(kind: str, part: Any, function: str, build: Any) -> None:
+    """An error when built, and so is a class derived from a part that it does know: never the function of another part."""
+    penalty = replace(gradreg.gnp(r=0.1, alpha=0.5), **{kind: part})
+    name = type(part).__name__
+    message = (
+        rf"^{kind} must be one that the JAX engine knows; got .*{name}.*@gradreg\.jax\.{function}\.register, then def _\({kind}: {name}, "
+    )
+    with pytest.raises(TypeError, match=message):
+        build(total, penalty)
 
 
 @pytest.mark.parametrize("penalty", [None, FGR, gradreg.exact(gamma=0.5)], ids=str)

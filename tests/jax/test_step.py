@@ -1,5 +1,6 @@
 """The regularized gradient against formulas and closed forms, the identities between methods, and what each step evaluates."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -283,6 +284,31 @@ def test_one_compilation_for_a_whole_warmup(kind: Any) -> None:
     assert loss.traces == traces
     assert jitted._cache_size() == 1
     assert loss.evaluations() == (49 + 2 * 50 if kind == "zero" else 2 * 99)
+
+
+@dataclass(frozen=True, eq=False)
+class Counting(gradreg.Schedule):
+    """A ramp that notes each evaluation."""
+
+    calls: list[Any] = field(default_factory=list)
+
+    def evaluate(self, step: Any, ops: Any) -> Any:
+        self.calls.append(step)
+        return 0.1 * ops.minimum(1.0, step / 5)
+
+    def bounds(self) -> tuple[float, float]:
+        return 0.0, 0.1
+
+
+@ways_of_step
+@pytest.mark.parametrize("build", [gradreg.fgr, gradreg.bgr, gradreg.cgr])
+def test_schedules_are_evaluated_once_a_step(build: Any, traced: bool) -> None:
+    """Once for each step whose number is known, and once for all in a program that is told the step later."""
+    gamma, epsilon = Counting(), Counting()
+    run = at_each_step(build(gamma=gamma, epsilon=epsilon), traced=traced)
+    for step in (1, 2, 3):
+        run(step)
+    assert len(gamma.calls) == len(epsilon.calls) == (1 if traced else 3)
 
 
 def test_schedules_that_are_never_zero_need_no_cond() -> None:

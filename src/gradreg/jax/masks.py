@@ -1,12 +1,12 @@
 """Which leaves are perturbed and counted in the norm, and which of their coordinates are perturbed.
 
-One function for each mask, found by its type: in ``choose_leaves`` for a mask whose ``level`` is "parameters", in ``choose_coordinates``
+One function for each mask, found by its type: in ``selected_parameters`` for a mask whose ``level`` is "parameters", in ``coordinates``
 for one whose ``level`` is "coordinates".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -21,23 +21,26 @@ from gradreg.masks import Mask, OnlyNorms, Sparse
 
 
 @singledispatch
-def choose_leaves(mask: Mask, leaves: Sequence[tuple[str, Any]]) -> list[bool]:
-    """For each of ``leaves``, whether it is perturbed and counted in the norm.
+def selected_parameters(mask: Mask, among: Mapping[str, Any]) -> set[str]:
+    """The names of the leaves that a mask of level "parameters" chooses, to be perturbed and counted in the norm.
 
     Args:
         mask: the specification.
-        leaves: names, which are the leaves' paths joined by "/", and leaves: those that ``parameters`` selects.
+        among: the leaves that it may choose, by name: their paths joined by "/".
+
+    Raises:
+        ValueError: it finds none.
     """
     raise _unknown(mask)
 
 
-@choose_leaves.register
-def _(mask: OnlyNorms, leaves: Sequence[tuple[str, Any]]) -> list[bool]:
-    found = [in_norm_layer(name) for name, _ in leaves]
-    if not any(found):
+@selected_parameters.register
+def _(mask: OnlyNorms, among: Mapping[str, Any]) -> set[str]:
+    found = {name for name in among if in_norm_layer(name)}
+    if not found:
         raise ValueError(
             "mask=OnlyNorms() needs a selected leaf of params with a part of its path that contains 'norm' or begins with 'bn'; "
-            f"got none. Their names look like {leaves[0][0]!r}. Rename the layers, or use parameters= alone."
+            f"got none. Their names look like {next(iter(among))!r}. Rename the layers, or use parameters= alone."
         )
     return found
 
@@ -58,8 +61,8 @@ def selected_leaves(params: Tree, parameters: Callable[[str, Any], bool] | None,
         raise ValueError(f"parameters must select at least one leaf of params, which has {len(named)}; got none.{example}")
     if mask is None or mask.level != "parameters":
         return selected
-    by_mask = iter(choose_leaves(mask, [pair for pair, kept in zip(named, selected, strict=True) if kept]))
-    selected = [kept and next(by_mask) for kept in selected]
+    found = selected_parameters(mask, {name: leaf for (name, leaf), kept in zip(named, selected, strict=True) if kept})
+    selected = [kept and name in found for (name, _), kept in zip(named, selected, strict=True)]
     if not any(selected):
         raise ValueError(f"mask={mask} must choose at least one selected leaf of params; got none. Use parameters= alone.")
     return selected
@@ -94,12 +97,12 @@ class MaskInputs:
 
 
 @singledispatch
-def choose_coordinates(mask: Mask, inputs: MaskInputs) -> Tree:
+def coordinates(mask: Mask, inputs: MaskInputs) -> Tree:
     """Whether each coordinate is perturbed: a tree of boolean arrays like the parameters, not looked at where not ``inputs.selected``."""
     raise _unknown(mask)
 
 
-@choose_coordinates.register
+@coordinates.register
 def _(mask: Sparse, inputs: MaskInputs) -> Tree:
     share = 1.0 - mask.sparsity
     if mask.choice == "fisher":

@@ -1,4 +1,4 @@
-"""How the gradients of a step become its result: one function for each mixing, found by its type; and what ``Reuse`` keeps and adds.
+"""How the gradients of a step become its result: one function for each mixing, found by its type; and ``Reuse`` and ``decoupled``.
 
 A mixing that is a weighted sum ("summed" or "normalized" by its ``plain_gradient``) has an entry in ``weigh_plain``, one that needs the
 plain gradient beside the sum ("apart") in ``mix``.
@@ -6,6 +6,7 @@ plain gradient beside the sum ("apart") in ``mix``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
@@ -40,32 +41,39 @@ def _(mixing: Unit, weight: Any, norm: jax.Array | None) -> Any:
     return weight * safe_ratio(1.0, norm)
 
 
-@singledispatch
-def mix(mixing: GradientMixing, plain: Tree, total: Tree) -> Tree:
-    """The result G of the table in ``gradreg.mixing``, at a step at which the penalty acts.
+@dataclass(frozen=True)
+class MixingInputs:
+    """Gradients held side by side, the same on all shards.
 
     Args:
-        mixing: one whose ``plain_gradient`` is "apart".
-        plain: the plain gradient g, the same on all shards.
-        total: the sum P of the weighted gradients, the same on all shards.
+        result: P, the sum of the weighted gradients, the plain one's included.
+        plain: g.
     """
+
+    result: Tree
+    plain: Tree
+
+
+@singledispatch
+def mix(mixing: GradientMixing, inputs: MixingInputs) -> Tree:
+    """The result G of the table in ``gradreg.mixing`` where the penalty acts, for a mixing whose ``plain_gradient`` is "apart"."""
     raise _unknown(mixing)
 
 
 @mix.register
-def _(mixing: SurrogateGap, plain: Tree, total: Tree) -> Tree:
-    along = safe_ratio(inner_product(plain, total), inner_product(total, total))
-    return weighted_sum([(1.0 + mixing.a * along, total), (-mixing.a, plain)])
+def _(mixing: SurrogateGap, inputs: MixingInputs) -> Tree:
+    along = safe_ratio(inner_product(inputs.plain, inputs.result), inner_product(inputs.result, inputs.result))
+    return weighted_sum([(1.0 + mixing.a * along, inputs.result), (-mixing.a, inputs.plain)])
 
 
 def _unknown(mixing: GradientMixing) -> TypeError:
     return TypeError(f"mixing must be one that the JAX engine knows; got {checks.describe(mixing)}. Register a function for it.")
 
 
-def orthogonal_part(total: Tree, plain: Tree) -> Tree:
-    """h, the part of P orthogonal to g; at least 32 bits wide."""
-    along = safe_ratio(inner_product(plain, total), inner_product(plain, plain))
-    return jax.tree.map(lambda p, g: widened(p) - along.astype(widened(g).dtype) * widened(g), total, plain)
+def orthogonal_part(inputs: MixingInputs) -> Tree:
+    """The part of P orthogonal to g, for ``Reuse``; at least 32 bits wide."""
+    along = safe_ratio(inner_product(inputs.plain, inputs.result), inner_product(inputs.plain, inputs.plain))
+    return jax.tree.map(lambda p, g: widened(p) - along.astype(widened(g).dtype) * widened(g), inputs.result, inputs.plain)
 
 
 def add_reused(plain: Tree, reused: Tree, a: float) -> Tree:
@@ -74,6 +82,6 @@ def add_reused(plain: Tree, reused: Tree, a: float) -> Tree:
     return weighted_sum([(1.0, plain), (a * ratio, reused)])
 
 
-def difference(total: Tree, plain: Tree) -> Tree:
+def correction(inputs: MixingInputs) -> Tree:
     """P − g, at least 32 bits wide: what a decoupled step keeps from the optimizer."""
-    return jax.tree.map(lambda p, g: widened(p) - widened(g), total, plain)
+    return jax.tree.map(lambda p, g: widened(p) - widened(g), inputs.result, inputs.plain)

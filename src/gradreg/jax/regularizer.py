@@ -13,7 +13,7 @@ import numpy as np
 from gradreg import checks
 from gradreg.jax.directions import ascent_direction
 from gradreg.jax.loss_fn import evaluate_with
-from gradreg.jax.masks import choose_coordinates, choose_leaves, selected_leaves
+from gradreg.jax.masks import coordinates, selected_leaves, selected_parameters
 from gradreg.jax.mixing import mix, weigh_plain
 from gradreg.jax.norms import Tree
 from gradreg.jax.parallel import AxisName, axis_names, check_bound, mean, per_shard
@@ -115,7 +115,7 @@ def check_parts(penalty: GradientPenalty) -> None:
     check_known(penalty.direction, ascent_direction, engine="JAX")
     check_known(penalty.mixing, mix if penalty.mixing.plain_gradient == "apart" else weigh_plain, engine="JAX")
     if penalty.mask is not None:
-        check_known(penalty.mask, choose_leaves if penalty.mask.level == "parameters" else choose_coordinates, engine="JAX")
+        check_known(penalty.mask, selected_parameters if penalty.mask.level == "parameters" else coordinates, engine="JAX")
 
 
 def value_and_grad(

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from gradreg.jax.directions import DirectionInputs, ascent_direction
 from gradreg.jax.loss_fn import Evaluate, Evaluated
-from gradreg.jax.masks import MaskInputs, choose_coordinates, masked
-from gradreg.jax.mixing import add_reused, difference, mix, orthogonal_part, weigh_plain
+from gradreg.jax.masks import MaskInputs, coordinates, masked
+from gradreg.jax.mixing import MixingInputs, add_reused, correction, mix, orthogonal_part, weigh_plain
 from gradreg.jax.norms import Tree, gradient_norm, safe_ratio
 from gradreg.jax.parallel import mean, per_shard
 from gradreg.jax.perturbation import perturbed, weighted_sum
@@ -156,7 +156,7 @@ class Step:
         refresh = self.values.step // mask.refresh_every
 
         def chosen(gradients: Tree | None) -> list[jax.Array | None]:
-            found = leaves_like(params, choose_coordinates(mask, MaskInputs(params, gradients, refresh, self.selected)))
+            found = leaves_like(params, coordinates(mask, MaskInputs(params, gradients, refresh, self.selected)))
             return [leaf if wanted else None for leaf, wanted in zip(found, self.selected, strict=True)]
 
         if not mask.needs_gradient:
@@ -180,19 +180,19 @@ class Step:
 
     def _mixed(self, plain: Tree | None, total: Tree, state: State) -> tuple[Tree, State]:
         """The result, from the plain gradient and the weighted sum, which is the plain gradient too where the penalty rests."""
-        penalty, values = self.penalty, self.values
+        penalty, values, inputs = self.penalty, self.values, MixingInputs(total, plain)
         if penalty.decoupled:
-            return plain, {**state, CORRECTION: with_dtypes_of(state[CORRECTION], difference(total, plain))}
+            return plain, {**state, CORRECTION: with_dtypes_of(state[CORRECTION], correction(inputs))}
         if penalty.reuse is not None:
             kept, a = state[REUSED], penalty.reuse.a
             result, kept = maybe_cond(
                 values.fresh,
-                lambda: (total, with_dtypes_of(kept, orthogonal_part(total, plain))),
+                lambda: (total, with_dtypes_of(kept, orthogonal_part(inputs))),
                 lambda: (maybe_cond(values.acts, lambda: add_reused(plain, kept, a), lambda: plain), kept),
             )
             return result, {**state, REUSED: kept}
         if penalty.mixing.plain_gradient == "apart":
-            return maybe_cond(values.fresh, lambda: mix(penalty.mixing, plain, total), lambda: plain), state
+            return maybe_cond(values.fresh, lambda: mix(penalty.mixing, inputs), lambda: plain), state
         return total, state
 
     def _check_alike(self, this: Pass, evaluated: Evaluated, params: Tree) -> None:
