@@ -12,7 +12,7 @@ from gradreg import GradientPenalty
 from gradreg.jax import value_and_grad
 from gradreg.jax.norms import gradient_norm, safe_ratio
 from gradreg.jax.perturbation import perturbed, weighted_sum
-from tests.penalties import every_penalty
+from tests.penalties import each_trait
 
 from .cases import assert_close, first_state, problem, squared_error
 
@@ -62,7 +62,7 @@ def dtypes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.dtype, tree)
 
 
-@every_penalty
+@each_trait
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_gradients_have_the_dtypes_of_the_parameters(penalty: GradientPenalty, dtype: jnp.dtype) -> None:
     params, x, y = problem()

@@ -11,7 +11,7 @@ import pytest
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import grad, value_and_grad
-from tests.penalties import PENALTIES, every_penalty
+from tests.penalties import PENALTIES, each_trait
 
 from .cases import assert_close, assert_same_bits, first_state, problem, squared_error
 
@@ -25,7 +25,7 @@ def with_prediction(params: Any, x: Any, y: Any) -> Any:
     return squared_error(params, x, y), {"largest": jnp.max(jnp.abs(x)), "name_free_count": len(x)}
 
 
-@every_penalty
+@each_trait
 def test_the_forms_of_jax(penalty: GradientPenalty) -> None:
     """value_and_grad and grad return what their namesakes in jax return, with and without aux; and last a state where there is one."""
     params, x, y = problem()
@@ -53,7 +53,7 @@ def test_no_penalty_is_jax_value_and_grad(has_aux: bool) -> None:
     assert_same_bits(jax.tree.map(jnp.asarray, ours), jax.tree.map(jnp.asarray, jax.value_and_grad(fun, has_aux=has_aux)(params, x, y)))
 
 
-@every_penalty
+@each_trait
 def test_aux_is_the_first_pass(penalty: GradientPenalty) -> None:
     """Statistics that depend on the parameters are those at θ, not at the perturbed ones, unless nothing is evaluated at θ."""
     params, x, y = problem()
@@ -90,7 +90,7 @@ def test_a_key_among_the_arguments_gives_all_passes_the_same_mask() -> None:
         np.testing.assert_array_equal(gradient, 1.5 * mask * params)
 
 
-@every_penalty
+@each_trait
 def test_scan_and_vmap_over_seeds(penalty: GradientPenalty) -> None:
     params, x, y = problem()
     oracle = value_and_grad(squared_error, penalty)
@@ -117,7 +117,7 @@ def test_scan_and_vmap_over_seeds(penalty: GradientPenalty) -> None:
         assert_close(jax.tree.map(lambda p, i=i: p[i], finals), single, tolerance=1e-5)
 
 
-@every_penalty
+@each_trait
 def test_steps_of_any_integer_kind(penalty: GradientPenalty) -> None:
     params, x, y = problem()
     oracle = value_and_grad(squared_error, penalty)

@@ -11,7 +11,7 @@ import pytest
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import grad, value_and_grad
-from tests.penalties import PENALTIES, every_penalty
+from tests.penalties import PENALTIES, each_trait, every_penalty
 
 from .cases import Counted, arrays, assert_close, assert_same_bits, first_state, problem, squared_error
 from .twin import Twin
@@ -211,7 +211,7 @@ def test_one_ascent_step_estimates_the_hessian_product_to_first_order() -> None:
 
 
 @ways_of_step
-@every_penalty
+@each_trait
 def test_a_zero_gradient_stays_zero(penalty: GradientPenalty, traced: bool) -> None:
     """Over steps that use and reuse; a random direction leaves the point of zero gradient, and what it finds there is finite."""
     oracle = grad(lambda at: jnp.sum(at["w"] ** 2) + 0.0 * at["b"], penalty)
@@ -227,7 +227,7 @@ def test_a_zero_gradient_stays_zero(penalty: GradientPenalty, traced: bool) -> N
 
 
 @ways_of_step
-@every_penalty
+@each_trait
 def test_evaluations_when_the_program_runs(penalty: GradientPenalty, traced: bool) -> None:
     """The second pass is not paid where the strength is 0, though ``step`` is traced; F-GR costs two evaluations, not three."""
     loss = Counted(squared_error)
