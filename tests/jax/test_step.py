@@ -343,6 +343,26 @@ def test_direction_from_another_function(name: str, step: int, traced: bool) -> 
     assert loss.evaluations() == (penalty.evaluations_at(step, ascent_share=1.0) - 1 if c else 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("sam", ["ascent", "loss"]), ("gnp", ["loss", "ascent", "loss"]), ("fgr-2-steps", ["loss", "ascent", "ascent", "loss"])],
+)
+def test_passes_with_an_ascent_function_are_in_the_order_of_the_plan(name: str, order: list[str]) -> None:
+    params, x, y = problem()
+    called = []
+
+    def noted(source: str) -> Any:
+        def fun(params: Any, x: Any, y: Any) -> Any:
+            called.append(source)
+            return squared_error(params, x, y)
+
+        return fun
+
+    penalty = PENALTIES[name]
+    value_and_grad(noted("loss"), penalty, ascent=noted("ascent"))(params, x, y)
+    assert called == order == [this.of for this in penalty.plan(penalty.at(0), separate_ascent=True).passes]
+
+
 def test_aux_of_another_shape_needs_a_strength_that_is_never_zero() -> None:
     params, x, y = problem()
 
