@@ -126,9 +126,9 @@ class Twin:
 
     @staticmethod
     def _coordinates(params: Any, seed: int, counter: int) -> list[tuple[int, int]]:
-        """The seed of its leaf and the place in it, for every coordinate."""
+        """The seed of its leaf and the index in it, for every coordinate."""
         leaves = enumerate(jax.tree.leaves(params))
-        return [(hashed(hashed(seed, counter), place), i) for place, leaf in leaves for i in range(leaf.size)]
+        return [(hashed(hashed(seed, counter), index), i) for index, leaf in leaves for i in range(leaf.size)]
 
     @staticmethod
     def _mean(vectors: Sequence[Any]) -> Any:
