@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -65,6 +66,7 @@ def squared_error(params: Any, x: Any, y: Any) -> jax.Array:
     return jnp.mean((h @ params["out.weight"].T + params["out.bias"] - y) ** 2)
 
 
+@cache
 def by_jax(penalty: GradientPenalty | None, *, parts: int = 1, ascent: int | None = None, parameters: Selection = None) -> Trajectory:
     rows = slice(ascent)
     oracle = value_and_grad(
