@@ -3,7 +3,7 @@
 import pytest
 
 import gradreg
-from gradreg import Adaptive, Friendly, GradientPenalty, EmaDirection, SurrogateGap
+from gradreg import Adaptive, EmaDirection, Friendly, GradientPenalty, SurrogateGap
 
 # Radii are large enough that a missing, reversed or rescaled perturbation changes every digit of the answer.
 PENALTIES: dict[str, GradientPenalty] = {
@@ -51,3 +51,38 @@ PENALTIES: dict[str, GradientPenalty] = {
 }
 
 every_penalty = pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
+
+
+def traits(penalty: GradientPenalty) -> set[object]:
+    """What sets a step of ``penalty`` apart from another's, numbers aside: its passes, its parts, and whether it may rest."""
+    direction, mask, plan = penalty.direction, penalty.mask, penalty.plan(penalty.at(50))
+    return {
+        (plan.exact, *((p.offset, p.of, p.gives_direction, p.keeps) for p in plan.passes)),
+        ("power", penalty.power),
+        (
+            type(direction),
+            getattr(direction, "scale", None),
+            getattr(direction, "ahead", None),
+            getattr(direction, "one_dimensional", None),
+        ),
+        (type(mask), getattr(mask, "choice", None)),
+        type(penalty.mixing),
+        ("reuse", penalty.reuse is not None),
+        ("decoupled", penalty.decoupled),
+        ("rests", penalty.difference == "exact", any(not penalty.at(step).acts for step in range(1, 50))),
+    }
+
+
+def of_each_trait() -> dict[str, GradientPenalty]:
+    """Few penalties that together have all the traits that any has."""
+    missing = set[object]().union(*map(traits, PENALTIES.values()))
+    chosen: dict[str, GradientPenalty] = {}
+    while missing:
+        name = max(PENALTIES, key=lambda name: len(traits(PENALTIES[name]) & missing))
+        chosen[name] = PENALTIES[name]
+        missing -= traits(PENALTIES[name])
+    return chosen
+
+
+each_trait = pytest.mark.parametrize("penalty", of_each_trait().values(), ids=of_each_trait())
+"""For contracts that are multiplied with other factors: every plan and every part, but not every product of them."""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given
@@ -11,27 +12,28 @@ import gradreg
 from gradreg import (
     Adaptive,
     Chance,
-    Decoupled,
+    Direction,
+    EmaDirection,
     Every,
     Flooding,
     Friendly,
     Gradient,
+    GradientMixing,
     GradientPenalty,
     IndividualFlooding,
+    Mask,
     OnlyNorms,
+    Plain,
     Ramp,
     Random,
-    Remembered,
     Reuse,
     Sparse,
     SurrogateGap,
+    Unit,
     flooding_from_dict,
     sam,
 )
-from gradreg.directions import direction_from_dict
 from gradreg.hashing import hashed
-from gradreg.masks import mask_from_dict
-from gradreg.mixing import mixing_from_dict
 
 from .strategies import plain_penalties
 
@@ -42,11 +44,11 @@ def test_constructors_build_points_of_the_space() -> None:
     assert gradreg.friendly_sam(rho=0.1, sigma=0.5, beta=0.6).direction == Friendly(sigma=0.5, beta=0.6)
     assert gradreg.random_sam(rho=0.1, seed=3) == GradientPenalty(power=1, strength=0.1, radius=0.1, direction=Random(seed=3))
     remembered = gradreg.remembered(epsilon=0.2, decay=0.25)
-    assert remembered == GradientPenalty(power=2, strength=0.2, radius=0.2, direction=Remembered(decay=0.25))
+    assert remembered == GradientPenalty(power=2, strength=0.2, radius=0.2, direction=EmaDirection(decay=0.25))
     msam = gradreg.msam(rho=0.2, decay=0.25)
-    assert msam == GradientPenalty(power=1, strength=0.2, radius=0.2, direction=Remembered(decay=0.25, ahead=True))
+    assert msam == GradientPenalty(power=1, strength=0.2, radius=0.2, direction=EmaDirection(decay=0.25, ahead=True))
     assert gradreg.gsam(rho=0.1, a=0.4).mixing == SurrogateGap(a=0.4)
-    assert gradreg.looksam(rho=0.1, k=3, a=0.5).mixing == Reuse(k=3, a=0.5)
+    assert gradreg.looksam(rho=0.1, k=3, a=0.5).reuse == Reuse(k=3, a=0.5)
     assert sam(rho=0.1, steps=4).ascent_steps == 4
     assert gradreg.fgr(gamma=0.1, epsilon=0.2, steps=4).ascent_steps == 4
     assert sam(rho=0.1).only_norms().mask == OnlyNorms()
@@ -58,7 +60,7 @@ def test_weighted_sam_is_gnp() -> None:
     assert gradreg.wsam(rho=0.1, gamma=0.5) == sam(rho=0.1)
     assert gradreg.wsam(rho=0.1, gamma=0.0).evaluations_at(0) == 1
     decoupled = gradreg.wsam(rho=0.1, gamma=0.8, decoupled=True)
-    assert decoupled.mixing == Decoupled()
+    assert decoupled.decoupled
     assert decoupled.coefficient_at(0) == pytest.approx(4)
 
 
@@ -78,8 +80,8 @@ def test_weighted_sam_is_gnp() -> None:
         (gradreg.remembered(epsilon=0.2), 1, None),
         (gradreg.msam(rho=0.2), 1, None),
         (gradreg.random_sam(rho=0.2), 1, None),
-        (GradientPenalty(power=2, strength=0.1, radius=0.2, direction=Remembered()), 2, None),
-        (GradientPenalty(power=2, strength=0.2, radius=0.2, direction=Remembered(), mixing=SurrogateGap(a=0.1)), 2, None),
+        (GradientPenalty(power=2, strength=0.1, radius=0.2, direction=EmaDirection()), 2, None),
+        (GradientPenalty(power=2, strength=0.2, radius=0.2, direction=EmaDirection(), mixing=SurrogateGap(a=0.1)), 2, None),
         (gradreg.gsam(rho=0.1, a=0.3), 2, None),
         (gradreg.wsam(rho=0.1, gamma=0.8, decoupled=True), 2, None),
         (gradreg.exact(gamma=0.1), 3, None),
@@ -171,16 +173,16 @@ def test_hash_is_32_bits_that_change_by_half_with_any_bit() -> None:
 
 
 PARTS = [
-    (direction_from_dict, Gradient()),
-    (direction_from_dict, Adaptive(eta=0.1, scale="tensor", one_dimensional=True)),
-    (direction_from_dict, Friendly(sigma=0.5, beta=0.6)),
-    (direction_from_dict, Remembered(decay=0.3, ahead=True)),
-    (direction_from_dict, Random(seed=4)),
-    (mask_from_dict, OnlyNorms()),
-    (mask_from_dict, Sparse(sparsity=0.5, choice="random", every=5, seed=1)),
-    (mixing_from_dict, SurrogateGap(a=0.2)),
-    (mixing_from_dict, Decoupled()),
-    (mixing_from_dict, Reuse(k=5, a=0.7)),
+    (Direction.from_dict, Gradient()),
+    (Direction.from_dict, Adaptive(eta=0.1, scale="tensor", one_dimensional=True)),
+    (Direction.from_dict, Friendly(sigma=0.5, beta=0.6)),
+    (Direction.from_dict, EmaDirection(decay=0.3, ahead=True)),
+    (Direction.from_dict, Random(seed=4)),
+    (Mask.from_dict, OnlyNorms()),
+    (Mask.from_dict, Sparse(sparsity=0.5, choice="random", every=5, seed=1)),
+    (GradientMixing.from_dict, SurrogateGap(a=0.2)),
+    (GradientMixing.from_dict, Plain()),
+    (GradientMixing.from_dict, Unit()),
     (flooding_from_dict, Flooding(level=0.1)),
     (flooding_from_dict, IndividualFlooding(level=0.1)),
 ]
@@ -203,6 +205,7 @@ def test_parts_are_plain_dictionaries(build, part) -> None:
         ({"name": "sam", "probability": {"p": 0.5, "seed": 3}, "compensate": True}, sam().with_probability(0.5, seed=3, compensate=True)),
         ({"name": "sam", "warmup": {"kind": "zero", "steps": 4}, "every": 2}, sam().warmup("zero", steps=4).every(2)),
         ({"name": "sam", "rho": 0.1, "mask": {"mask": "norms"}}, sam(rho=0.1).only_norms()),
+        ({"name": "sam", "rho": 0.1, "mask": "norms"}, sam(rho=0.1).only_norms()),
         ({"name": "wsam", "rho": 0.1, "gamma": 0.9, "decoupled": True}, gradreg.wsam(rho=0.1, gamma=0.9, decoupled=True)),
         (
             {
@@ -210,9 +213,9 @@ def test_parts_are_plain_dictionaries(build, part) -> None:
                 "strength": 0.1,
                 "radius": 0.2,
                 "direction": {"direction": "friendly"},
-                "mixing": {"mixing": "reuse", "k": 2, "a": 1},
+                "reuse": {"k": 2, "a": 1},
             },
-            GradientPenalty(power=1, strength=0.1, radius=0.2, direction=Friendly(), mixing=Reuse(k=2, a=1.0)),
+            GradientPenalty(power=1, strength=0.1, radius=0.2, direction=Friendly(), reuse=Reuse(k=2, a=1.0)),
         ),
     ],
     ids=str,
@@ -227,7 +230,7 @@ def test_text() -> None:
         (gradreg.asam(rho=0.5), "SAM(rho 0.5), direction adaptive by element(eta 0.01)"),
         (gradreg.gsam(rho=0.5, a=0.2), "SAM(rho 0.5), surrogate gap(a 0.2)"),
         (gradreg.looksam(rho=0.5, k=3), "SAM(rho 0.5), reuse(every 3 steps, a 0.7)"),
-        (gradreg.remembered(epsilon=0.2), "F-GR(gamma 0.2, epsilon 0.2), direction remembered(decay 0.5)"),
+        (gradreg.remembered(epsilon=0.2), "F-GR(gamma 0.2, epsilon 0.2), direction average of results(decay 0.5)"),
         (sam(rho=0.5, steps=3).sparse(0.9), "SAM(rho 0.5), 90% sparse, by fisher, every 100 steps, 3 ascent steps"),
         (sam(rho=0.5).every(3), "SAM(rho [0.5 x 1 every 3 steps])"),
         (Every(k=3), "1 every 3 steps"),
@@ -245,7 +248,7 @@ def test_text() -> None:
         (lambda: Adaptive(scale="layer"), ValueError, "^unknown scale 'layer'.*Known: element, tensor"),
         (lambda: gradreg.friendly_sam(rho=0.1, beta=1.0), ValueError, r"^beta must be in \[0, 1\); got 1.0"),
         (lambda: gradreg.remembered(epsilon=0.1, decay=1), ValueError, r"^decay must be in \[0, 1\); got 1"),
-        (lambda: Remembered(ahead=1), TypeError, "^ahead must be True or False; got 1"),
+        (lambda: EmaDirection(ahead=1), TypeError, "^ahead must be True or False; got 1"),
         (lambda: gradreg.remembered(epsilon=-1), ValueError, "^epsilon must be finite and > 0; got -1"),
         (lambda: gradreg.random_sam(rho=0.1, seed=2**32), ValueError, r"^seed must be < 2\*\*32; got 4294967296"),
         (lambda: gradreg.gsam(rho=0.1, a=-1), ValueError, "^a must be finite and >= 0; got -1"),
@@ -288,9 +291,9 @@ def test_text() -> None:
             r"^direction=random\(seed 0\) must go with power 1.*got power 2. Use random_sam",
         ),
         (
-            lambda: GradientPenalty(power=2, strength=0.1, radius=0.1, direction=Remembered(), mixing=Reuse(k=2, a=1)),
+            lambda: GradientPenalty(power=2, strength=0.1, radius=0.1, direction=EmaDirection(), reuse=Reuse(k=2, a=1)),
             ValueError,
-            r"^mixing=reuse\(every 2 steps, a 1\) must go with a direction that needs a gradient",
+            r"^reuse\(every 2 steps, a 1\) must go with a direction that needs a gradient",
         ),
         (lambda: gradreg.random_sam(rho=0.1).sparse(0.5), ValueError, "^mask=50% sparse.* must go with a direction that needs a gradient"),
         (
@@ -305,17 +308,45 @@ def test_text() -> None:
             "^unknown mask 'norm'. Did you mean 'norms'",
         ),
         (
-            lambda: GradientPenalty.from_dict({"name": "sam", "mask": "norms"}),
+            lambda: GradientPenalty.from_dict({"name": "sam", "mask": "sparse"}),
             TypeError,
-            r"^a mask must be a mapping with the key 'mask', one of norms, sparse; got 'norms' \(str\)",
+            "^mask 'sparse' needs sparsity, choice, every, seed; got only nothing",
         ),
         (
-            lambda: mask_from_dict({"sparsity": 0.5}),
+            lambda: Mask.from_dict({"sparsity": 0.5}),
             TypeError,
             "^a mask must be a mapping with the key 'mask', one of norms, sparse; got {'sp",
         ),
-        (lambda: direction_from_dict({"direction": "friendly", "sgma": 1}), ValueError, "^unknown key of direction 'friendly': 'sgma'"),
-        (lambda: mixing_from_dict({"mixing": "reuse", "k": 1}), TypeError, "^mixing 'reuse' needs k, a; got only k"),
+        (lambda: Direction.from_dict({"direction": "friendly", "sgma": 1}), ValueError, "^unknown key of direction 'friendly': 'sgma'"),
+        (
+            lambda: GradientPenalty.from_dict({"power": 1, "strength": 0.1, "radius": 0.1, "reuse": {"k": 1}}),
+            TypeError,
+            "^reuse needs a; got only k=1. Write k=..., a=...",
+        ),
+        (lambda: GradientMixing.from_dict({"mixing": "surrogate-gap"}), TypeError, "^mixing 'surrogate-gap' needs a; got only nothing"),
+        (lambda: GradientMixing.from_dict("reuse"), ValueError, "^unknown mixing 'reuse'.*Known: plain, unit, surrogate-gap"),
+        (lambda: replace(sam(), reuse=5), TypeError, r"^reuse must be a Reuse or None; got 5. Use gradreg.Reuse\(k=5, a=0.7\)"),
+        (lambda: replace(sam(), decoupled=1), TypeError, "^decoupled must be True or False; got 1"),
+        (
+            lambda: replace(gradreg.looksam(rho=0.1), decoupled=True),
+            ValueError,
+            r"^decoupled must be False with reuse\(every 5 steps, a 0.7\), which adds to the plain gradient; got True",
+        ),
+        (
+            lambda: replace(gradreg.gsam(rho=0.1, a=0.3), decoupled=True),
+            ValueError,
+            r"^mixing='surrogate gap\(a 0.3\)' must stand alone; got it with decoupled",
+        ),
+        (
+            lambda: replace(gradreg.gnp(r=0.1, alpha=0.8, mixing="unit"), reuse=Reuse(k=2, a=1)),
+            ValueError,
+            r"^mixing='unit' must stand alone; got it with reuse\(every 2 steps, a 1\)",
+        ),
+        (
+            lambda: replace(gradreg.exact(gamma=0.1), decoupled=True),
+            ValueError,
+            "^difference='exact' must go with .*got direction gradient, decoupled",
+        ),
         (lambda: Flooding(level=-1), ValueError, "^level must be finite and >= 0; got -1"),
         (
             lambda: IndividualFlooding(level=0.1)(0.5),

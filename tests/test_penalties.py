@@ -30,7 +30,8 @@ from .strategies import penalties, plain_penalties, steps
 )
 def test_constructors(penalty: GradientPenalty, power: int, strength: float, radius: float | None, difference: str) -> None:
     assert (penalty.power, penalty.strength, penalty.radius, penalty.difference) == (power, strength, radius, difference)
-    assert penalty.mixing == "plain"
+    assert penalty.mixing == gradreg.Plain()
+    assert (penalty.reuse, penalty.decoupled) == (None, False)
 
 
 def test_reductions_are_equalities() -> None:

@@ -1,7 +1,7 @@
 """Which parameters or coordinates are perturbed, whatever the direction; all are updated.
 
-A mask of level "parameters" chooses whole parameters, which alone are counted in the norm; one of level "coordinates" leaves coordinates out
-of the perturbation once the norm is taken.
+A mask of level "parameters" chooses whole parameters, which alone are counted in the norm; one of level "coordinates" leaves coordinates
+out of the perturbation once the norm is taken.
 """
 
 from __future__ import annotations

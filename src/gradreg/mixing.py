@@ -30,8 +30,8 @@ class GradientMixing(Part, tag="mixing"):
     """One of the kinds in this module's table, or one of your own; immutable, compared by value."""
 
     plain_gradient: ClassVar[Literal["summed", "normalized", "apart"]] = "apart"
-    """What it needs of the plain gradient: nothing but the weighted sum; that its part of the sum be rescaled once its norm is known; or the
-    whole plain gradient held beside P, which costs the memory of one more gradient."""
+    """What it needs of the plain gradient: nothing but the weighted sum; that its part of the sum be rescaled once its norm is known; or
+    the whole plain gradient held beside P, which costs the memory of one more gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)

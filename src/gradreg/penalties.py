@@ -144,7 +144,8 @@ class GradientPenalty:
         >>> values.acts, values.radius, round(values.coefficient, 12)
         (True, 0.1, 0.8)
         """
-        strength, radius = _value_at(self.strength, step, ops), _value_at(self.radius, step, ops)
+        strength = _value_at(self.strength, step, ops)
+        radius = strength if self.radius == self.strength else _value_at(self.radius, step, ops)  # one schedule is evaluated once
         never_zero = isinstance(self.strength, Schedule) and self.strength.bounds()[0] > 0.0
         acts = True if never_zero and not isinstance(strength, float) else strength != 0.0
         fresh = acts
@@ -410,7 +411,8 @@ def _check_composition(penalty: GradientPenalty) -> None:
     if mixing.plain_gradient == "normalized" and not (direction.is_gradient and (penalty.power, penalty.difference) == (1, "forward")):
         raise ValueError(
             f"mixing={str(mixing)!r} must go with power 1, the forward difference and the gradient itself as direction; got "
-            f"power {penalty.power}, difference {penalty.difference!r}, direction {direction}. Use gnp(..., mixing='unit'), or mixing='plain'."
+            f"power {penalty.power}, difference {penalty.difference!r}, direction {direction}. "
+            "Use gnp(..., mixing='unit'), or mixing='plain'."
         )
     if mixing.plain_gradient != "summed" and (penalty.reuse is not None or penalty.decoupled):
         raise ValueError(

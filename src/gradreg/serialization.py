@@ -1,4 +1,4 @@
-"""Parts of a specification as plain dictionaries and back: the name of the kind, and the fields of its frozen dataclass."""
+"""Parts of a specification as plain dictionaries (for YAML and JSON) and back: the name of the kind, and the fields of its dataclass."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradreg.jax.memory import carries_state
+from gradreg.jax.state import carries_state
 
 Loss = Callable[[Any], jax.Array]
 

@@ -13,9 +13,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import gradreg
-from gradreg import Decoupled, GradientPenalty
+from gradreg import GradientPenalty
 from gradreg.jax import microbatched, value_and_grad
-from gradreg.jax.oracle import Scope
+from gradreg.jax.regularizer import Scope
 from tests.penalties import PENALTIES
 
 from .cases import Loss, arrays, assert_close, first_state, problem, squared_error
@@ -100,7 +100,7 @@ def test_scopes_under_shard_map(penalty: GradientPenalty, scope: Scope) -> None:
             np.testing.assert_allclose(value, squared_error(params, x, y), rtol=1e-13)
         for memory in following:
             state = {"state": memory}
-    if isinstance(penalty.mixing, Decoupled):
+    if penalty.decoupled:
         assert_close(state["state"]["correction"], twin.correction)
 
 

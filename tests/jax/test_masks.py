@@ -12,7 +12,7 @@ from gradreg import Sparse
 from gradreg.hashing import hashed
 from gradreg.jax import value_and_grad
 from gradreg.jax.draws import chosen, signs
-from gradreg.jax.masks import drawn, in_norm_layer, largest
+from gradreg.jax.masks import MaskInputs, coordinates, in_norm_layer, largest
 
 from .cases import arrays
 
@@ -74,9 +74,9 @@ def test_draws_are_those_of_the_hash(seed: int) -> None:
 
 def test_a_random_choice_keeps_its_share_and_changes_at_a_refresh() -> None:
     mask, params = Sparse(sparsity=0.75, choice="random", every=3), {"w": jnp.zeros((100, 100)), "fixed": jnp.zeros(2)}
-    at = [drawn(mask, params, step, [False, True]) for step in (0, 2, 3)]
-    assert at[0][0] is None
-    first, second, third = (np.asarray(masks[1]) for masks in at)
+    at = [coordinates(mask, MaskInputs(params, None, step // mask.refresh_every, [False, True])) for step in (0, 2, 3)]
+    assert at[0]["fixed"] is None
+    first, second, third = (np.asarray(masks["w"]) for masks in at)
     assert first.mean() == pytest.approx(0.25, abs=0.015)  # 3.5 standard deviations
     assert (first == second).all()
     assert (first & third).mean() == pytest.approx(0.0625, abs=0.01)

@@ -10,7 +10,7 @@ import pytest
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import microbatched, value_and_grad
-from tests.penalties import every_penalty
+from tests.penalties import each_trait
 
 from .cases import Counted, arrays, assert_close, first_state, problem, squared_error
 
@@ -19,7 +19,7 @@ def divided(parts: int, *whole: jax.Array) -> list[jax.Array]:
     return [a.reshape(parts, -1, *a.shape[1:]) for a in whole]
 
 
-@every_penalty
+@each_trait
 @pytest.mark.usefixtures("x64")
 def test_equals_the_undivided_batch(penalty: GradientPenalty) -> None:
     """Loss, gradient and what is remembered, over two steps."""

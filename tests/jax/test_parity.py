@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 import gradreg
-from gradreg import Decoupled, GradientPenalty
+from gradreg import GradientPenalty
 from gradreg.jax import decoupled_update, microbatched, value_and_grad
 from gradreg.torch import GradientRegularizer
 from tests.penalties import PENALTIES, every_penalty
@@ -52,7 +53,7 @@ def by_torch(penalty: GradientPenalty | None, *, parts: int = 1, ascent: int | N
         optimizer.zero_grad()
         loss = regularizer.backward(closures, ascent=None if ascent is None else closure(slice(ascent)))
         optimizer.step()
-        if penalty is not None and isinstance(penalty.mixing, Decoupled):
+        if penalty is not None and penalty.decoupled:
             regularizer.decoupled_step(optimizer)
         trajectory.append((float(loss), {name: p.detach().numpy().copy() for name, p in model.named_parameters()}))
     return trajectory
@@ -65,6 +66,7 @@ def squared_error(params: Any, x: Any, y: Any) -> jax.Array:
     return jnp.mean((h @ params["out.weight"].T + params["out.bias"] - y) ** 2)
 
 
+@cache
 def by_jax(penalty: GradientPenalty | None, *, parts: int = 1, ascent: int | None = None, parameters: Selection = None) -> Trajectory:
     rows = slice(ascent)
     oracle = value_and_grad(
@@ -80,7 +82,7 @@ def by_jax(penalty: GradientPenalty | None, *, parts: int = 1, ascent: int | Non
             x, y = (a.reshape(parts, -1, *a.shape[1:]) for a in (x, y))
         loss, gradients, *following = oracle(params, x, y, step=step, **state)
         params = jax.tree.map(lambda p, g: p - RATE * g, params, gradients)
-        if following and penalty is not None and isinstance(penalty.mixing, Decoupled):
+        if following and penalty is not None and penalty.decoupled:
             params = decoupled_update(params, following[0], RATE)
         return loss, params, {"state": following[0]} if following else {}
 
@@ -121,13 +123,11 @@ COMBINED = {
         mixing=gradreg.SurrogateGap(a=0.2),
     ),
     "friendly-reuse-late": GradientPenalty(
-        power=2, strength=0.3, radius=0.4, direction=gradreg.Friendly(sigma=0.5, beta=0.7), mixing=gradreg.Reuse(k=2, a=0.5)
+        power=2, strength=0.3, radius=0.4, direction=gradreg.Friendly(sigma=0.5, beta=0.7), reuse=gradreg.Reuse(k=2, a=0.5)
     ).warmup("zero", steps=2),
     "fisher-at-the-first-step-after-a-pause": gradreg.sam(rho=0.5).every(2).sparse(0.4, every=3),
     "remembered-random-seldom": gradreg.remembered(epsilon=0.3).sparse(0.3, choice="random", every=2).every(2),
-    "remembered-decoupled": GradientPenalty(
-        power=2, strength=0.2, radius=0.3, direction=gradreg.Remembered(decay=0.3), mixing=gradreg.Decoupled()
-    ),
+    "remembered-decoupled": GradientPenalty(power=2, strength=0.2, radius=0.3, direction=gradreg.EmaDirection(decay=0.3), decoupled=True),
     "random-central": GradientPenalty(power=1, strength=0.2, radius=0.3, difference="central", direction=gradreg.Random(seed=2**32 - 1)),
     "sparse-3-steps": gradreg.sam(rho=0.5, steps=3).sparse(0.4, every=2),
     "unit-3-steps": GradientPenalty(power=1, strength=0.2, radius=0.5, mixing="unit", ascent_steps=3),

@@ -10,8 +10,9 @@ import pytest
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import value_and_grad
-from gradreg.jax.perturbation import combined, gradient_norm, moved, safe_ratio
-from tests.penalties import every_penalty
+from gradreg.jax.norms import gradient_norm, safe_ratio
+from gradreg.jax.perturbation import perturbed, weighted_sum
+from tests.penalties import each_trait
 
 from .cases import assert_close, first_state, problem, squared_error
 
@@ -37,11 +38,11 @@ def test_safe_ratio_has_a_finite_value_and_derivative_at_zero() -> None:
     assert float(jax.grad(lambda norm: safe_ratio(2.0, norm))(0.0)) == 0.0
 
 
-def test_narrow_parameters_are_moved_in_float32_and_rounded_once() -> None:
+def test_narrow_parameters_are_perturbed_in_float32_and_rounded_once() -> None:
     """1 + 0.3·0.013 rounds to 1.0078125 (two units in the last place are 1/64); the product first rounded to bfloat16 must not matter."""
     start = jnp.linspace(0.5, 1.5, 101, dtype=jnp.bfloat16)
     direction = jnp.linspace(-0.02, 0.02, 101, dtype=jnp.bfloat16)
-    (actual,) = moved([start], [direction], 0.3, [True])
+    (actual,) = perturbed([start], [direction], 0.3, [True])
     expected = (np.asarray(start, np.float32) + np.float32(0.3) * np.asarray(direction, np.float32)).astype(jnp.bfloat16)
     assert actual.dtype == jnp.bfloat16
     np.testing.assert_array_equal(actual, expected)
@@ -49,11 +50,11 @@ def test_narrow_parameters_are_moved_in_float32_and_rounded_once() -> None:
 
 def test_leaves_that_are_not_selected_are_the_same_arrays() -> None:
     start = jnp.ones(3)
-    assert moved([start], [jnp.ones(3)], 0.3, [False])[0] is start
+    assert perturbed([start], [jnp.ones(3)], 0.3, [False])[0] is start
 
 
 def test_a_weight_of_zero_leaves_a_non_finite_gradient_out() -> None:
-    (actual,) = combined([(0.0, [jnp.array(jnp.inf)]), (1.0, [jnp.array(2.0)])])
+    (actual,) = weighted_sum([(0.0, [jnp.array(jnp.inf)]), (1.0, [jnp.array(2.0)])])
     assert float(actual) == 2.0
 
 
@@ -61,7 +62,7 @@ def dtypes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.dtype, tree)
 
 
-@every_penalty
+@each_trait
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_gradients_have_the_dtypes_of_the_parameters(penalty: GradientPenalty, dtype: jnp.dtype) -> None:
     params, x, y = problem()

@@ -1,5 +1,6 @@
-"""The contract of ``value_and_grad`` and ``grad``: forms, transformations, selection of leaves, and errors in words."""
+"""The contract of ``value_and_grad`` and ``grad``: forms, transformations, selection of leaves, unknown parts and other errors."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import grad, value_and_grad
-from tests.penalties import PENALTIES, every_penalty
+from tests.penalties import PENALTIES, each_trait
 
 from .cases import assert_close, assert_same_bits, first_state, problem, squared_error
 
@@ -24,7 +25,7 @@ def with_prediction(params: Any, x: Any, y: Any) -> Any:
     return squared_error(params, x, y), {"largest": jnp.max(jnp.abs(x)), "name_free_count": len(x)}
 
 
-@every_penalty
+@each_trait
 def test_the_forms_of_jax(penalty: GradientPenalty) -> None:
     """value_and_grad and grad return what their namesakes in jax return, with and without aux; and last a state where there is one."""
     params, x, y = problem()
@@ -52,7 +53,7 @@ def test_no_penalty_is_jax_value_and_grad(has_aux: bool) -> None:
     assert_same_bits(jax.tree.map(jnp.asarray, ours), jax.tree.map(jnp.asarray, jax.value_and_grad(fun, has_aux=has_aux)(params, x, y)))
 
 
-@every_penalty
+@each_trait
 def test_aux_is_the_first_pass(penalty: GradientPenalty) -> None:
     """Statistics that depend on the parameters are those at θ, not at the perturbed ones, unless nothing is evaluated at θ."""
     params, x, y = problem()
@@ -63,7 +64,9 @@ def test_aux_is_the_first_pass(penalty: GradientPenalty) -> None:
     for step in (50, jnp.int32(50), jnp.int32(0)):
         oracle = value_and_grad(fun, penalty, has_aux=True)
         (_, aux), *_ = oracle(params, x, y, step=step, **first_state(oracle, params))
-        at_theta = not isinstance(penalty.direction, gradreg.Random)  # which moves before it has looked, as memories do once they hold
+        at_theta = not isinstance(
+            penalty.direction, gradreg.Random
+        )  # perturbs before it has looked, as an average of results does once it is not 0
         assert np.array_equal(aux, fun(params, x, y)[1]) == at_theta
 
 
@@ -87,7 +90,7 @@ def test_a_key_among_the_arguments_gives_all_passes_the_same_mask() -> None:
         np.testing.assert_array_equal(gradient, 1.5 * mask * params)
 
 
-@every_penalty
+@each_trait
 def test_scan_and_vmap_over_seeds(penalty: GradientPenalty) -> None:
     params, x, y = problem()
     oracle = value_and_grad(squared_error, penalty)
@@ -114,7 +117,7 @@ def test_scan_and_vmap_over_seeds(penalty: GradientPenalty) -> None:
         assert_close(jax.tree.map(lambda p, i=i: p[i], finals), single, tolerance=1e-5)
 
 
-@every_penalty
+@each_trait
 def test_steps_of_any_integer_kind(penalty: GradientPenalty) -> None:
     params, x, y = problem()
     oracle = value_and_grad(squared_error, penalty)
@@ -195,7 +198,7 @@ def total(params: Any) -> Any:
         (
             lambda: value_and_grad(total, gradreg.remembered(epsilon=0.1), ascent=total),
             ValueError,
-            r"ascent must be None for a direction that needs no gradient, remembered\(decay 0\.5\); got a function",
+            r"ascent must be None for a direction that needs no gradient, average of results\(decay 0\.5\); got a function",
         ),
         (lambda: value_and_grad(total, FGR).init(THETA), ValueError, r"init is for penalties that carry a state.*got F-GR.*without state="),
         (lambda: value_and_grad(total, None).init(THETA), ValueError, r"init is for penalties that carry a state.*got None"),
@@ -208,6 +211,75 @@ def total(params: Any) -> Any:
 def test_bad_arguments_when_built(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+class OwnDirection(gradreg.Direction):
+    """A direction that no engine has a function for."""
+
+
+class LikeAdaptive(gradreg.Adaptive): ...
+
+
+class LikeGradient(gradreg.Gradient): ...
+
+
+class OwnMask(gradreg.Mask):
+    level = "coordinates"
+
+
+class OwnSelection(gradreg.Mask):
+    level = "parameters"
+
+
+class LikeSparse(gradreg.Sparse): ...
+
+
+class LikeNorms(gradreg.OnlyNorms): ...
+
+
+class OwnMixing(gradreg.GradientMixing): ...
+
+
+class OwnSum(gradreg.GradientMixing):
+    plain_gradient = "summed"
+
+
+class LikeGap(gradreg.SurrogateGap): ...
+
+
+class LikePlain(gradreg.Plain): ...
+
+
+class LikeUnit(gradreg.Unit): ...
+
+
+UNKNOWN = [
+    ("direction", OwnDirection(), "directions.ascent_direction"),
+    ("direction", LikeAdaptive(), "directions.ascent_direction"),
+    ("direction", LikeGradient(), "directions.ascent_direction"),
+    ("mask", OwnMask(), "masks.coordinates"),
+    ("mask", OwnSelection(), "masks.selected_parameters"),
+    ("mask", LikeSparse(sparsity=0.5), "masks.coordinates"),
+    ("mask", LikeNorms(), "masks.selected_parameters"),
+    ("mixing", OwnMixing(), "mixing.mix"),
+    ("mixing", OwnSum(), "mixing.weigh_plain"),
+    ("mixing", LikeGap(a=0.5), "mixing.mix"),
+    ("mixing", LikePlain(), "mixing.weigh_plain"),
+    ("mixing", LikeUnit(), "mixing.weigh_plain"),
+]
+
+
+@pytest.mark.parametrize("build", [value_and_grad, grad])
+@pytest.mark.parametrize(("kind", "part", "function"), UNKNOWN, ids=[type(part).__name__ for _, part, _ in UNKNOWN])
+def test_a_part_that_the_engine_does_not_know(kind: str, part: Any, function: str, build: Any) -> None:
+    """An error when built, and so is a class derived from a part that it does know: never the function of another part."""
+    penalty = replace(gradreg.gnp(r=0.1, alpha=0.5), **{kind: part})
+    name = type(part).__name__
+    message = (
+        rf"^{kind} must be one that the JAX engine knows; got .*{name}.*@gradreg\.jax\.{function}\.register, then def _\({kind}: {name}, "
+    )
+    with pytest.raises(TypeError, match=message):
+        build(total, penalty)
 
 
 @pytest.mark.parametrize("penalty", [None, FGR, gradreg.exact(gamma=0.5)], ids=str)

@@ -1,5 +1,6 @@
 """The regularized gradient against formulas and closed forms, the identities between methods, and what each step evaluates."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 
 import gradreg
-from gradreg import Decoupled, GradientPenalty
+from gradreg import GradientPenalty
 from gradreg.jax import grad, value_and_grad
-from tests.penalties import PENALTIES, every_penalty
+from tests.penalties import PENALTIES, each_trait, every_penalty
 
 from .cases import Counted, arrays, assert_close, assert_same_bits, first_state, problem, squared_error
 from .twin import Twin
@@ -51,11 +52,11 @@ def test_every_penalty_is_its_entry_of_the_tables(penalty: GradientPenalty, trac
         value, gradients, *following = run(params, x, y, step=jnp.int32(step) if traced else step, **state)
         expected = twin.step([lambda at, x=x: squared_error(at, x, y)], params, step)
         assert_close(gradients, expected)
-        if not isinstance(penalty.mixing, Decoupled):
+        if not penalty.decoupled:
             twin.correction = jax.tree.map(jnp.subtract, expected, twin.plain)
         else:
             assert_close(following[0]["correction"], twin.correction)
-        if penalty.starts_unmoved_at(step):
+        if penalty.starts_unperturbed_at(step):
             np.testing.assert_allclose(value, squared_error(params, x, y), rtol=1e-15)  # the first pass's, at θ
         state = {"state": following[0]} if following else {}
         largest = max(largest, relative_size(twin.correction, twin.plain))
@@ -69,8 +70,9 @@ def relative_size(tree: Any, other: Any) -> float:
 
 def is_of_the_first_table(penalty: GradientPenalty) -> bool:
     """Whether the gradient is g + strength·H·d with d = g or ĝ on a quadratic, or that with unit mixing."""
-    default = (gradreg.Gradient(), None, 1)
-    return (penalty.direction, penalty.mask, penalty.ascent_steps) == default and isinstance(penalty.mixing, str)
+    default = (gradreg.Gradient(), None, 1, False)
+    alone = (penalty.direction, penalty.mask, penalty.ascent_steps, penalty.keeps_plain_apart) == default
+    return alone and penalty.mixing in (gradreg.Plain(), gradreg.Unit())
 
 
 def quadratic() -> tuple[Any, Any, Any]:
@@ -94,7 +96,7 @@ def test_on_a_quadratic_every_difference_is_exact(penalty: GradientPenalty, trac
     g = A @ theta
     d = g / jnp.linalg.norm(g) if penalty.power == 1 else g
     expected = g + penalty.strength_at(step) * A @ d
-    if penalty.mixing == "unit":
+    if penalty.mixing == gradreg.Unit():
         c = penalty.coefficient_at(step)
         assert c is not None
         expected += (1 - c) * (g / jnp.linalg.norm(g) - g)
@@ -209,9 +211,9 @@ def test_one_ascent_step_estimates_the_hessian_product_to_first_order() -> None:
 
 
 @ways_of_step
-@every_penalty
+@each_trait
 def test_a_zero_gradient_stays_zero(penalty: GradientPenalty, traced: bool) -> None:
-    """Over steps that use and reuse; a random direction leaves the place of zero gradient, and what it finds there is finite."""
+    """Over steps that use and reuse; a random direction leaves the point of zero gradient, and what it finds there is finite."""
     oracle = grad(lambda at: jnp.sum(at["w"] ** 2) + 0.0 * at["b"], penalty)
     zeros = {"w": jnp.zeros(3), "b": jnp.zeros(())}
     state = first_state(oracle.both, zeros)
@@ -225,7 +227,7 @@ def test_a_zero_gradient_stays_zero(penalty: GradientPenalty, traced: bool) -> N
 
 
 @ways_of_step
-@every_penalty
+@each_trait
 def test_evaluations_when_the_program_runs(penalty: GradientPenalty, traced: bool) -> None:
     """The second pass is not paid where the strength is 0, though ``step`` is traced; F-GR costs two evaluations, not three."""
     loss = Counted(squared_error)
@@ -284,6 +286,31 @@ def test_one_compilation_for_a_whole_warmup(kind: Any) -> None:
     assert loss.evaluations() == (49 + 2 * 50 if kind == "zero" else 2 * 99)
 
 
+@dataclass(frozen=True, eq=False)
+class Counting(gradreg.Schedule):
+    """A ramp that notes each evaluation."""
+
+    calls: list[Any] = field(default_factory=list)
+
+    def evaluate(self, step: Any, ops: Any) -> Any:
+        self.calls.append(step)
+        return 0.1 * ops.minimum(1.0, step / 5)
+
+    def bounds(self) -> tuple[float, float]:
+        return 0.0, 0.1
+
+
+@ways_of_step
+@pytest.mark.parametrize("build", [gradreg.fgr, gradreg.bgr, gradreg.cgr])
+def test_schedules_are_evaluated_once_a_step(build: Any, traced: bool) -> None:
+    """Once for each step whose number is known, and once for all in a program that is told the step later."""
+    gamma, epsilon = Counting(), Counting()
+    run = at_each_step(build(gamma=gamma, epsilon=epsilon), traced=traced)
+    for step in (1, 2, 3):
+        run(step)
+    assert len(gamma.calls) == len(epsilon.calls) == (1 if traced else 3)
+
+
 def test_schedules_that_are_never_zero_need_no_cond() -> None:
     params, x, y = problem()
     never = gradreg.fgr(gamma=gradreg.Cosine(start=0.5, end=0.1, steps=9), epsilon=0.4)
@@ -310,10 +337,30 @@ def test_direction_from_another_function(name: str, step: int, traced: bool) -> 
     expected = Twin(penalty).step([whole], params, step, [half])
     assert_close(actual, expected)
     c = penalty.coefficient_at(step)
-    at_theta = loss if c == 0 or penalty.needs_plain(c) else part
+    at_theta = part if c == 1 and penalty.difference == "forward" else loss
     np.testing.assert_allclose(value, at_theta._function(params, x, y), rtol=1e-15)
     assert part.evaluations() == (1 if c else 0)
     assert loss.evaluations() == (penalty.evaluations_at(step, ascent_share=1.0) - 1 if c else 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("sam", ["ascent", "loss"]), ("gnp", ["loss", "ascent", "loss"]), ("fgr-2-steps", ["loss", "ascent", "ascent", "loss"])],
+)
+def test_passes_with_an_ascent_function_are_in_the_order_of_the_plan(name: str, order: list[str]) -> None:
+    params, x, y = problem()
+    called = []
+
+    def noted(source: str) -> Any:
+        def fun(params: Any, x: Any, y: Any) -> Any:
+            called.append(source)
+            return squared_error(params, x, y)
+
+        return fun
+
+    penalty = PENALTIES[name]
+    value_and_grad(noted("loss"), penalty, ascent=noted("ascent"))(params, x, y)
+    assert called == order == [this.of for this in penalty.plan(penalty.at(0), separate_ascent=True).passes]
 
 
 def test_aux_of_another_shape_needs_a_strength_that_is_never_zero() -> None:

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from gradreg import Adaptive, Decoupled, Friendly, GradientPenalty, Random, Remembered, Reuse, Sparse, SurrogateGap
+from gradreg import Adaptive, EmaDirection, Friendly, GradientPenalty, Random, Sparse, SurrogateGap, Unit
 from gradreg.hashing import hashed
 
 from .cases import Loss
 
 
 class Twin:
-    """``penalty`` step after step, for one loss or for the losses of several shards that move by their own gradients.
+    """``penalty`` step after step, for one loss or for the losses of several shards that are perturbed by their own gradients.
 
-    After ``step``: ``plain``, the gradient that all shards agree on, and ``correction``, what ``Decoupled`` keeps out of the result.
+    After ``step``: ``plain``, the gradient that all shards agree on, and ``correction``, what a decoupled penalty keeps out of the result.
     """
 
     def __init__(self, penalty: GradientPenalty) -> None:
@@ -38,7 +38,7 @@ class Twin:
         gradients = [jax.grad(lambda at, loss=loss: loss(unravel(at))) for loss in losses]
         sources = gradients if ascents is None else [jax.grad(lambda at, loss=loss: loss(unravel(at))) for loss in ascents]
         plain = self._mean([gradient(theta) for gradient in gradients])
-        fresh = penalty.strength_at(step) > 0 and not penalty.reuses_at(step)
+        fresh = penalty.strength_at(step) > 0 and (penalty.reuse is None or step % penalty.reuse.k == 0)
         if isinstance(direction, Friendly):
             agreed = self._mean([source(theta) for source in sources]) if fresh else plain
             self._average = direction.beta * self._average + (1 - direction.beta) * agreed
@@ -49,22 +49,22 @@ class Twin:
         else:
             P = plain
         G = self._mixed(plain, P, step, fresh)
-        if isinstance(direction, Remembered):
+        if isinstance(direction, EmaDirection):
             self._average = direction.decay * self._average + (1 - direction.decay) * G
         self.plain, self.correction = unravel(plain), unravel(P - plain)
         return unravel(G)
 
     def _mixed(self, g: Any, P: Any, step: int, fresh: bool) -> Any:
-        mixing = self.penalty.mixing
-        if isinstance(mixing, Decoupled):
+        mixing, reuse = self.penalty.mixing, self.penalty.reuse
+        if self.penalty.decoupled:
             return g
         if isinstance(mixing, SurrogateGap) and fresh:
             return P - mixing.a * (g - (g @ P) / (P @ P) * P)
-        if isinstance(mixing, Reuse) and fresh:
+        if reuse is not None and fresh:
             self._reused = P - (g @ P) / (g @ g) * g
-        elif isinstance(mixing, Reuse) and self._reused is not None and self.penalty.strength_at(step) > 0:
+        elif reuse is not None and self._reused is not None and self.penalty.strength_at(step) > 0:
             h = self._reused
-            return g + mixing.a * jnp.linalg.norm(g) / jnp.linalg.norm(h) * h
+            return g + reuse.a * jnp.linalg.norm(g) / jnp.linalg.norm(h) * h
         return P
 
     def _choose(self, params: Any, step: int, g: Any) -> None:
@@ -97,7 +97,7 @@ class Twin:
             "backward": lambda: (g - gradient(at - h * d)) / radius,
             "central": lambda: (gradient(at + h * d) - gradient(at - h * d)) / (2 * radius),
         }[penalty.difference]()
-        unit = (1 - strength / radius) * (g / jnp.linalg.norm(g) - g) if penalty.mixing == "unit" else 0.0
+        unit = (1 - strength / radius) * (g / jnp.linalg.norm(g) - g) if penalty.mixing == Unit() else 0.0
         return g + strength * quotient + unit
 
     def _ascent(self, params: Any, step: int, g: Any) -> tuple[Any, Any]:
@@ -105,7 +105,7 @@ class Twin:
         if isinstance(direction, Random):
             bits = [hashed(key, i // 32) >> i % 32 & 1 for key, i in self._coordinates(params, direction.seed, step)]
             v = 2.0 * np.array(bits, np.float64) - 1.0
-        elif isinstance(direction, Remembered):
+        elif isinstance(direction, EmaDirection):
             v = (-self._average if direction.ahead else self._average) + jnp.zeros_like(g)
         elif isinstance(direction, Friendly):
             v = g - direction.sigma * self._average
@@ -126,9 +126,9 @@ class Twin:
 
     @staticmethod
     def _coordinates(params: Any, seed: int, counter: int) -> list[tuple[int, int]]:
-        """The seed of its leaf and the place in it, for every coordinate."""
+        """The seed of its leaf and the index in it, for every coordinate."""
         leaves = enumerate(jax.tree.leaves(params))
-        return [(hashed(hashed(seed, counter), place), i) for place, leaf in leaves for i in range(leaf.size)]
+        return [(hashed(hashed(seed, counter), index), i) for index, leaf in leaves for i in range(leaf.size)]
 
     @staticmethod
     def _mean(vectors: Sequence[Any]) -> Any:

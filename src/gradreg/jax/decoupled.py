@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradreg.jax.memory import CORRECTION, State
-from gradreg.jax.perturbation import Tree, combined
+from gradreg.jax.norms import Tree
+from gradreg.jax.perturbation import weighted_sum
+from gradreg.jax.state import CORRECTION, State
 
 
 def decoupled_update(params: Tree, state: State, learning_rate: Any) -> Tree:
-    """``θ − learning_rate·(P − g)``: the second half of a step with ``Decoupled`` mixing, after the optimizer's.
+    """``θ − learning_rate·(P − g)``: the second half of a step of a decoupled penalty, after the optimizer's.
 
     ::
 
@@ -29,7 +30,7 @@ def decoupled_update(params: Tree, state: State, learning_rate: Any) -> Tree:
         The parameters, in their own dtypes; at steps at which the penalty does not act, unchanged.
 
     Raises:
-        ValueError: the state of a penalty whose mixing is not ``Decoupled``.
+        ValueError: the state of a penalty that is not decoupled.
 
     Source: Yue et al. 2023, arXiv 2305.15817, algorithm 1.
 
@@ -38,7 +39,7 @@ def decoupled_update(params: Tree, state: State, learning_rate: Any) -> Tree:
     """
     if not isinstance(state, dict) or CORRECTION not in state:  # type: ignore[unnecessary-isinstance]  # what a step returned, or not
         raise ValueError(
-            f"state must be of a penalty whose mixing is Decoupled(); got one without {CORRECTION!r}. "
+            f"state must be that of a penalty with decoupled=True; got one without {CORRECTION!r}. "
             "Use gradreg.wsam(..., decoupled=True), and pass the state that the step returned."
         )
-    return combined([(1.0, jax.tree.map(jnp.asarray, params)), (-learning_rate, state[CORRECTION])])
+    return weighted_sum([(1.0, jax.tree.map(jnp.asarray, params)), (-learning_rate, state[CORRECTION])])

@@ -1,51 +1,68 @@
-"""The vector along which the parameters are moved, and the one whose length a normalised move divides by."""
+"""The vector along which the parameters are perturbed, and the one by whose norm a normalised perturbation is divided.
+
+One function for each direction, found by its type. A direction of your own is registered in the same way (``docs/extending.md``)::
+
+    @ascent_direction.register
+    def _(direction: Sign, inputs: DirectionInputs) -> tuple[Tree, Tree]:
+        v = jax.tree.map(jnp.sign, inputs.gradients)
+        return v, v
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gradreg.directions import Adaptive, Direction, Friendly, Random, Remembered
+from gradreg import checks
+from gradreg.directions import Adaptive, Direction, EmaDirection, Friendly, Gradient, Random
 from gradreg.jax.draws import signs
-from gradreg.jax.perturbation import Tree, widened
+from gradreg.jax.norms import Tree, widened
 
 
-def ascent(
-    direction: Direction, params: Tree, gradients: Tree | None, average: Sequence[Any], step: Any, selected: Sequence[bool]
-) -> tuple[Tree, Tree]:
-    """v and w of the table in ``gradreg.directions``, whose leaves mean nothing where they are not ``selected``.
+@dataclass(frozen=True)
+class DirectionInputs:
+    """What a direction is formed from. Trees have the structure of the parameters.
 
     Args:
-        direction: the specification.
-        params: θ.
-        gradients: g; None for a direction that needs none.
-        average: the memory of ``Friendly``, with this step's gradient in it, or of ``Remembered``, leaf by leaf; else empty.
-        step: the optimizer step.
-        selected: for each leaf, whether it is moved.
+        params: where the gradient was taken: θ.
+        gradients: g there; None for a direction that declares ``needs_gradient = False``.
+        average: the average m that the direction declares by ``averages``: of the gradients, this step's included, or of the results of
+            earlier steps; its leaves are those of ``params`` where they are not ``selected``. None for a direction without one.
+        step: the optimizer step, an int or a traced integer.
+        selected: for each leaf, in the order of ``jax.tree.leaves``, whether it is perturbed.
     """
-    leaves, structure = jax.tree.flatten(params)
-    if isinstance(direction, Random):
-        places = enumerate(zip(leaves, selected, strict=True))
-        drawn = [signs(direction.seed, step, place, widened(leaf)) if moves else leaf for place, (leaf, moves) in places]
-        vectors = structure.unflatten(drawn)
-        return vectors, vectors
-    if isinstance(direction, Remembered):
-        pairs = zip(average, leaves, strict=True)
-        vectors = structure.unflatten([leaf if m is None else -m if direction.ahead else m for m, leaf in pairs])
-        return vectors, vectors
-    if isinstance(direction, Adaptive):
-        scales = structure.unflatten([_scale(direction, widened(leaf)) for leaf in leaves])
-        measured = jax.tree.map(lambda t, g: t * widened(g), scales, gradients)
-        return jax.tree.map(jnp.multiply, scales, measured), measured
-    if isinstance(direction, Friendly):
-        own = jax.tree.leaves(gradients)
-        taken = [g if m is None else widened(g) - direction.sigma * m for g, m in zip(own, average, strict=True)]
-        vectors = structure.unflatten(taken)
-        return vectors, vectors
-    return gradients, gradients
+
+    params: Tree
+    gradients: Tree | None
+    average: Tree | None
+    step: Any
+    selected: Sequence[bool]
+
+
+@singledispatch
+def ascent_direction(direction: Direction, inputs: DirectionInputs) -> tuple[Tree, Tree]:
+    """The vectors v and w of the table in ``gradreg.directions``.
+
+    Both are trees like the parameters, whose leaves are not looked at where they are not ``inputs.selected``.
+    """
+    raise TypeError(f"direction must be one that the JAX engine knows; got {checks.describe(direction)}. Register a function for it.")
+
+
+@ascent_direction.register
+def _(direction: Gradient, inputs: DirectionInputs) -> tuple[Tree, Tree]:
+    return inputs.gradients, inputs.gradients
+
+
+@ascent_direction.register
+def _(direction: Adaptive, inputs: DirectionInputs) -> tuple[Tree, Tree]:
+    scales = jax.tree.map(lambda leaf: _scale(direction, widened(leaf)), inputs.params)
+    w = jax.tree.map(lambda t, g: t * widened(g), scales, inputs.gradients)
+    return jax.tree.map(jnp.multiply, scales, w), w
 
 
 def _scale(direction: Adaptive, leaf: jax.Array) -> jax.Array:
@@ -54,3 +71,24 @@ def _scale(direction: Adaptive, leaf: jax.Array) -> jax.Array:
         return jnp.ones((), leaf.dtype)
     length = jnp.abs(leaf) if direction.scale == "element" else jnp.sqrt(jnp.sum(jnp.square(leaf)))
     return length + direction.eta
+
+
+@ascent_direction.register
+def _(direction: Friendly, inputs: DirectionInputs) -> tuple[Tree, Tree]:
+    v = jax.tree.map(lambda g, m: widened(g) - direction.sigma * widened(m), inputs.gradients, inputs.average)
+    return v, v
+
+
+@ascent_direction.register
+def _(direction: EmaDirection, inputs: DirectionInputs) -> tuple[Tree, Tree]:
+    v = jax.tree.map(lambda m: -m, inputs.average) if direction.ahead else inputs.average
+    return v, v
+
+
+@ascent_direction.register
+def _(direction: Random, inputs: DirectionInputs) -> tuple[Tree, Tree]:
+    leaves, structure = jax.tree.flatten(inputs.params)
+    # The index counts all leaves, selected or not: a leaf has the same signs whatever is selected beside it.
+    numbered = enumerate(zip(leaves, inputs.selected, strict=True))
+    v = structure.unflatten([signs(direction.seed, inputs.step, i, widened(leaf)) if chosen else leaf for i, (leaf, chosen) in numbered])
+    return v, v

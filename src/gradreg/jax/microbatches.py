@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gradreg import checks
-from gradreg.jax.perturbation import Tree, widened
+from gradreg.jax.norms import Tree, widened
 
 InAxes = int | None | tuple[int | None, ...]
 

@@ -1,61 +1,87 @@
-"""Mixing the plain gradient g and the sum P of weighted gradients that are held side by side."""
+"""How the gradients of a step become its result: one function for each mixing, found by its type; and ``Reuse`` and ``decoupled``.
+
+A mixing that is a weighted sum ("summed" or "normalized" by its ``plain_gradient``) has an entry in ``weigh_plain``, one that needs the
+plain gradient beside the sum ("apart") in ``mix``.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gradreg.jax.amounts import Amounts, decided
-from gradreg.jax.memory import CORRECTION, REUSED, State
-from gradreg.jax.perturbation import Tree, combined, safe_ratio, widened
-from gradreg.mixing import Decoupled, GradientMixing, Reuse, SurrogateGap
+from gradreg import checks
+from gradreg.jax.norms import Tree, inner_product, safe_ratio, widened
+from gradreg.jax.perturbation import weighted_sum
+from gradreg.mixing import GradientMixing, Plain, SurrogateGap, Unit
 
 
-def mixed(mixing: GradientMixing, amounts: Amounts, plain: Tree, result: Tree, state: State) -> tuple[Tree, State]:
-    """The result G of the table in ``gradreg.mixing`` and the state after it; ``result`` is g where nothing penalised was evaluated."""
-    if isinstance(mixing, SurrogateGap):
-        return decided(amounts.fresh, lambda: _without_gap(mixing.a, plain, result), lambda: plain), state
-    if isinstance(mixing, Decoupled):
-        correction = jax.tree.map(lambda p, g: widened(p) - widened(g), result, plain)
-        return plain, {**state, CORRECTION: _like(correction, state[CORRECTION])}
-    if isinstance(mixing, Reuse):
+@singledispatch
+def weigh_plain(mixing: GradientMixing, weight: Any, norm: jax.Array | None) -> Any:
+    """The factor with which the plain gradient g enters the weighted sum.
 
-        def found() -> tuple[Tree, Tree]:
-            return result, _like(_orthogonal(result, plain), state[REUSED])
-
-        def reused() -> tuple[Tree, Tree]:
-            return decided(amounts.acts, lambda: _with_reused(mixing.a, plain, state[REUSED]), lambda: plain), state[REUSED]
-
-        gradients, kept = decided(amounts.fresh, found, reused)
-        return gradients, {**state, REUSED: kept}
-    raise TypeError(f"mixing must be one of gradreg's; got {type(mixing).__name__}. Use SurrogateGap, Decoupled or Reuse.")
+    Args:
+        mixing: one whose ``plain_gradient`` is "summed" or "normalized".
+        weight: that of the finite difference: 1 − c, or 1 + c.
+        norm: ‖g‖ over the perturbed leaves, if the mixing declares "normalized"; else None.
+    """
+    raise _unknown(mixing)
 
 
-def _without_gap(a: float, plain: Tree, result: Tree) -> Tree:
-    """P − a·(part of g orthogonal to P)."""
-    along = safe_ratio(_inner(plain, result), _inner(result, result))
-    return combined([(1.0 + a * along, result), (-a, plain)])
+@weigh_plain.register
+def _(mixing: Plain, weight: Any, norm: jax.Array | None) -> Any:
+    return weight
 
 
-def _orthogonal(result: Tree, plain: Tree) -> Tree:
-    """The part of P orthogonal to g, at least 32 bits wide."""
-    along = safe_ratio(_inner(plain, result), _inner(plain, plain))
-    return jax.tree.map(lambda p, g: widened(p) - along.astype(widened(g).dtype) * widened(g), result, plain)
+@weigh_plain.register
+def _(mixing: Unit, weight: Any, norm: jax.Array | None) -> Any:
+    return weight * safe_ratio(1.0, norm)
 
 
-def _with_reused(a: float, plain: Tree, reused: Tree) -> Tree:
+@dataclass(frozen=True)
+class MixingInputs:
+    """Gradients held side by side, the same on all shards.
+
+    Args:
+        result: P, the sum of the weighted gradients, the plain one's included.
+        plain: g.
+    """
+
+    result: Tree
+    plain: Tree
+
+
+@singledispatch
+def mix(mixing: GradientMixing, inputs: MixingInputs) -> Tree:
+    """The result G of the table in ``gradreg.mixing`` where the penalty acts, for a mixing whose ``plain_gradient`` is "apart"."""
+    raise _unknown(mixing)
+
+
+@mix.register
+def _(mixing: SurrogateGap, inputs: MixingInputs) -> Tree:
+    along = safe_ratio(inner_product(inputs.plain, inputs.result), inner_product(inputs.result, inputs.result))
+    return weighted_sum([(1.0 + mixing.a * along, inputs.result), (-mixing.a, inputs.plain)])
+
+
+def _unknown(mixing: GradientMixing) -> TypeError:
+    return TypeError(f"mixing must be one that the JAX engine knows; got {checks.describe(mixing)}. Register a function for it.")
+
+
+def orthogonal_part(inputs: MixingInputs) -> Tree:
+    """The part of P orthogonal to g, for ``Reuse``; at least 32 bits wide."""
+    along = safe_ratio(inner_product(inputs.plain, inputs.result), inner_product(inputs.plain, inputs.plain))
+    return jax.tree.map(lambda p, g: widened(p) - along.astype(widened(g).dtype) * widened(g), inputs.result, inputs.plain)
+
+
+def add_reused(plain: Tree, reused: Tree, a: float) -> Tree:
     """g + a·(‖g‖ / ‖h‖)·h; g where h is 0."""
-    ratio = safe_ratio(jnp.sqrt(_inner(plain, plain)), jnp.sqrt(_inner(reused, reused)))
-    return combined([(1.0, plain), (a * ratio, reused)])
+    ratio = safe_ratio(jnp.sqrt(inner_product(plain, plain)), jnp.sqrt(inner_product(reused, reused)))
+    return weighted_sum([(1.0, plain), (a * ratio, reused)])
 
 
-def _inner(first: Tree, second: Tree) -> jax.Array:
-    """The inner product over all leaves together."""
-    products: Any = jax.tree.map(lambda a, b: jnp.sum(widened(a) * widened(b)), first, second)
-    return sum(jax.tree.leaves(products))  # type: ignore[return-value]  # there is a leaf
-
-
-def _like(tree: Tree, state: Tree) -> Tree:
-    return jax.tree.map(lambda leaf, before: leaf.astype(before.dtype), tree, state)
+def correction(inputs: MixingInputs) -> Tree:
+    """P − g, at least 32 bits wide: what a decoupled step keeps from the optimizer."""
+    return jax.tree.map(lambda p, g: widened(p) - widened(g), inputs.result, inputs.plain)

@@ -3,12 +3,119 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from gradreg import checks
-from gradreg.jax.data_parallel import AxisName, axis_names
-from gradreg.jax.oracle import RegularizedGrad, RegularizedValueAndGrad, Scope
+from gradreg.jax.directions import ascent_direction
+from gradreg.jax.loss_fn import evaluate_with
+from gradreg.jax.masks import coordinates, selected_leaves, selected_parameters
+from gradreg.jax.mixing import mix, weigh_plain
+from gradreg.jax.norms import Tree
+from gradreg.jax.parallel import AxisName, axis_names, check_bound, mean, per_shard
+from gradreg.jax.state import State, carries_state, check_state, initial
+from gradreg.jax.step import Step
 from gradreg.penalties import GradientPenalty
+from gradreg.plan import StepValues
+from gradreg.registry import check_known
+
+Scope = Literal["local", "global"]
+
+
+@dataclass(frozen=True, eq=False)
+class RegularizedValueAndGrad:
+    """From ``(params, *args, step=0, **kwargs)`` to loss and gradient; for a penalty that carries a state, with ``state=``, to it too.
+
+    Made by ``value_and_grad``, whose arguments these are.
+    """
+
+    fun: Callable[..., Any]
+    penalty: GradientPenalty | None
+    has_aux: bool
+    parameters: Callable[[str, Any], bool] | None
+    ascent: Callable[..., Any] | None
+    axes: tuple[str, ...]
+    scope: Scope
+
+    def init(self, params: Tree) -> State:
+        """The state before the first step, for penalties that carry one: a dictionary of arrays, placed as ``params`` are.
+
+        Raises:
+            ValueError: the penalty carries none, and is called without.
+        """
+        if self.penalty is None or not carries_state(self.penalty):
+            raise ValueError(
+                f"init is for penalties that carry a state from step to step; got {self.penalty}. "
+                "Leave it out, and call the function without state=; penalty.has_memory says which is which."
+            )
+        return initial(self.penalty, params, self._selected(params))
+
+    def __call__(self, params: Tree, /, *args: Any, step: Any = 0, **kwargs: Any) -> tuple[Any, ...]:
+        selected, penalty = self._selected(params), self.penalty
+        state: State = {}
+        if penalty is not None and carries_state(penalty):
+            state = kwargs.pop("state", None)
+            check_state(state, penalty, params, selected)
+        check_bound(self.axes)
+        shared, unequal = (self.axes, ()) if self.scope == "global" else ((), self.axes)
+        evaluate = evaluate_with(self.fun, "fun", self.has_aux, shared, args, kwargs)
+        params = per_shard(params, self.axes)
+        if penalty is None:
+            value, aux, gradients = evaluate(params)
+            value, gradients = mean((value, gradients), unequal)
+        else:
+            ascend = None if self.ascent is None else evaluate_with(self.ascent, "ascent", self.has_aux, shared, args, kwargs)
+            this = Step(penalty, _values(penalty, step), evaluate, ascend, selected, self.axes, unequal, state)
+            (value, aux, gradients), state = this.run(params)
+        found = ((value, aux) if self.has_aux else value), gradients
+        return (*found, state) if carries_state(penalty) else found
+
+    def _selected(self, params: Tree) -> list[bool]:
+        return selected_leaves(params, self.parameters, None if self.penalty is None else self.penalty.mask)
+
+
+def _values(penalty: GradientPenalty, step: Any) -> StepValues:
+    """The numbers of ``penalty`` at ``step``: an int ≥ 0, or an integer scalar array, traced or not."""
+    if not isinstance(step, (jax.Array, np.ndarray)):
+        return penalty.at(checks.whole("step", step, minimum=0, remedy="Pass the number of optimizer steps done so far."))
+    if jnp.shape(step) != () or not jnp.issubdtype(step.dtype, jnp.integer):
+        raise TypeError(
+            f"step must be one integer; got an array of shape {jnp.shape(step)} and dtype {step.dtype}. Pass the optimizer's step count."
+        )
+    # The default integers divide to the default floats: float64 where that is enabled.
+    return penalty.at(jnp.asarray(step, int), ops=jnp)
+
+
+@dataclass(frozen=True, eq=False)
+class RegularizedGrad:
+    """What ``both`` returns without the loss. Made by ``grad``."""
+
+    both: RegularizedValueAndGrad
+
+    def init(self, params: Tree) -> State:
+        """As ``RegularizedValueAndGrad.init``."""
+        return self.both.init(params)
+
+    def __call__(self, params: Tree, /, *args: Any, step: Any = 0, **kwargs: Any) -> Any:
+        value, gradients, *state = self.both(params, *args, step=step, **kwargs)
+        found = [gradients, value[1]] if self.both.has_aux else [gradients]
+        return tuple(found + state) if len(found + state) > 1 else gradients
+
+
+def check_parts(penalty: GradientPenalty) -> None:
+    """Raise unless the engine has a function for every part of ``penalty``.
+
+    Raises:
+        TypeError: as ``gradreg.registry.check_known``.
+    """
+    check_known(penalty.direction, ascent_direction, engine="JAX")
+    check_known(penalty.mixing, mix if penalty.mixing.plain_gradient == "apart" else weigh_plain, engine="JAX")
+    if penalty.mask is not None:
+        check_known(penalty.mask, selected_parameters if penalty.mask.level == "parameters" else coordinates, engine="JAX")
 
 
 def value_and_grad(
@@ -32,18 +139,18 @@ def value_and_grad(
         penalty: what is penalised; None for the plain gradient, through the same calls.
         has_aux: whether ``fun`` returns ``(loss, aux)``; ``aux`` (batch statistics, say) is what the first pass returned.
         parameters: ``(name, leaf) -> bool``: which leaves of ``params`` are perturbed and counted in the norm; all by default. ``name`` is
-            the leaf's path joined by "/", as in "params/Dense_0/kernel". The others stay where they are in the further passes, and
+            the leaf's path joined by "/", as in "params/Dense_0/kernel". The others are not perturbed in the later passes, and
             their gradients are combined by the same rule.
         ascent: the function from which the direction d comes instead of ``fun``, called with the same arguments; usually ``fun`` on part
             of the batch: ``ascent=lambda params, x, y: loss(params, x[:32], y[:32])``. It returns what ``fun`` returns. If c is known to be
             1 (``sam``; strength and radius alike), ``fun`` is evaluated only at the perturbed parameters and loss and aux are those of
-            ``ascent``; otherwise they are those of ``fun``, which is evaluated at θ too. Not for "exact", other mixings than "plain", and
-            directions that need no gradient.
+            ``ascent``; otherwise they are those of ``fun``, which is evaluated at θ first. Not for "exact", other mixings than "plain",
+            ``reuse``, ``decoupled``, and directions that need no gradient.
         axis_name: the mapped axis, or axes, of ``jax.shard_map`` (or of ``jax.vmap(..., axis_name=...)``) over which the batch is
             sharded. The loss and the gradient are then averaged over it, and are the same on every shard; ``aux`` stays each shard's own.
             Leave it out for arrays sharded under plain ``jit``, where everything is global already.
         scope: "local" perturbs each shard by its own gradient (one all-reduce a step; the m-sharpness of the SAM paper), "global" by
-            the gradient averaged over ``axis_name`` (two all-reduces). What is remembered is the same on every shard in either scope: with
+            the gradient averaged over ``axis_name`` (two all-reduces). The state is the same on every shard in either scope: with
             "local", the average of ``Friendly`` and the choice of a Fisher mask take one more all-reduce in the steps that change them.
 
     Returns:
@@ -51,7 +158,7 @@ def value_and_grad(
         shapes and dtypes of ``params``. ``step`` is the optimizer step (≥ 0) for the penalty's schedules, a Python int or an integer
         scalar array; it is not passed on to ``fun``. Pass it as an array under ``jit``, so that one compilation serves all steps.
 
-        For a penalty with memory (``penalty.has_memory``) and for ``Decoupled`` mixing, the function takes the keyword ``state``, which is
+        For a penalty with memory (``penalty.has_memory``) and a decoupled one, the function takes the keyword ``state``, which is
         not passed on to ``fun`` either, and gives ``(loss, grads, state)`` or ``((loss, aux), grads, state)``. Its method
         ``init(params)`` makes the first state, every call the next: a dictionary of arrays whose structure, shapes and dtypes stay as they
         are, to be carried, donated, sharded and saved as an optimizer's is. See ``docs/jax.md``.
@@ -71,7 +178,8 @@ def value_and_grad(
     the strength is not, the gradient is not finite (``GradientPenalty.coefficient_at`` raises for such a step).
 
     Raises:
-        TypeError, ValueError: here, for arguments of the wrong kind; when traced, for a loss that is no real floating scalar, parameters
+        TypeError, ValueError: here, for arguments of the wrong kind and for a direction, mask or mixing of your own that has no function in
+            this engine (``docs/extending.md``); when traced, for a loss that is no real floating scalar, parameters
             that are not real floating arrays, a predicate or a mask that selects none, a bad step, a state forgotten or not of these
             parameters, and an ``axis_name`` that is not mapped.
 
@@ -93,8 +201,10 @@ def value_and_grad(
     for name, option in (("parameters", parameters), ("ascent", ascent)):
         if option is not None and not callable(option):
             raise TypeError(f"{name} must be a function or None; got {checks.describe(option)}.")
-    if ascent is not None and penalty is not None:
-        penalty.check_ascent("a function")
+    if penalty is not None:
+        check_parts(penalty)
+        if ascent is not None:
+            penalty.check_ascent("a function")
     checks.choice("scope", scope, ("local", "global"))
     axes = axis_names(axis_name)
     if scope == "global" and not axes:
@@ -123,7 +233,7 @@ def grad(
         A function ``(params, *args, step=0, **kwargs)`` giving ``grads``, or ``(grads, aux)`` with ``has_aux``; and with a ``state``,
         as ``value_and_grad``'s, ``(grads, state)`` or ``(grads, aux, state)``.
 
-    SAM on ½θ², where every gradient is the place at which it is taken: G = θ + ρ·sign(θ).
+    SAM on ½θ², where every gradient is the point at which it is taken: G = θ + ρ·sign(θ).
 
     >>> import gradreg, jax.numpy as jnp
     >>> float(grad(lambda theta: 0.5 * theta**2, gradreg.sam(rho=0.5))(jnp.array(-2.0)))

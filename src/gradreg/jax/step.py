@@ -1,27 +1,33 @@
-"""One step: where the gradient is evaluated, and how the evaluations become the regularized gradient."""
+"""One step: the passes of the plan in order, and how their gradients become the regularized gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from gradreg.directions import Friendly, Remembered
-from gradreg.jax.amounts import Amounts, decided
-from gradreg.jax.data_parallel import mean, per_shard
-from gradreg.jax.directions import ascent
-from gradreg.jax.evaluation import Evaluate, Evaluated
-from gradreg.jax.masks import Masks, drawn, largest, masked
-from gradreg.jax.memory import AVERAGE, MASK, PERIOD, State, averaged, leaves_of
-from gradreg.jax.mixing import mixed
-from gradreg.jax.perturbation import Tree, combined, gradient_norm, moved, safe_ratio, vanishes
-from gradreg.masks import Sparse
-from gradreg.mixing import GradientMixing
+from gradreg.jax.directions import DirectionInputs, ascent_direction
+from gradreg.jax.loss_fn import Evaluate, Evaluated
+from gradreg.jax.masks import MaskInputs, coordinates, masked
+from gradreg.jax.mixing import MixingInputs, add_reused, correction, mix, orthogonal_part, weigh_plain
+from gradreg.jax.norms import Tree, gradient_norm, safe_ratio
+from gradreg.jax.parallel import mean, per_shard
+from gradreg.jax.perturbation import perturbed, weighted_sum
+from gradreg.jax.state import AVERAGE, CORRECTION, MASK, PERIOD, REUSED, State, filled, leaves_like, update_ema, with_dtypes_of
 from gradreg.penalties import GradientPenalty
-from gradreg.stencils import stencil
+from gradreg.plan import Condition, Pass, Plan, StepValues
+
+T = TypeVar("T")
+
+
+def maybe_cond(condition: Condition, if_true: Callable[[], T], if_false: Callable[[], T]) -> T:
+    """The result of one of the two functions; where ``condition`` is traced, the program decides when it runs and pays for that one."""
+    if isinstance(condition, bool):
+        return if_true() if condition else if_false()
+    return jax.lax.cond(condition, if_true, if_false)
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Step:
 
     Args:
         penalty: the specification.
-        amounts: its numbers at this step.
+        values: its numbers at this step.
         evaluate: loss, aux and gradient on the batch.
         ascend: the same for the function of the direction, or None for ``evaluate``.
         selected: for each leaf of the parameters, whether it is perturbed and counted in the norm.
@@ -40,7 +46,7 @@ class Step:
     """
 
     penalty: GradientPenalty
-    amounts: Amounts
+    values: StepValues
     evaluate: Evaluate
     ascend: Evaluate | None
     selected: Sequence[bool]
@@ -51,111 +57,156 @@ class Step:
     def run(self, params: Tree) -> tuple[Evaluated, State]:
         """Loss and aux of the first pass and the regularized gradient, averaged over shards; and the state after the step.
 
-        One pass where the penalty does not act. What is remembered, and what gradients are mixed, is what all shards agree on.
+        One pass where the penalty does not act. The state, and the gradients that are mixed, are the same on all shards.
         """
-        mixing, direction = self.penalty.mixing, self.penalty.direction
+        direction = self.penalty.direction
         evaluated, plain, state = self._passes(params)
-        kept = plain if isinstance(mixing, GradientMixing) else None
-        value, result, kept = mean((evaluated.value, evaluated.gradients, kept), self.unequal)
-        if isinstance(mixing, GradientMixing):
-            result, state = mixed(mixing, self.amounts, kept, result, state)
-        if isinstance(direction, Remembered):
-            state = averaged(state, direction.decay, result)
+        value, total, plain = mean((evaluated.value, evaluated.gradients, plain), self.unequal)
+        result, state = self._mixed(plain, total, state)
+        if direction.averages == "results":
+            state = update_ema(state, direction.average_decay, result)
         return Evaluated(value, evaluated.aux, result), state
 
     def _passes(self, params: Tree) -> tuple[Evaluated, Tree | None, State]:
-        """The sum of weighted gradients, and the plain gradient if it was evaluated at every step."""
-        fresh, c = self.amounts.fresh, self.amounts.coefficient
-        if self.penalty.difference == "exact":
-            return decided(fresh, lambda: self._exact(params), lambda: self.evaluate(params)), None, self.state
-        has_direction = self.ascend is not None or not self.penalty.direction.needs_gradient
-        if has_direction and isinstance(c, float) and not self.penalty.needs_plain(c):
-            evaluated, state = decided(fresh, lambda: self._without_plain(params), lambda: self._plain(params))
+        """Loss and aux of the first pass with the sum of weighted gradients, the plain gradient if it is kept apart, and the state."""
+        fresh = self.values.fresh
+        plan = self.penalty.plan(self.values, separate_ascent=self.ascend is not None)
+        if plan.exact:
+            return maybe_cond(fresh, lambda: self._exact(params), lambda: self.evaluate(params)), None, self.state
+        start = plan.passes[0]
+        if start.of != "loss" or start.offset != 0:
+            evaluated, state = maybe_cond(fresh, lambda: self._run(plan, params), lambda: self._rest(self.evaluate(params)))
             return evaluated, None, state
+        # The first pass is the plain one, whether the penalty acts or not: it stands outside the condition, in the program once.
         first = self.evaluate(params)
+        gradients, state = maybe_cond(fresh, lambda: _gradients(self._run(plan, params, first)), lambda: _gradients(self._rest(first)))
+        return first._replace(gradients=gradients), first.gradients if self.penalty.keeps_plain_apart else None, state
 
-        def penalised() -> tuple[Tree, State]:
-            source = first.gradients if self.ascend is None else self.ascend(params).gradients
-            evaluated, state = self._finite_difference(params, source, first.gradients)
-            return evaluated.gradients, state
+    def _run(self, plan: Plan, params: Tree, first: Evaluated | None = None) -> tuple[Evaluated, State]:
+        """The passes of ``plan``, of a step that acts; ``first``: what the first one gave, if it has been evaluated already.
 
-        gradients, state = decided(fresh, penalised, lambda: (first.gradients, self._remembering(first.gradients)))
-        return first._replace(gradients=gradients), first.gradients, state
+        Returns:
+            Loss and aux of the first pass with the sum of weighted gradients, and the state with what the direction and the mask keep.
+        """
+        evaluate = {"loss": self.evaluate, "ascent": self.ascend or self.evaluate}
+        terms: list[tuple[Any, Tree]] = []
+        results: Any = first
+        state = self.state
+        point, offset = params, 0.0  # where the direction was formed: later passes are evaluated that much further along it
+        perturb: Callable[[Tree, Tree | None], tuple[Tree, Any]] | None = None
+        vector: Tree = None
+        distance: Any = 0.0
+        for i, this in enumerate(plan.passes):
+            at = params
+            if this.offset != 0:
+                if perturb is None:  # no pass gave the direction, because it needs no gradient
+                    perturb, state = self._prepared(params, None)
+                    vector, distance = perturb(params, None)
+                at = perturbed(point, vector, (this.offset - offset) * distance, self.selected)
+            evaluated = first if i == 0 and first is not None else evaluate[this.of](at)
+            if results is None:
+                self._check_alike(this, evaluated, params)
+                results = evaluated
+            if this.gives_direction:
+                if perturb is None:
+                    perturb, state = self._prepared(params, evaluated.gradients)
+                point, offset = at, this.offset
+                vector, distance = perturb(at, evaluated.gradients)
+            if this.keeps == "apart":
+                terms.append((plan.plain_weight, evaluated.gradients))
+            elif this.keeps == "sum":
+                terms.append((self._weight(plan, this, evaluated.gradients), evaluated.gradients))
+        return results._replace(gradients=weighted_sum(terms)), state
 
-    def _plain(self, params: Tree) -> tuple[Evaluated, State]:
-        evaluated = self.evaluate(params)
-        return evaluated, self._remembering(evaluated.gradients)
+    def _weight(self, plan: Plan, this: Pass, gradients: Tree) -> Any:
+        """The factor of a pass's gradient in the sum; the mixing decides about that of the plain one."""
+        mixing = self.penalty.mixing
+        if this.offset != 0:
+            return this.weight
+        if mixing.plain_gradient == "normalized":
+            return weigh_plain(mixing, plan.plain_weight, gradient_norm(gradients, self.selected))
+        return weigh_plain(mixing, this.weight, None)
 
-    def _without_plain(self, params: Tree) -> tuple[Evaluated, State]:
-        """c = 1 and a direction that is not the gradient of ``evaluate`` at θ, which is therefore not evaluated there."""
-        if self.ascend is None:
-            return self._finite_difference(params, None, None)
-        first = self.ascend(params)
-        if not isinstance(self.amounts.fresh, bool):
-            self._check_alike(first, jax.eval_shape(self.evaluate, params))
-        evaluated, state = self._finite_difference(params, first.gradients, None)
-        return first._replace(gradients=evaluated.gradients), state
+    def _prepared(self, params: Tree, gradients: Tree | None) -> tuple[Callable[[Tree, Tree | None], tuple[Tree, Any]], State]:
+        """What the direction's average and the mask keep, found once a step; and the function that forms a perturbation with them.
 
-    def _check_alike(self, ascended: Evaluated, plain: Evaluated) -> None:
-        ours, theirs = (jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), e[:2]) for e in (ascended, plain))
+        ``gradients``: what the direction is formed from at θ, None if it needs none. The function takes a point and the gradient there,
+        and gives the vector and the distance along it that an offset of 1 stands for.
+        """
+        penalty = self.penalty
+        state = self.state if gradients is None else self._averaging(gradients)
+        masks, state = self._masks(params, gradients, state)
+        average = filled(params, state[AVERAGE]) if AVERAGE in state else None
+
+        def perturb(at: Tree, gradients: Tree | None) -> tuple[Tree, Any]:
+            inputs = DirectionInputs(at, gradients, average, self.values.step, self.selected)
+            vector, measured = ascent_direction(penalty.direction, inputs)
+            distance = self.values.radius
+            if penalty.power == 1:
+                distance = distance * safe_ratio(1.0, gradient_norm(measured, self.selected))
+            return vector if masks is None else masked(vector, masks), distance
+
+        return perturb, state
+
+    def _masks(self, params: Tree, gradients: Tree | None, state: State) -> tuple[list[jax.Array | None] | None, State]:
+        """Leaf by leaf, whether each coordinate is perturbed; None without a mask of coordinates."""
+        mask = self.penalty.mask
+        if mask is None or mask.level != "coordinates":
+            return None, state
+        refresh = self.values.step // mask.refresh_every
+
+        def chosen(gradients: Tree | None) -> list[jax.Array | None]:
+            found = leaves_like(params, coordinates(mask, MaskInputs(params, gradients, refresh, self.selected)))
+            return [leaf if wanted else None for leaf, wanted in zip(found, self.selected, strict=True)]
+
+        if not mask.needs_gradient:
+            return chosen(None), state
+        period = jnp.asarray(refresh, jnp.int32)
+        masks = jax.lax.cond(
+            period == state[PERIOD], lambda: leaves_like(params, state[MASK]), lambda: chosen(mean(gradients, self.unequal))
+        )
+        return masks, {**state, MASK: jax.tree.structure(params).unflatten(masks), PERIOD: period}
+
+    def _rest(self, evaluated: Evaluated) -> tuple[Evaluated, State]:
+        """A step at which the penalty rests: the average still takes the gradient."""
+        return evaluated, self._averaging(evaluated.gradients)
+
+    def _averaging(self, gradients: Tree) -> State:
+        """The state, its average updated with ``gradients`` if the direction averages those."""
+        direction = self.penalty.direction
+        if direction.averages != "gradients":
+            return self.state
+        return update_ema(self.state, direction.average_decay, mean(gradients, self.unequal))
+
+    def _mixed(self, plain: Tree | None, total: Tree, state: State) -> tuple[Tree, State]:
+        """The result, from the plain gradient and the weighted sum, which is the plain gradient too where the penalty rests."""
+        penalty, values, inputs = self.penalty, self.values, MixingInputs(total, plain)
+        if penalty.decoupled:
+            return plain, {**state, CORRECTION: with_dtypes_of(state[CORRECTION], correction(inputs))}
+        if penalty.reuse is not None:
+            kept, a = state[REUSED], penalty.reuse.a
+            result, kept = maybe_cond(
+                values.fresh,
+                lambda: (total, with_dtypes_of(kept, orthogonal_part(inputs))),
+                lambda: (maybe_cond(values.acts, lambda: add_reused(plain, kept, a), lambda: plain), kept),
+            )
+            return result, {**state, REUSED: kept}
+        if penalty.mixing.plain_gradient == "apart":
+            return maybe_cond(values.fresh, lambda: mix(penalty.mixing, inputs), lambda: plain), state
+        return total, state
+
+    def _check_alike(self, this: Pass, evaluated: Evaluated, params: Tree) -> None:
+        """Raise if a step's loss and aux come from ``ascent`` or from ``fun``, as the program decides when it runs, and differ in form."""
+        if this.of == "loss" or isinstance(self.values.fresh, bool):
+            return
+        plain = jax.eval_shape(self.evaluate, params)
+        ours, theirs = (jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), e[:2]) for e in (evaluated, plain))
         if ours != theirs:
             raise TypeError(
                 "ascent must return a loss and aux of the same structure, shapes and dtypes as fun where the strength is 0 at some steps, "
                 f"because those steps return fun's; got {ours} from ascent and {theirs} from fun. "
                 "Leave what depends on the size of the batch out of aux."
             )
-
-    def _finite_difference(self, params: Tree, source: Tree | None, plain: Tree | None) -> tuple[Evaluated, State]:
-        """The last evaluation, with the weighted gradients of the penalty's stencil, and the state with what the direction remembers.
-
-        ``source``, the gradient that the direction is formed from, is None if it needs none; ``plain``, the gradient at θ, if it has no
-        weight.
-        """
-        penalty = self.penalty
-        points = stencil(penalty.difference, self.amounts.coefficient)
-        state = self.state if source is None else self._remembering(source)
-        masks, state = self._masks(params, source, state)
-        at_theta = points.at_theta
-        if penalty.mixing == "unit" and not vanishes(at_theta):
-            at_theta = at_theta * safe_ratio(1.0, gradient_norm(source, self.selected))
-        at, (vector, distance) = params, self._perturbation(params, source, masks, state)
-        for _ in range(1, penalty.ascent_steps):
-            at = moved(at, vector, distance, self.selected)
-            vector, distance = self._perturbation(at, (self.ascend or self.evaluate)(at).gradients, masks, state)
-        evaluations = [(w, self.evaluate(moved(at, vector, place * distance, self.selected))) for place, w in points.moved]
-        terms = [(weight, evaluated.gradients) for weight, evaluated in evaluations]
-        gradients = combined(terms if plain is None else [(at_theta, plain), *terms])
-        return evaluations[-1][1]._replace(gradients=gradients), state
-
-    def _perturbation(self, params: Tree, gradients: Tree | None, masks: Masks | None, state: State) -> tuple[Tree, Any]:
-        """The vector and the distance of one ascent step."""
-        average = leaves_of(params, state[AVERAGE]) if AVERAGE in state else []
-        vector, measured = ascent(self.penalty.direction, params, gradients, average, self.amounts.step, self.selected)
-        distance = self.amounts.radius / self.penalty.ascent_steps
-        if self.penalty.power == 1:
-            distance = distance * safe_ratio(1.0, gradient_norm(measured, self.selected))
-        return vector if masks is None else masked(vector, masks), distance
-
-    def _masks(self, params: Tree, gradients: Tree | None, state: State) -> tuple[Masks | None, State]:
-        mask, step = self.penalty.mask, self.amounts.step
-        if not isinstance(mask, Sparse):
-            return None, state
-        if mask.choice == "random":
-            return drawn(mask, params, step, self.selected), state
-        period = jnp.asarray(step // mask.every, jnp.int32)
-        masks = jax.lax.cond(
-            period == state[PERIOD],
-            lambda: leaves_of(params, state[MASK]),
-            lambda: largest(1.0 - mask.sparsity, mean(gradients, self.unequal), self.selected),
-        )
-        return masks, {**state, MASK: jax.tree.structure(params).unflatten(masks), PERIOD: period}
-
-    def _remembering(self, gradients: Tree) -> State:
-        """The state, with ``gradients`` taken into the average of a ``Friendly`` direction."""
-        direction = self.penalty.direction
-        if not isinstance(direction, Friendly):
-            return self.state
-        return averaged(self.state, direction.beta, mean(gradients, self.unequal))
 
     def _exact(self, params: Tree) -> Evaluated:
         """g + strength·H·d, with H·d the forward derivative of the gradient along d."""
@@ -167,8 +218,13 @@ class Step:
         first, derivative, (value, aux) = jax.linearize(gradients, params, has_aux=True)
         leaves, structure = jax.tree.flatten(first)
         direction = [leaf if chosen else jnp.zeros_like(leaf) for leaf, chosen in zip(leaves, self.selected, strict=True)]
-        scale = self.amounts.strength
+        scale = self.values.strength
         if self.penalty.power == 1:
             scale = scale * safe_ratio(1.0, gradient_norm(first, self.selected))
         product = derivative(per_shard(structure.unflatten(direction), self.axes))
-        return Evaluated(value, aux, combined([(1.0, first), (scale, product)]))
+        return Evaluated(value, aux, weighted_sum([(1.0, first), (scale, product)]))
+
+
+def _gradients(found: tuple[Evaluated, State]) -> tuple[Tree, State]:
+    """Without loss and aux, which need not pass through a condition that does not change them."""
+    return found[0].gradients, found[1]

@@ -8,34 +8,32 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from gradreg.jax.perturbation import Tree, widened
-from gradreg.masks import Sparse
-from gradreg.mixing import Decoupled, Reuse
+from gradreg.jax.norms import Tree, widened
 from gradreg.penalties import GradientPenalty
 
 State: TypeAlias = dict[str, Any]
-"""By kind, trees like the parameters, with None for leaves that are not perturbed where only those are remembered."""
+"""By kind, trees like the parameters, with None for leaves that are not perturbed where only those are kept."""
 
 AVERAGE = "average"
-"""The average of gradients (``Friendly``) or of results (``Remembered``), of the leaves that are perturbed."""
+"""The exponential moving average (EMA) of gradients or of results that the direction declares, of the leaves that are perturbed."""
 
 MASK, PERIOD = "mask", "period"
-"""The coordinates that a Fisher mask chose, and which refresh it is of; −1 before the first."""
+"""The coordinates that a mask chose from gradients, and which refresh it is of; −1 before the first."""
 
 REUSED = "reused"
 """The part of the penalised gradient orthogonal to the plain one (``Reuse``)."""
 
 CORRECTION = "correction"
-"""What ``Decoupled`` leaves to be applied to the parameters beside the optimizer."""
+"""What a decoupled penalty leaves to be applied to the parameters beside the optimizer."""
 
 
 def carries_state(penalty: GradientPenalty | None) -> bool:
     """Whether steps hand something on: a memory, or the second part of a decoupled result."""
-    return penalty is not None and (penalty.has_memory or isinstance(penalty.mixing, Decoupled))
+    return penalty is not None and (penalty.has_memory or penalty.decoupled)
 
 
 def initial(penalty: GradientPenalty, params: Tree, selected: Sequence[bool]) -> State:
-    """The state before the first step: nothing is remembered. At least 32 bits wide, or small changes would be rounded away."""
+    """The state before the first step: all zeros. At least 32 bits wide, or small changes would be rounded away."""
     leaves, structure = jax.tree.flatten(params)
 
     def zeros(which: Sequence[bool], dtype: Any = None) -> Tree:
@@ -43,19 +41,24 @@ def initial(penalty: GradientPenalty, params: Tree, selected: Sequence[bool]) ->
         return structure.unflatten([jnp.zeros_like(widened(leaf), dtype=dtype) if wanted else None for leaf, wanted in kept])
 
     state: State = {}
-    if penalty.direction.has_memory:
+    if penalty.direction.averages is not None:
         state[AVERAGE] = zeros(selected)
-    if isinstance(penalty.mask, Sparse) and penalty.mask.has_memory:
+    if penalty.mask is not None and penalty.mask.needs_gradient:
         state[MASK], state[PERIOD] = zeros(selected, bool), jnp.full((), -1, jnp.int32)
-    if isinstance(penalty.mixing, Reuse):
+    if penalty.reuse is not None:
         state[REUSED] = zeros([True] * len(leaves))
-    if isinstance(penalty.mixing, Decoupled):
+    if penalty.decoupled:
         state[CORRECTION] = zeros([True] * len(leaves))
     return state
 
 
 def check_state(state: Any, penalty: GradientPenalty, params: Tree, selected: Sequence[bool]) -> None:
-    """Fail in words unless ``state`` has the form of ``initial``."""
+    """Raise unless ``state`` has the form of ``initial``.
+
+    Raises:
+        TypeError: ``state`` was not given.
+        ValueError: one of another structure, shape or dtype.
+    """
     if state is None:
         raise TypeError(
             f"state must be given for a penalty that carries one from step to step, {penalty}; got None. "
@@ -78,13 +81,23 @@ def check_state(state: Any, penalty: GradientPenalty, params: Tree, selected: Se
             )
 
 
-def leaves_of(params: Tree, remembered: Tree) -> list[Any]:
-    """The leaves of a tree of the state, in the order of those of ``params``; None where nothing is remembered."""
-    return jax.tree.structure(params).flatten_up_to(remembered)
+def leaves_like(params: Tree, kept: Tree) -> list[Any]:
+    """The leaves of ``kept``, a tree like ``params``, in the order of those of ``params``; None where it has none."""
+    return jax.tree.structure(params).flatten_up_to(kept)
 
 
-def averaged(state: State, decay: float, gradients: Tree) -> State:
+def filled(params: Tree, kept: Tree) -> Tree:
+    """``kept`` with the leaves of ``params`` where it has none."""
+    return jax.tree.map(lambda leaf, own: leaf if own is None else own, params, kept)
+
+
+def update_ema(state: State, decay: float, gradients: Tree) -> State:
     """``state`` with ``decay·m + (1 − decay)·gradients`` for its average m."""
-    pairs = zip(leaves_of(gradients, state[AVERAGE]), jax.tree.leaves(gradients), strict=True)
-    fresh = [None if m is None else (decay * m + (1.0 - decay) * widened(g)).astype(m.dtype) for m, g in pairs]
-    return {**state, AVERAGE: jax.tree.structure(gradients).unflatten(fresh)}
+    pairs = zip(leaves_like(gradients, state[AVERAGE]), jax.tree.leaves(gradients), strict=True)
+    averages = [None if m is None else (decay * m + (1.0 - decay) * widened(g)).astype(m.dtype) for m, g in pairs]
+    return {**state, AVERAGE: jax.tree.structure(gradients).unflatten(averages)}
+
+
+def with_dtypes_of(kept: Tree, tree: Tree) -> Tree:
+    """``tree`` in the dtypes of ``kept``, which it replaces in the state."""
+    return jax.tree.map(lambda leaf, before: leaf.astype(before.dtype), tree, kept)

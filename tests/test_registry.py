@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import gradreg
-from gradreg.naming import CONSTRUCTORS
+from gradreg.registry import CONSTRUCTORS
 
 RECIPES = Path(__file__).parents[1] / "docs" / "recipes.md"
 

@@ -1,4 +1,4 @@
-"""Evaluating a loss function: its value, what it returns beside it, and its gradient, and errors in words if it is no scalar."""
+"""The loss function as the engine evaluates it: loss, aux and gradient, with checks of what it returns."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from gradreg import checks
-from gradreg.jax.data_parallel import mean
-from gradreg.jax.perturbation import Tree
+from gradreg.jax.norms import Tree
+from gradreg.jax.parallel import mean
 
 
 class Evaluated(NamedTuple):
@@ -25,10 +25,10 @@ Evaluate: TypeAlias = Callable[[Tree], Evaluated]
 """Parameters to loss, aux and gradient: the function with its batch, and its mean over shards where that is wanted, inside."""
 
 
-def evaluation(
+def evaluate_with(
     fun: Callable[..., Any], name: str, has_aux: bool, axes: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Evaluate:
-    """``fun`` on ``args`` and ``kwargs``, loss and gradient averaged over ``axes``; errors speak of ``name``."""
+    """The evaluation of ``fun`` with ``args`` and ``kwargs``, loss and gradient averaged over ``axes``; errors call it ``name``."""
     differentiated = jax.value_and_grad(_checked(fun, name, has_aux), has_aux=True)
 
     def evaluate(at: Tree) -> Evaluated:
@@ -40,7 +40,7 @@ def evaluation(
 
 
 def _checked(fun: Callable[..., Any], name: str, has_aux: bool) -> Callable[..., tuple[jax.Array, Any]]:
-    """``fun`` returning ``(loss, aux)``, aux None if it has none, and failing in words for anything but a real floating scalar loss."""
+    """``fun`` returning ``(loss, aux)``, aux None if it has none, and raising for anything but a real floating scalar loss."""
 
     def checked(*args: Any, **kwargs: Any) -> tuple[jax.Array, Any]:
         result = fun(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The state that penalties with memory hand from step to step: its form, what it survives, and errors in words."""
+"""The state that penalties with memory hand from step to step: its form, what it survives, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import decoupled_update, grad, value_and_grad
-from gradreg.jax.memory import carries_state
+from gradreg.jax.state import carries_state
 from tests.penalties import PENALTIES
 
 from .cases import Counted, assert_close, assert_same_bits, problem, squared_error
@@ -54,7 +54,7 @@ def test_one_compilation_for_a_hundred_steps_with_the_state_donated(penalty: Gra
 
 
 @every_state
-def test_saved_and_loaded_the_run_goes_on_with_the_same_bits(penalty: GradientPenalty, tmp_path: Path) -> None:
+def test_saved_and_loaded_the_run_resumes_with_the_same_bits(penalty: GradientPenalty, tmp_path: Path) -> None:
     params, _, _ = problem()
     oracle = value_and_grad(squared_error, penalty)
     run = jax.jit(oracle)
@@ -140,5 +140,5 @@ def test_the_argument_state_of_a_function_reaches_it_where_the_penalty_has_none(
 
 
 def test_a_state_without_a_correction() -> None:
-    with pytest.raises(ValueError, match=r"state must be of a penalty whose mixing is Decoupled\(\); got one without 'correction'"):
+    with pytest.raises(ValueError, match=r"state must be that of a penalty with decoupled=True; got one without 'correction'"):
         decoupled_update(THETA, value_and_grad(total, FRIENDLY).init(THETA), 0.1)
