@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from gradreg.train.configuration import OptimizerConfig, ScheduleConfig
-from gradreg.train.optimization import create_optimizer, create_schedule
 
 
 def rates(config: ScheduleConfig, *, epochs: int = 6, steps_per_epoch: int = 4) -> list[float]:
-    optimizer = create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(lr=1.0))
-    schedule = create_schedule(optimizer, config, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    optimizer = OptimizerConfig(lr=1.0).build(torch.nn.Linear(2, 2))
+    schedule = config.build(optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch)
     found = [optimizer.param_groups[0]["lr"]]
     for step in range(1, epochs * steps_per_epoch + 1):
         if schedule is not None:
@@ -45,14 +44,12 @@ def test_constant_stays():
 
 def test_sgd_follows_the_nesterov_key():
     for nesterov in (True, False):
-        optimizer = create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="sgd", nesterov=nesterov))
+        optimizer = OptimizerConfig(name="sgd", nesterov=nesterov).build(torch.nn.Linear(2, 2))
         assert optimizer.param_groups[0]["nesterov"] is nesterov
 
 
 def test_adamw_and_decay_of_biases():
-    optimizer = create_optimizer(
-        torch.nn.Linear(2, 2), OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.1, decay_biases_and_norms=False)
-    )
+    optimizer = OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.1, decay_biases_and_norms=False).build(torch.nn.Linear(2, 2))
     assert type(optimizer) is torch.optim.AdamW
     decays = {len(p.shape): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {2: 0.1, 1: 0.0}
@@ -60,23 +57,23 @@ def test_adamw_and_decay_of_biases():
 
 def test_refused_options_are_named():
     with pytest.raises(ValueError, match=r"optimizer 'adamw' refuses its options \{'betta': 1\}"):
-        create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="adamw", options={"betta": 1}))
+        OptimizerConfig(name="adamw", options={"betta": 1}).build(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"optimizer.options.betas must be left out for 'sgd', which has none; got \[0.9, 0.95\]"):
-        create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="sgd", options={"betas": [0.9, 0.95]}))
+        OptimizerConfig(name="sgd", options={"betas": [0.9, 0.95]}).build(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"optimizer.options.eps must be left out for 'lion', which has none; got 1e-06"):
-        create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="lion", options={"eps": 1e-6}))
+        OptimizerConfig(name="lion", options={"eps": 1e-6}).build(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"optimizer.momentum must be in \[0, 1\); got 1.0"):
         OptimizerConfig(momentum=1.0)
     with pytest.raises(ValueError, match=r"optimizer.nesterov must be false for 'adamw'"):
-        create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="adamw", nesterov=True))
+        OptimizerConfig(name="adamw", nesterov=True).build(torch.nn.Linear(2, 2))
 
 
 def test_optimizers_of_torch_by_their_class():
-    optimizer = create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name="torch.RMSprop", lr=0.2, momentum=0.5, options={"alpha": 0.8}))
+    optimizer = OptimizerConfig(name="torch.RMSprop", lr=0.2, momentum=0.5, options={"alpha": 0.8}).build(torch.nn.Linear(2, 2))
     assert type(optimizer) is torch.optim.RMSprop
     assert {key: optimizer.param_groups[0][key] for key in ("lr", "momentum", "alpha")} == {"lr": 0.2, "momentum": 0.5, "alpha": 0.8}
     spared = OptimizerConfig(name="torch.ASGD", lr=0.2, weight_decay=0.1, decay_biases_and_norms=False)
-    groups = create_optimizer(torch.nn.Linear(2, 2), spared).param_groups
+    groups = spared.build(torch.nn.Linear(2, 2)).param_groups
     assert {len(p.shape): group["weight_decay"] for group in groups for p in group["params"]} == {2: 0.1, 1: 0.0}
 
 
@@ -95,4 +92,4 @@ def test_optimizers_of_torch_by_their_class():
 )
 def test_what_an_optimizer_of_torch_refuses_is_said(config, words):
     with pytest.raises(ValueError, match=re.escape(words)):
-        create_optimizer(torch.nn.Linear(2, 2), config)
+        config.build(torch.nn.Linear(2, 2))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from gradreg.train.advice import HarmfulPenalty
 from gradreg.train.configuration import Config, OptimizerConfig, ScheduleConfig
 from gradreg.train.data.configuration import DataConfig
 from gradreg.train.loop import train
+from gradreg.train.optimization import HarmfulPenalty
 from gradreg.train.outcome import Outcome
 
 SMALL = Config(

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gradreg.study.plan import Budget, Job, Plan, steps_per_epoch
+from gradreg.study.plan import Budget, Job, Plan
 from gradreg.study.statistics import Difference, deviation, mean, paired_difference
-from gradreg.train.penalty import recipe_penalty
 
 
 @dataclass(frozen=True)
@@ -16,9 +15,9 @@ class Run:
     """One finished run, as it stands in ``results.json``.
 
     Args:
-        variant: the variant that was trained; for a rival, the baseline.
+        variant: the variant that was trained; for a compute-matched run, the baseline.
         seed: the run's seed.
-        budget: "epochs", or "gradients" for a rival.
+        budget: "epochs", or "gradients" for a compute-matched baseline.
         test_accuracy: share of the test set classified rightly after the last epoch, 0 to 1; None if the run diverged.
         gradient_evaluations: gradient evaluations spent.
         seconds: seconds spent training, without evaluation.
@@ -62,8 +61,8 @@ class Row:
 
     Args:
         label: what to call it.
-        variant: the variant's name; for a rival, the baseline's.
-        budget: "epochs", or "gradients" for a rival.
+        variant: the variant's name; for a compute-matched run, the baseline's.
+        budget: "epochs", or "gradients" for a compute-matched baseline.
         method: the penalty in words.
         runs: how many runs.
         diverged: how many of them diverged; they are in no mean.
@@ -113,16 +112,16 @@ class Row:
 
 
 def rows(plan: Plan, runs: Sequence[Run]) -> list[Row]:
-    """The table of ``runs``: a row for each variant, and for each rival of theirs."""
+    """The table of ``runs``: a row for each variant, and for each compute-matched baseline of theirs."""
     by_epochs = {name: [r for r in runs if r.variant == name and r.budget == "epochs"] for name in plan.variants}
     longer = sorted({r.planned_evaluations for r in runs if r.budget == "gradients"})
     by_gradients = {n: [r for r in runs if r.budget == "gradients" and r.planned_evaluations == n] for n in longer}
     baseline = _accuracies(by_epochs[plan.baseline])
     unit = next(job.evaluations for job in plan.jobs if job.variant == plan.baseline and job.budget == "epochs")
-    methods = {job.variant: str(recipe_penalty(job.config.penalty, steps_per_epoch=steps_per_epoch(job.config))) for job in plan.jobs}
+    methods = {job.variant: str(job.config.resolved_penalty()) for job in plan.jobs}
     table: list[Row] = []
     for name in plan.variants:
-        rival = by_gradients.get(plan.rivals[name]) if name in plan.rivals else by_epochs[plan.baseline]
+        matched = by_gradients.get(plan.matched[name]) if name in plan.matched else by_epochs[plan.baseline]
         plain = name == plan.baseline
         table.append(
             _row(
@@ -131,13 +130,13 @@ def rows(plan: Plan, runs: Sequence[Run]) -> list[Row]:
                 method=methods[name],
                 unit=unit,
                 baseline=None if plain else baseline,
-                rival=None if plain else _accuracies(rival or []),
+                matched=None if plain else _accuracies(matched or []),
             )
         )
         if plain:
             for evaluations, group in by_gradients.items():
                 label = f"{name}, {evaluations / unit:.3g} x epochs"
-                table.append(_row(group, label=label, method=methods[name], unit=unit, baseline=baseline, rival=None))
+                table.append(_row(group, label=label, method=methods[name], unit=unit, baseline=baseline, matched=None))
     return table
 
 
@@ -161,7 +160,7 @@ def _row(
     method: str,
     unit: int,
     baseline: dict[int, float] | None,
-    rival: dict[int, float] | None,
+    matched: dict[int, float] | None,
 ) -> Row:
     accuracies = _accuracies(runs)
     planned = runs[0].planned_evaluations
@@ -175,7 +174,7 @@ def _row(
         accuracy=mean(list(accuracies.values())),
         deviation=deviation(list(accuracies.values())),
         difference=None if baseline is None else paired_difference(accuracies, baseline),
-        rival_difference=None if rival is None else paired_difference(accuracies, rival),
+        rival_difference=None if matched is None else paired_difference(accuracies, matched),
         gradient_evaluations=planned,
         seconds=mean([run.seconds for run in runs]) or 0.0,
         cost=planned / unit,

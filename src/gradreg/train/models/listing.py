@@ -33,12 +33,12 @@ class Row:
         return self.name, f"{self.parameters:,}", "" if self.images is None else " x ".join(map(str, self.images))
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run ``gradreg models``; returns 0."""
     parser = argparse.ArgumentParser(prog="gradreg models", description=DESCRIPTION)
     explanation = "part of a name, or a pattern with * and ? for the whole of it, as in 'vit_*_patch16_224' (quote it for the shell)"
     parser.add_argument("pattern", metavar="PATTERN", nargs="?", help=explanation)
-    pattern: str | None = parser.parse_args(words).pattern
+    pattern: str | None = parser.parse_args(argv).pattern
 
     import timm
     from rich import box
@@ -57,7 +57,7 @@ def main(words: Sequence[str]) -> int:
         table.add_row(*describe(name).cells())
     console.print(table, highlight=False)
     if pattern is None:
-        others = len(timm.list_models()) - len(OURS)
+        others = len(set(timm.list_models()) - set(OURS))
         console.print(f"timm has {others} more: gradreg models 'vit*', say, lists those that match.", highlight=False, markup=False)
     return 0
 
@@ -103,6 +103,9 @@ def describe(name: str) -> Row:
             in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
             return target if in_place and isinstance(target, torch.Tensor) and target.is_meta else func(*args, **kwargs)
 
+    from gradreg.train.models import registration
+
+    registration.register_with_timm()
     known = timm.get_pretrained_cfg(name)
     with warnings.catch_warnings(), torch.device("meta"), WithoutValues():
         warnings.simplefilter("ignore")  # on its own options, which are the model's author's choice
