@@ -15,7 +15,7 @@ from gradreg.train import models
 from gradreg.train.arguments import configuration
 from gradreg.train.configuration import Config, OptimizerConfig, ScheduleConfig, WeightDecayConfig
 from gradreg.train.data.configuration import DataConfig
-from gradreg.train.data.loading import load
+from gradreg.train.data.loader import load
 from gradreg.train.loop import train
 
 SMALL = Config(

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from gradreg.schedules import Constant, Cosine, LogTime, Schedule
 from gradreg.torch.weight_decay import WeightDecay
 from gradreg.train.configuration import Config, Precision
-from gradreg.train.data.sets import Batch
+from gradreg.train.data.loader import Batch
 from gradreg.train.devices import Devices
 from gradreg.train.evaluation import autocast, inputs
 from gradreg.train.optimization import create_optimizer
