@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from gradreg.train import models
 from gradreg.train.configuration import Config
-from gradreg.train.data.loading import Data, load
+from gradreg.train.data.loader import Data, load
 from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
 from gradreg.train.recipe import configuration

@@ -14,7 +14,7 @@ from gradreg import AutoL2, Cosine
 from gradreg.train import models
 from gradreg.train.configuration import Config, OptimizerConfig, ScheduleConfig, WeightDecayConfig
 from gradreg.train.data.configuration import DataConfig
-from gradreg.train.data.loading import load
+from gradreg.train.data.loader import load
 from gradreg.train.loop import train
 from gradreg.train.recipe import configuration
 

@@ -77,13 +77,13 @@ def _evaluated(config: Config, weights: Path, split: str, devices: Devices) -> t
     import torch
 
     from gradreg.train import models
-    from gradreg.train.data import loading
+    from gradreg.train.data import loader
     from gradreg.train.evaluation import evaluate
     from gradreg.train.run_folder import load_weights
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    data = loading.load(
+    data = loader.load(
         config.data, config.augmentation, seed=config.seed, device=devices.device, rank=devices.rank, processes=devices.processes
     )
     samples = data.test if split == "test" else data.validation

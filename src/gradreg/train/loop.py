@@ -20,9 +20,8 @@ from gradreg.train import models
 from gradreg.train.checkpoints.saver import Saver
 from gradreg.train.checkpoints.state import TrainingState, unwrapped
 from gradreg.train.configuration import Config
-from gradreg.train.data import loading
-from gradreg.train.data.loading import Data
-from gradreg.train.data.sets import Batch, EvaluationSet
+from gradreg.train.data import loader
+from gradreg.train.data.loader import Batch, Data, EvaluationSet
 from gradreg.train.devices import Devices
 from gradreg.train.evaluation import Evaluation, autocast, evaluate, inputs
 from gradreg.train.optimization import squared_norm, warn_of_harm
@@ -90,7 +89,7 @@ class Run:
         self.devices = devices
         torch.manual_seed(config.seed)
         random.seed(config.seed)
-        self.data = loading.load(
+        self.data = loader.load(
             config.data, config.augmentation, seed=config.seed, device=devices.device, rank=devices.rank, processes=devices.processes
         )
         model = models.create(config.model, classes=self.data.classes, image_shape=self.data.image_shape)
