@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
+import timm.optim
 import torch
 
 from gradreg.train.configuration import OptimizerConfig, ScheduleConfig
@@ -36,6 +38,51 @@ def test_step_decays_at_its_epochs():
     assert found[:7] == [1.0] * 7
     assert found[8:15] == [0.5] * 7
     assert found[16:] == [0.25] * 9
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+@pytest.mark.parametrize(("steps_per_epoch", "end"), [(1, 0.0), (7, 0.0), (13, 0.01)])
+def test_the_cosine_is_timms_number_for_number(warmup, steps_per_epoch, end):
+    config = ScheduleConfig(name="cosine", warmup_epochs=warmup, min_lr=end)
+    same = replace(config, options={"k_decay": 1.0})  # an option of timm's that changes nothing
+    assert rates(config, epochs=5, steps_per_epoch=steps_per_epoch) == rates(same, epochs=5, steps_per_epoch=steps_per_epoch)
+
+
+def test_the_cosine_scales_each_groups_rate_as_timms():
+    found = []
+    for options in ({}, {"k_decay": 1.0}):
+        optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "lr_scale": 0.5, "lr": 0.2}, {"params": [torch.zeros(1)]}], lr=0.3)
+        schedule = ScheduleConfig(warmup_epochs=1, options=options).build(optimizer, epochs=3, steps_per_epoch=2)
+        rates = [[group["lr"] for group in optimizer.param_groups]]
+        for step in range(1, 7):
+            schedule.step_update(step)
+            rates.append([group["lr"] for group in optimizer.param_groups])
+        found.append((rates, [group["initial_lr"] for group in optimizer.param_groups]))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_optimizers_built_without_timm_are_timms(name):
+    """Bit for bit, in their weights and in what a checkpoint holds of them."""
+    found = []
+    for build in (
+        lambda model: OptimizerConfig(name=name, lr=0.1, nesterov=name == "sgd").build(model),
+        lambda model: timm.optim.create_optimizer_v2(model, opt=name, lr=0.1, weight_decay=0.0, momentum=0.9),
+    ):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+        model[0].weight.requires_grad_(False)
+        optimizer = build(model)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(5, 3)).square().mean().backward()
+            optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        found.append((optimizer, list(model.parameters())))
+    ours, theirs = found
+    assert type(theirs[0]) in type(ours[0]).__mro__
+    assert all(torch.equal(p, q) for p, q in zip(ours[1], theirs[1], strict=True))
+    torch.testing.assert_close(ours[0].state_dict(), theirs[0].state_dict(), rtol=0, atol=0)
 
 
 def test_constant_stays():

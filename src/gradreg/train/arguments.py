@@ -72,9 +72,8 @@ class CommandParser:
                 settings[one.mapping] = {**block, one.path[0]: one.value}
             else:
                 settings[one.mapping] = {**block, **one.value} if isinstance(one.value, Mapping) else one.value
-        for (
-            key
-        ) in FREE:  # after the blocks: options may also have come with theirs, as in --optimizer '{name: adamw, options: {eps: 1e-6}}'
+        # After the blocks: options may also have come with theirs, as in --optimizer '{name: adamw, options: {eps: 1e-6}}'.
+        for key in FREE:
             keys = [one for one in typed if one.mapping == key]
             block, _, option = key.rpartition(".")
             inside: Any = settings.setdefault(block, {}) if block and keys else settings

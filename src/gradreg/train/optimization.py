@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gradreg import checks
@@ -68,11 +70,9 @@ class OptimizerConfig:
             self._check_name()
             raise ValueError(f"optimizer.nesterov must be false for {self.name!r}; got true. Only 'sgd' knows it.")
         if self.name in _PLAIN and not self.weight_decay and not self.options:
-            import torch
-
             momentum: dict[str, Any] = {"momentum": self.momentum, "nesterov": self.nesterov} if self.name == "sgd" else {}
             weights = [p for p in model.parameters() if p.requires_grad]
-            return getattr(torch.optim, _PLAIN[self.name])(weights, lr=self.lr, weight_decay=0.0, **momentum)
+            return _uncompiled(_PLAIN[self.name])(weights, lr=self.lr, weight_decay=0.0, **momentum)
         return self._of_torch(model) if self.name.startswith(_TORCH) else self._of_timm(model)
 
     def _of_timm(self, model: nn.Module) -> Optimizer:
@@ -146,6 +146,24 @@ class OptimizerConfig:
 
         found = timm.optim.get_optimizer_info(self.name)
         return (found.has_eps or found.has_betas) and not self.name.startswith(("sgd", "lars", "nlars", "larc", "nlarc"))
+
+
+@cache
+def _uncompiled(name: str) -> Callable[..., Optimizer]:
+    """The class of ``torch.optim``, without what keeps ``torch.compile`` from tracing it: that imports the compiler, which takes as long as
+    importing PyTorch, and here no optimizer is traced.
+    """
+    import torch
+
+    of_torch: Any = getattr(torch.optim, name)
+
+    def step(self: Any, closure: Any = None) -> Any:
+        with torch.no_grad():
+            return inspect.unwrap(of_torch.step)(self, closure)
+
+    guarded = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {method: inspect.unwrap(getattr(of_torch, method)) for method in guarded}
+    return type(name, (of_torch,), {**methods, "step": step, "__module__": __name__, "__doc__": of_torch.__doc__})
 
 
 class LearningRate(Protocol):
