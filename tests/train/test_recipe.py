@@ -51,6 +51,8 @@ def test_a_block_with_another_name_is_replaced_whole():
     assert changed == {"penalty": {"name": "fgr", "gamma": 1.0, "epsilon": 1.0}, "optimizer": {"lr": 0.2, "momentum": 0.9}}
     assert recipes.merge(before, {"penalty": {"rho": 0.2}})["penalty"] == {"name": "sam", "rho": 0.2}
     assert recipes.merge(before, {"penalty": None})["penalty"] is None
+    assert recipes.merge(before, {"optimizer": {"name": "sgd", "lr": 0.2}})["optimizer"] == {"name": "sgd", "lr": 0.2, "momentum": 0.9}
+    assert recipes.merge(before, {"optimizer": {"name": "adamw", "lr": 0.2}})["optimizer"] == {"name": "adamw", "lr": 0.2}
     assert before["penalty"] == {"name": "sam", "rho": 0.1}
 
 

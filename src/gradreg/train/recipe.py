@@ -135,13 +135,11 @@ def parse_recipe(name: str, text: str) -> Recipe:
 
 
 def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``settings`` with ``changes`` laid over them, block by block; a block that changes its ``name`` is replaced whole."""
-    merged = copy.deepcopy(dict(settings))
-    for key, value in changes.items():
-        before = merged.get(key)
-        same_thing = isinstance(before, dict) and isinstance(value, Mapping) and value.get("name", before.get("name")) == before.get("name")
-        merged[key] = merge(before, value) if same_thing else copy.deepcopy(value)  # type: ignore[arg-type]
-    return merged
+    """``settings`` with ``changes`` laid over them, block by block; a block that changes its ``name`` is replaced whole.
+
+    A block that gives no name has its default's.
+    """
+    return _merged(settings, changes, _default_names())
 
 
 def configuration(settings: Mapping[str, Any]) -> Config:
@@ -278,6 +276,24 @@ def _check_plain(where: str, value: object, around: tuple[int, ...] = ()) -> Non
         )
     elif value != value and not where.startswith("penalty."):  # a penalty speaks for itself
         raise ValueError(f"{where} must be finite; got nan.")
+
+
+def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(dict(settings))
+    for key, value in changes.items():
+        before: Any = merged.get(key)
+        blocks = isinstance(before, dict) and isinstance(value, Mapping)
+        name = before.get("name", names.get(key)) if blocks else None
+        merged[key] = _merged(before, value, {}) if blocks and value.get("name", name) == name else copy.deepcopy(value)
+    return merged
+
+
+@cache
+def _default_names() -> dict[str, Any]:
+    """Block -> its ``name`` where a recipe gives none."""
+    blocks = {name: kind for name, kind in _types(Config).items() if is_dataclass(kind)}
+    names = {block: f.default for block, kind in blocks.items() for f in fields(kind) if f.name == "name"}
+    return {**names, **{f.name: f.default_factory()["name"] for f in fields(Config) if f.name == "model" and callable(f.default_factory)}}
 
 
 @cache
