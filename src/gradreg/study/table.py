@@ -128,7 +128,7 @@ COLUMNS = (
     Column(
         header="variant",
         narrow_header="variant",
-        meaning="the variant of the recipe, and its penalty; `2 x epochs` marks a compute-matched baseline",
+        meaning='the variant of the recipe, and its penalty; "2 x epochs" marks a compute-matched baseline',
         text=lambda row: row.label,
         fields=("label", "variant", "budget", "method"),
         note=lambda row: row.method,
