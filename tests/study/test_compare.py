@@ -52,7 +52,7 @@ def test_the_table_is_that_of_the_runs(comparison):
         assert f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" in comparison.printed
     gnp = rows["gnp", "epochs"]
     assert gnp["difference"]["mean"] == pytest.approx((accuracy["gnp", "epochs"] - accuracy["none", "epochs"]).mean())
-    assert gnp["rival_difference"]["mean"] == pytest.approx((accuracy["gnp", "epochs"] - accuracy["none", "gradients"]).mean())
+    assert gnp["matched_difference"]["mean"] == pytest.approx((accuracy["gnp", "epochs"] - accuracy["none", "gradients"]).mean())
     assert gnp["cost"] == 2.0
     assert f"report: {comparison.folder / 'report.html'}" in comparison.printed
 
