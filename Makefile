@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: help setup demo test lint format lock
+.PHONY: help setup demo test lint format tables lock
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -26,10 +26,14 @@ demo: $(STAMP) ## does gradient regularization help? the shipped comparison on r
 test: $(STAMP) ## the whole test suite, in WORKERS=2 processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-lint: $(STAMP) ## format check, linter, type checker
+lint: $(STAMP) ## format check, linter, type checker, tables of the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/python docs/tables.py --check
+
+tables: $(STAMP) ## rewrite the tables of README.md and docs/ that repeat what the code knows
+	$(BIN)/python docs/tables.py
 
 lock: ## pin the newest versions anew: hashes, no addresses
 	$(BIN)/uv pip compile pyproject.toml --universal --upgrade --extra torch --extra jax --extra theory --extra train --group dev \

@@ -37,7 +37,7 @@ def jobs(task: str, seeds: int, root: str | None) -> dict[str, list[Job]]:
     recipe = recipes.load(task)
     plan = make_plan(recipe, choosing.base_of(recipe, root), penalties=None, seeds=seeds)
     found: dict[str, list[Job]] = {name: [j for j in plan.jobs if (j.variant, j.budget) == (name, "epochs")] for name in plan.variants}
-    found[LONGER] = [j for j in plan.jobs if (j.budget, j.evaluations) == ("gradients", plan.rivals[REFERENCE])]
+    found[LONGER] = [j for j in plan.jobs if (j.budget, j.evaluations) == ("gradients", plan.matched[REFERENCE])]
     return found
 
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 import choosing
 from gradreg.study.plan import Job, gradient_evaluations
 from gradreg.train import recipe as recipes
-from gradreg.train.arguments import configuration
+from gradreg.train.recipe import configuration
 from gradreg.train.run_folder import RunFolder
 
 FIRST_SEED = 100

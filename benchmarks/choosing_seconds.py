@@ -17,9 +17,9 @@ import numpy as np
 
 import choosing
 from gradreg.train import recipe as recipes
-from gradreg.train.arguments import configuration
 from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
+from gradreg.train.recipe import configuration
 from rounds import CLOCKS, interleaved, ratio_quartiles
 
 PLAIN = "none"

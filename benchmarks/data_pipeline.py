@@ -25,18 +25,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from gradreg.train.data.catalogue import SETS
-from gradreg.train.data.colours import ColourScale
 from gradreg.train.data.configuration import AugmentationConfig
-from gradreg.train.data.finishing import Finish
-from gradreg.train.data.memory import MemoryImages
-from gradreg.train.data.requests import Processes
-from gradreg.train.data.sets import TrainingSet
+from gradreg.train.data.loader import InMemoryLoader, TrainingSet
+from gradreg.train.data.sampler import BatchSampler
+from gradreg.train.data.transforms import BatchTransform, Normalize
 from reporting import command, environment, report, signature
 from rounds import interleaved, ratio_quartiles
 from tables import markdown, with_quartiles
 
 BATCH = 128
-COLOURS = SETS["cifar10"].colours
+CIFAR10 = SETS["cifar10"].normalization
 TASKS = {
     "flip and crop": AugmentationConfig(flip=True, crop_padding=4),
     "flip, crop and AutoAugment": AugmentationConfig(flip=True, crop_padding=4, auto_augment="cifar10"),
@@ -47,10 +45,10 @@ class ByIndex(Dataset[tuple[Tensor, int]]):
     """Bytes in memory, given out one by one as torchvision's CIFAR-10 does: through PIL."""
 
     def __init__(self, pixels: np.ndarray, augmentation: AugmentationConfig) -> None:
-        assert COLOURS is not None
+        assert CIFAR10 is not None
         policy = [transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10)] if augmentation.auto_augment else []
         moved = [transforms.RandomCrop(32, padding=augmentation.crop_padding), transforms.RandomHorizontalFlip()]
-        floats = [transforms.ToTensor(), transforms.Normalize(COLOURS.mean, COLOURS.deviation)]
+        floats = [transforms.ToTensor(), transforms.Normalize(CIFAR10.mean, CIFAR10.std)]
         self._pixels, self._transform = pixels, transforms.Compose([*moved, *policy, *floats])
 
     def __len__(self) -> int:
@@ -70,10 +68,10 @@ def images_per_second(batches: Iterable[Any], count: int) -> float:
 def measure(augmentation: AugmentationConfig, *, images: int, rounds: int, workers: int) -> dict[str, Any]:
     pixels = np.random.default_rng(0).integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     cpu = torch.device("cpu")
-    finish = Finish(ColourScale(255, COLOURS), augmentation, classes=10, seed=0)
-    in_memory = MemoryImages(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), augmentation, seed=0)
+    transform = BatchTransform(Normalize(255, CIFAR10), augmentation, classes=10, seed=0)
+    in_memory = InMemoryLoader(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), augmentation, seed=0)
     labels = torch.zeros(images, dtype=torch.int64)
-    ours = TrainingSet(in_memory, labels, finish, seed=0, device=cpu, processes=Processes())
+    ours = TrainingSet(in_memory, labels, transform, seed=0, device=cpu, sampler=BatchSampler())
     theirs = DataLoader(ByIndex(pixels, augmentation), BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
     epochs = itertools.count(1)
     candidates = {

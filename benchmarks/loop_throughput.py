@@ -22,11 +22,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from gradreg.train import models
-from gradreg.train.arguments import configuration
 from gradreg.train.configuration import Config
-from gradreg.train.data.loading import Data, load
+from gradreg.train.data.loader import Data, load
 from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
+from gradreg.train.recipe import configuration
 from memory import keep_freed_memory
 from reporting import command, environment, report, signature
 from rounds import interleaved, ratio_quartiles

@@ -24,9 +24,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from gradreg.train.arguments import configuration
 from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
+from gradreg.train.recipe import configuration
 from reporting import command, environment, report, signature
 from rounds import interleaved, ratio_quartiles
 

@@ -34,8 +34,8 @@ def run(task: str, root: str | None) -> None:
     """Run what is missing of a task's variants and seeds."""
     from gradreg.study import l2_probe
     from gradreg.train import recipe as recipes
-    from gradreg.train.arguments import configuration
     from gradreg.train.loop import train
+    from gradreg.train.recipe import configuration
 
     path = RESULTS / f"budget-{task}.json"
     stored: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"runs": [], "probes": []}
@@ -44,7 +44,7 @@ def run(task: str, root: str | None) -> None:
     for seed in SEEDS:
         probed = next((p for p in stored["probes"] if p["seed"] == seed), None)
         if probed is None:
-            plan = l2_probe.make_plan({**base, "seed": seed}, budget_epochs=base["epochs"], **PROBES[task])
+            plan = l2_probe.make_plan(configuration({**base, "seed": seed}), budget_epochs=base["epochs"], **PROBES[task])
             found = l2_probe.run_probe(plan)
             probed = {"seed": seed, "share of the budget": plan.share, **found.result()}
             stored["probes"].append(probed)

@@ -43,7 +43,7 @@ def run(lr: float, l2: float, seed: int, root: str) -> list[float]:
 
     from gradreg.train import models
     from gradreg.train.data.configuration import AugmentationConfig, DataConfig
-    from gradreg.train.data.loading import load
+    from gradreg.train.data.loader import load
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""``gradreg compare`` end to end: runs, rivals, results, interruption, divergence."""
+"""``gradreg compare`` end to end: runs, compute-matched baselines, results, interruption, divergence."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pytest
 
 from gradreg import cli
 from gradreg.train import recipe as recipes
-from gradreg.train.arguments import configuration
 from gradreg.train.loop import train
+from gradreg.train.recipe import configuration
 
 
 def results_of(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def test_results_hold_every_run_and_its_rival(comparison):
+def test_results_hold_every_run_and_its_compute_matched_baseline(comparison):
     runs = results_of(comparison.folder)["runs"]
     found = sorted((r["variant"], r["budget"], r["seed"], r["gradient_evaluations"], r["diverged"]) for r in runs)
     expected = [("none", "epochs", s, 80, False) for s in range(3)] + [("none", "gradients", s, 160, False) for s in range(3)]
@@ -52,7 +52,7 @@ def test_the_table_is_that_of_the_runs(comparison):
         assert f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" in comparison.printed
     gnp = rows["gnp", "epochs"]
     assert gnp["difference"]["mean"] == pytest.approx((accuracy["gnp", "epochs"] - accuracy["none", "epochs"]).mean())
-    assert gnp["rival_difference"]["mean"] == pytest.approx((accuracy["gnp", "epochs"] - accuracy["none", "gradients"]).mean())
+    assert gnp["matched_difference"]["mean"] == pytest.approx((accuracy["gnp", "epochs"] - accuracy["none", "gradients"]).mean())
     assert gnp["cost"] == 2.0
     assert f"report: {comparison.folder / 'report.html'}" in comparison.printed
 

@@ -11,7 +11,7 @@ from gradreg import cli
 from gradreg.study import l2_probe
 from gradreg.study.l2_probe import Probe
 from gradreg.train import recipe as recipes
-from gradreg.train.arguments import configuration
+from gradreg.train.recipe import configuration
 
 RECIPE = """
 data: {name: digits, train_size: 300}
@@ -69,18 +69,21 @@ def test_smoothing_is_a_centred_mean():
 
 def test_mean_learning_rate_follows_the_schedule():
     config = configuration({"schedule": {"name": "cosine", "min_lr": 0.0}, "optimizer": {"lr": 0.2}, "epochs": 10})
-    assert l2_probe.mean_learning_rate(config, 10) == pytest.approx(0.1, rel=0.02)
-    assert l2_probe.mean_learning_rate(configuration({"schedule": {"name": "constant"}, "optimizer": {"lr": 0.2}}), 10) == 0.2
+    assert l2_probe.mean_learning_rate(config) == pytest.approx(0.1, rel=0.02)
+    assert l2_probe.mean_learning_rate(configuration({"schedule": {"name": "constant"}, "optimizer": {"lr": 0.2}})) == 0.2
 
 
 def test_the_probe_is_short_constant_and_validated_out_of_the_training_images():
     settings = yaml.safe_load(RECIPE)
-    plan = l2_probe.make_plan(settings, budget_epochs=100, probe_l2=0.5, probe_epochs=4)
+    plan = l2_probe.make_plan(configuration(settings), budget_epochs=100, probe_l2=0.5, probe_epochs=4)
     assert (plan.config.epochs, plan.config.schedule.name, plan.config.optimizer.weight_decay) == (4, "constant", 0.5)
     assert (plan.config.data.validation, plan.config.data.training_images()) == (0.1, 270)
     assert (plan.budget.epochs, plan.budget.schedule.name, plan.share) == (100, "cosine", 0.04)
     kept = l2_probe.make_plan(
-        {**settings, "data": {"name": "digits", "train_size": 300, "validation": 60}}, budget_epochs=9, probe_l2=1, probe_epochs=4
+        configuration({**settings, "data": {"name": "digits", "train_size": 300, "validation": 60}}),
+        budget_epochs=9,
+        probe_l2=1,
+        probe_epochs=4,
     )
     assert kept.config.data.training_images() == 240
 
@@ -88,7 +91,7 @@ def test_the_probe_is_short_constant_and_validated_out_of_the_training_images():
 @pytest.mark.parametrize(("optimizer", "momentum"), [({"name": "sgd", "momentum": 0.9}, 0.9), ({"name": "adamw"}, 0.0)])
 def test_the_clock_of_decoupled_decay_has_no_momentum(optimizer, momentum):
     settings = {**yaml.safe_load(RECIPE), "optimizer": {**optimizer, "lr": 0.01}}
-    plan = l2_probe.make_plan(settings, budget_epochs=100, probe_l2=0.1, probe_epochs=1, measure_every=3)
+    plan = l2_probe.make_plan(configuration(settings), budget_epochs=100, probe_l2=0.1, probe_epochs=1, measure_every=3)
     probe = l2_probe.run_probe(plan)
     assert (probe.momentum, probe.steps, probe.budget_steps) == (momentum, [3, 6, 9], 900)
     assert [(30 * accuracy) % 1 for accuracy in probe.accuracies] == [0, 0, 0]  # of 30 validation images, not of 1,497 test images

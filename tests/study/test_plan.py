@@ -1,4 +1,4 @@
-"""The plan: which variants, which rivals, at which cost."""
+"""The plan: which variants, which compute-matched baselines, at which cost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from gradreg.study.plan import gradient_evaluations, make_plan, with_gradient_evaluations
 from gradreg.train import recipe as recipes
-from gradreg.train.arguments import configuration
+from gradreg.train.recipe import configuration
 
 BASE = "data: {train_size: 100}\nbatch_size: 10\nepochs: 4\nseed: 7\n"
 VARIANTS = """
@@ -24,7 +24,7 @@ def plan_of(text: str, **options):
     return make_plan(recipe, recipe.settings(), **{"penalties": None, "seeds": 2, **options})
 
 
-def test_every_variant_and_seed_and_a_rival_for_each_cost():
+def test_every_variant_and_seed_and_a_compute_matched_baseline_for_each_cost():
     plan = plan_of(BASE + VARIANTS)
     assert (plan.baseline, plan.seeds) == ("plain", [7, 8])
     found = sorted((job.variant, job.budget, job.evaluations, job.config.epochs) for job in plan.jobs if job.seed == 8)
@@ -38,7 +38,7 @@ def test_every_variant_and_seed_and_a_rival_for_each_cost():
         ("plain", "gradients", 120, 12),
         ("sam", "epochs", 80, 4),
     ]
-    assert plan.rivals == {"sam": 80, "late": 50, "central": 120}
+    assert plan.matched == {"sam": 80, "late": 50, "central": 120}
     assert all(job.config.seed == job.seed and job.config.penalty is None for job in plan.jobs if job.budget == "gradients")
     assert len({job.folder for job in plan.jobs}) == len(plan.jobs)
 
@@ -65,12 +65,12 @@ def test_evaluations_count_a_last_smaller_batch_as_a_step():
     assert gradient_evaluations(config) == 2 * 11 * 3
 
 
-def test_the_rivals_schedule_is_stretched_with_it():
+def test_the_compute_matched_baselines_schedule_is_stretched_with_it():
     settings = {"data": {"train_size": 100}, "batch_size": 10, "epochs": 10}
     settings["schedule"] = {"name": "step", "decay_epochs": [4, 8], "warmup_epochs": 1}
-    longer = with_gradient_evaluations(settings, configuration(settings), 195)
+    longer = with_gradient_evaluations(configuration(settings), 195)
     assert (longer.epochs, longer.schedule.decay_epochs, longer.schedule.warmup_epochs) == (20, [8, 16], 2)
-    assert with_gradient_evaluations(settings, configuration(settings), 100) is None
+    assert with_gradient_evaluations(configuration(settings), 100) is None
 
 
 def test_seeds_must_be_positive():

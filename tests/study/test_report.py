@@ -9,7 +9,7 @@ import pytest
 
 from gradreg.study.plan import make_plan
 from gradreg.study.results import Run, rows
-from gradreg.study.table import cells
+from gradreg.study.table import COLUMNS
 from gradreg.train import recipe as recipes
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -79,4 +79,4 @@ def test_text_of_a_recipe_cannot_break_the_page(comparison, tmp_path):
     page = report.write_report(plan, rows(plan, runs), runs, {}, folder=tmp_path, command="gradreg compare </pre>").read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;/p&gt;" in page
     assert "compare &lt;/pre&gt;" in page
-    assert all(cell in page for row in rows(plan, runs) for cell in cells(row))
+    assert all(column.text(row) in page for row in rows(plan, runs) for column in COLUMNS)

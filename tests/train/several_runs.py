@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from gradreg.train.arguments import configuration
 from gradreg.train.devices import Devices
+from gradreg.train.recipe import configuration
 from gradreg.train.run_folder import RunFolder
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradreg.train.checkpoint import MANIFEST, Checkpoints
+from gradreg.train.checkpoints.folders import MANIFEST, Checkpoints
 
 
 def write(checkpoints: Checkpoints, step: int, content: bytes = b"weights") -> Path:

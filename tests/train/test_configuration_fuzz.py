@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from gradreg import cli
 from gradreg.train import recipe as recipes
-from gradreg.train.arguments import CommandParser, configuration
+from gradreg.train.arguments import CommandParser
 from gradreg.train.configuration import Config
+from gradreg.train.recipe import configuration
 from gradreg.train.run_folder import CONFIGURATION, RunFolder
 
 

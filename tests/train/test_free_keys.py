@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from gradreg.train.arguments import CommandParser, configuration
+from gradreg.train.arguments import CommandParser
 from gradreg.train.configuration import Config
+from gradreg.train.recipe import configuration
 
 BASE = {
     "model": {"name": "mlp", "hidden": [8], "note": "1e3"},

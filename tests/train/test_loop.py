@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from gradreg.train import models
 from gradreg.train.configuration import Config, OptimizerConfig, ScheduleConfig
 from gradreg.train.data.configuration import DataConfig
-from gradreg.train.data.loading import load
+from gradreg.train.data.loader import load
 from gradreg.train.evaluation import evaluate
 from gradreg.train.loop import train
 

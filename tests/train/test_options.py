@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from gradreg.train.advice import HarmfulPenalty
 from gradreg.train.configuration import Config, OptimizerConfig, ScheduleConfig
 from gradreg.train.data.configuration import DataConfig
 from gradreg.train.loop import train
+from gradreg.train.optimization import HarmfulPenalty
 from gradreg.train.outcome import Outcome
 
 SMALL = Config(
@@ -88,7 +88,7 @@ def test_l2_enters_the_loss_once_whatever_the_micro_batches():
 def test_l2_in_the_loss_under_sam_by_hand():
     config = replace(SMALL, epochs=1, batch_size=250, penalty=SAM, optimizer=OptimizerConfig(lr=0.1, momentum=0.0, l2_in_loss=0.3))
     from gradreg.train import models
-    from gradreg.train.data.loading import load
+    from gradreg.train.data.loader import load
 
     torch.manual_seed(config.seed)
     batch = next(load(config.data, config.augmentation, seed=0, device=torch.device("cpu")).train.batches(1, 250))

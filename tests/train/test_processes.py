@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from gradreg import cli
-from gradreg.train.arguments import configuration
+from gradreg.train.recipe import configuration
 from gradreg.train.run_folder import RunFolder
 
 # 203 images in batches of 40 leave a batch of 3 for two processes; nothing draws but the augmentation, which is the same for any number.

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from gradreg import constructors
 from gradreg.train import recipe as recipes
-from gradreg.train.arguments import CommandParser, configuration
-from gradreg.train.penalty import recipe_penalty
+from gradreg.train.arguments import CommandParser
+from gradreg.train.recipe import configuration
 
 
 @pytest.mark.parametrize("name", recipes.shipped())
@@ -28,7 +28,7 @@ def test_the_default_recipe_is_the_documented_experiment():
     assert (config.data.train_size, config.data.label_noise, config.epochs, config.batch_size) == (1000, 0.3, 60, 100)
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.momentum, config.optimizer.nesterov) == ("sgd", 0.05, 0.9, False)
     assert config.model == {"name": "mlp", "hidden": [256, 256]}
-    assert recipe_penalty(configuration(recipe.settings("gnp")).penalty, steps_per_epoch=1).penalty == constructors.gnp(r=0.5, alpha=0.8)
+    assert configuration(recipe.settings("gnp")).resolved_penalty().penalty == constructors.gnp(r=0.5, alpha=0.8)
     assert list(recipe.variants) == ["none", "sam", "gnp", "fgr", "bgr"]
 
 
@@ -51,6 +51,8 @@ def test_a_block_with_another_name_is_replaced_whole():
     assert changed == {"penalty": {"name": "fgr", "gamma": 1.0, "epsilon": 1.0}, "optimizer": {"lr": 0.2, "momentum": 0.9}}
     assert recipes.merge(before, {"penalty": {"rho": 0.2}})["penalty"] == {"name": "sam", "rho": 0.2}
     assert recipes.merge(before, {"penalty": None})["penalty"] is None
+    assert recipes.merge(before, {"optimizer": {"name": "sgd", "lr": 0.2}})["optimizer"] == {"name": "sgd", "lr": 0.2, "momentum": 0.9}
+    assert recipes.merge(before, {"optimizer": {"name": "adamw", "lr": 0.2}})["optimizer"] == {"name": "adamw", "lr": 0.2}
     assert before["penalty"] == {"name": "sam", "rho": 0.1}
 
 
@@ -112,7 +114,7 @@ def test_the_resolved_configuration_round_trips(epochs, lr, noise, name, hidden,
     }
     config = configuration(settings)
     assert configuration(asdict(config)) == config
-    assert (config.optimizer.lr, config.data.label_noise, recipe_penalty(config.penalty, steps_per_epoch=1).penalty) == (
+    assert (config.optimizer.lr, config.data.label_noise, config.resolved_penalty().penalty) == (
         lr,
         noise,
         constructors.sam(rho=rho),

@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 
 from gradreg.train import recipe as recipes
-from gradreg.train.arguments import configuration
 from gradreg.train.loop import train
-from gradreg.train.penalty import recipe_penalty
+from gradreg.train.recipe import configuration
 
 CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10, "imagenet": 1000}
 
@@ -103,7 +102,7 @@ def test_every_recipe_trains_with_and_without_a_penalty(name, root):
         config = configuration(shortened(recipe, variant, root))
         outcome = train(config)
         steps = 2 * config.epochs
-        penalty = recipe_penalty(config.penalty, steps_per_epoch=2)
+        penalty = config.resolved_penalty(2)
         last = outcome.history[-1]
         assert last.step == steps
         assert last.gradient_evaluations == sum(penalty.evaluations_at(step) for step in range(steps))

@@ -11,7 +11,7 @@ import yaml
 
 from gradreg import cli
 from gradreg.train import models
-from gradreg.train.arguments import configuration
+from gradreg.train.recipe import configuration
 
 WORDS = ["digits-noisy-labels", "--epochs", "2", "--data.train_size", "200", "--model.hidden", "[8]"]
 

@@ -7,12 +7,12 @@ import random
 import pytest
 import torch
 
-from gradreg.train.checkpoint import Checkpoints
+from gradreg.train.checkpoints.folders import Checkpoints
+from gradreg.train.checkpoints.state import random_state, set_random_state
 from gradreg.train.configuration import Config, OptimizerConfig
 from gradreg.train.data.configuration import DataConfig
 from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
-from gradreg.train.state import random_state, set_random_state
 
 SMALL = Config(
     data=DataConfig(train_size=120),

@@ -12,11 +12,11 @@ from torch.nn.functional import cross_entropy
 
 from gradreg import AutoL2, Cosine
 from gradreg.train import models
-from gradreg.train.arguments import configuration
 from gradreg.train.configuration import Config, OptimizerConfig, ScheduleConfig, WeightDecayConfig
 from gradreg.train.data.configuration import DataConfig
-from gradreg.train.data.loading import load
+from gradreg.train.data.loader import load
 from gradreg.train.loop import train
+from gradreg.train.recipe import configuration
 
 SMALL = Config(
     data=DataConfig(train_size=240, validation=40),

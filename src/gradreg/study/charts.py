@@ -1,4 +1,4 @@
-"""The page's charts, by Plotly: learning curves, accuracy against gradient evaluations, and a dot a seed."""
+"""The page's charts, by Plotly: learning curves, accuracy against gradient evaluations, and a dot for each seed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from gradreg.study.results import Row, Run
+from gradreg.study.results import Run
+from gradreg.study.table import Row
 from gradreg.train.outcome import Epoch
 
-# Okabe and Ito's colours, told apart with any kind of colour vision; the baseline is grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+# Okabe and Ito's colors, which can be told apart with any kind of color vision; the baseline is gray.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _BASELINE = "#666666"
 
 History = Mapping[tuple[str, int], Sequence[Epoch]]
@@ -25,15 +26,15 @@ def learning_curves(rows: Sequence[Row], history: History) -> go.Figure:
     for row in rows:
         if row.label in equal:
             _curve(figure, row, history, rows, x=lambda epoch: epoch.epoch)
-    return _settled(figure, {key: epochs for key, epochs in history.items() if key[0] in equal})
+    return _with_range_of_second_halves(figure, {key: epochs for key, epochs in history.items() if key[0] in equal})
 
 
 def accuracy_by_cost(rows: Sequence[Row], history: History) -> go.Figure:
-    """Test accuracy against the gradient evaluations spent, the longer plain runs dashed."""
+    """Test accuracy against the gradient evaluations spent; the compute-matched baselines are dashed."""
     figure = _figure("gradient evaluations", "test accuracy, %")
     for row in rows:
         _curve(figure, row, history, rows, x=lambda epoch: epoch.gradient_evaluations)
-    return _settled(figure, history)
+    return _with_range_of_second_halves(figure, history)
 
 
 def dots(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Run]]) -> go.Figure:
@@ -41,7 +42,7 @@ def dots(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Run]]) -> go.Figure
     figure = _figure("", "final test accuracy, %")
     for row in rows:
         finished = [run for run in runs_of[row.label] if run.test_accuracy is not None]
-        colour = _colour(row, rows)
+        color = _color(row, rows)
         spread = np.linspace(-0.18, 0.18, len(finished)) if len(finished) > 1 else [0.0] * len(finished)
         position = list(rows).index(row)
         figure.add_trace(
@@ -49,7 +50,7 @@ def dots(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Run]]) -> go.Figure
                 x=[position + s for s in spread],
                 y=[100 * (run.test_accuracy or 0.0) for run in finished],
                 mode="markers",
-                marker={"color": colour, "size": 9, "opacity": 0.75},
+                marker={"color": color, "size": 9, "opacity": 0.75},
                 name=row.label,
                 text=[f"seed {run.seed}" for run in finished],
                 hovertemplate="%{text}: %{y:.2f} %<extra>" + row.label + "</extra>",
@@ -58,7 +59,7 @@ def dots(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Run]]) -> go.Figure
         )
         if row.accuracy is not None:
             figure.add_shape(
-                type="line", x0=position - 0.3, x1=position + 0.3, y0=row.accuracy, y1=row.accuracy, line={"color": colour, "width": 3}
+                type="line", x0=position - 0.3, x1=position + 0.3, y0=row.accuracy, y1=row.accuracy, line={"color": color, "width": 3}
             )
     figure.update_xaxes(tickvals=list(range(len(rows))), ticktext=[row.label.replace(", ", ",<br>") for row in rows], showgrid=False)
     return figure
@@ -71,15 +72,15 @@ def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], *
     shortest = min(len(epochs) for epochs in runs)
     places = [x(epoch) for epoch in runs[0][:shortest]]
     accuracy = 100 * np.array([[epoch.test_accuracy for epoch in epochs[:shortest]] for epochs in runs])
-    middle, spread = accuracy.mean(axis=0), accuracy.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(shortest)
-    colour = _colour(row, rows)
+    mean, spread = accuracy.mean(axis=0), accuracy.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(shortest)
+    color = _color(row, rows)
     if len(runs) > 1:
         figure.add_trace(
             go.Scatter(
                 x=[*places, *places[::-1]],
-                y=[*(middle + spread), *(middle - spread)[::-1]],
+                y=[*(mean + spread), *(mean - spread)[::-1]],
                 fill="toself",
-                fillcolor=colour,
+                fillcolor=color,
                 opacity=0.15,
                 line={"width": 0},
                 hoverinfo="skip",
@@ -90,18 +91,18 @@ def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], *
     figure.add_trace(
         go.Scatter(
             x=places,
-            y=middle.tolist(),
+            y=mean.tolist(),
             mode="lines",
             name=row.label,
             legendgroup=row.label,
-            line={"color": colour, "width": 2.5, "dash": "dash" if row.budget == "gradients" else "solid"},
+            line={"color": color, "width": 2.5, "dash": "dash" if row.budget == "gradients" else "solid"},
             hovertemplate="%{y:.2f} %<extra>" + row.label + "</extra>",
         )
     )
 
 
-def _settled(figure: go.Figure, history: History) -> go.Figure:
-    """The accuracy axis over what the second halves of the runs span: the first epochs would squeeze all else together."""
+def _with_range_of_second_halves(figure: go.Figure, history: History) -> go.Figure:
+    """The accuracy axis limited to the range of the second halves of the runs: the first epochs would squeeze the rest together."""
     late = [100 * epoch.test_accuracy for epochs in history.values() for epoch in epochs[len(epochs) // 2 :]]
     if late:
         margin = 0.15 * (max(late) - min(late)) + 0.5
@@ -109,11 +110,11 @@ def _settled(figure: go.Figure, history: History) -> go.Figure:
     return figure
 
 
-def _colour(row: Row, rows: Sequence[Row]) -> str:
+def _color(row: Row, rows: Sequence[Row]) -> str:
     if row.variant == rows[0].variant:
         return _BASELINE
     others = [r.variant for r in rows if r.variant != rows[0].variant]
-    return _COLOURS[others.index(row.variant) % len(_COLOURS)]
+    return _COLORS[others.index(row.variant) % len(_COLORS)]
 
 
 def _figure(x_title: str, y_title: str) -> go.Figure:

@@ -19,18 +19,18 @@ DESCRIPTION = (
 )
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run ``gradreg compare``; returns 0. Interrupted, the same command runs only what is missing."""
     parser = CommandParser("compare", DESCRIPTION, default_recipe=DEFAULT_RECIPE)
-    parser.options.add_argument("--penalties", nargs="+", type=str, help="names of the recipe's variants to compare (all of them)")
-    parser.options.add_argument("--seeds", type=int, default=5, help="how many seeds, from the recipe's seed on")
-    parser.options.add_argument("--out", type=str, help="folder for results.json, report.html and the runs (runs/RECIPE)")
-    parser.options.add_argument("--workers", type=int, help="worker processes (one a core; one with an accelerator)")
-    options = parser.parse(words)
+    parser.add("--penalties", nargs="+", type=str, help="names of the recipe's variants to compare (all of them)")
+    parser.add("--seeds", type=int, default=5, help="how many seeds, from the recipe's seed on")
+    parser.add("--out", type=str, help="folder for results.json, report.html and the runs (runs/RECIPE)")
+    parser.add("--workers", type=int, help="worker processes (one a core; one with an accelerator)")
+    options = parser.parse(argv)
     if options["workers"] is not None:
         checks.whole("--workers", options["workers"], minimum=1, remedy="Leave it out for one a core.")
     recipe = recipes.load(options["recipe"])
-    plan = make_plan(recipe, parser.settings(words, recipe.base), penalties=options["penalties"], seeds=options["seeds"])
+    plan = make_plan(recipe, parser.settings(argv, recipe.base), penalties=options["penalties"], seeds=options["seeds"])
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> int:
     environment = json.loads((folder / runs[0].folder / ENVIRONMENT).read_text(encoding="utf-8"))
     found = results.rows(plan, runs)
     files.write_json(folder / "results.json", results.results(plan, runs, environment))
-    page = report.write_report(plan, found, runs, environment, folder=folder, command=shlex.join(["gradreg", "compare", *words]))
+    page = report.write_report(plan, found, runs, environment, folder=folder, command=shlex.join(["gradreg", "compare", *argv]))
     console.print(table.terminal_table(found, title=f"{recipe.name}, {len(plan.seeds)} seeds", width=console.width))
     for row in found:
         if row.variant != plan.baseline:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from gradreg import checks, files
@@ -30,18 +31,18 @@ CLOCK = (
 )
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run ``gradreg l2``; returns 0, or 1 if the probe allows no prediction."""
-    if not words or words[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0
     actions = {"probe": probe, "clock": clock}
-    if words[0] not in actions:
-        raise ValueError(checks.unknown("action of gradreg l2", words[0], actions))
-    return actions[words[0]](words[1:])
+    if argv[0] not in actions:
+        raise ValueError(checks.unknown("action of gradreg l2", argv[0], actions))
+    return actions[argv[0]](argv[1:])
 
 
-def clock(words: Sequence[str]) -> int:
+def clock(argv: Sequence[str]) -> int:
     """Run ``gradreg l2 clock``."""
     parser = argparse.ArgumentParser(prog="gradreg l2 clock", description=CLOCK, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--lr", type=float, required=True, help="learning rate; the mean over the run if it has a schedule")
@@ -54,7 +55,7 @@ def clock(words: Sequence[str]) -> int:
     parser.add_argument("--to-batch-size", type=int, help="batch size of another run")
     parser.add_argument("--to-samples", type=int, help="training examples of another run")
     try:
-        options = parser.parse_args(_joined(words))
+        options = parser.parse_args(_joined(argv))
     except argparse.ArgumentError as error:
         raise ValueError(f"{error} (gradreg l2 clock --help explains every option)") from error
     here = DecayClock(
@@ -78,10 +79,10 @@ def clock(words: Sequence[str]) -> int:
     return 0
 
 
-def _joined(words: Sequence[str]) -> list[str]:
+def _joined(argv: Sequence[str]) -> list[str]:
     """``--option -5e-4`` as ``--option=-5e-4``: argparse takes negative numbers with an exponent for options."""
     joined: list[str] = []
-    for word in words:
+    for word in argv:
         if joined and joined[-1].startswith("--") and "=" not in joined[-1] and re.fullmatch(r"-[\d.].*", word):
             joined[-1] += f"={word}"
         else:
@@ -89,28 +90,26 @@ def _joined(words: Sequence[str]) -> list[str]:
     return joined
 
 
-def probe(words: Sequence[str]) -> int:
+def probe(argv: Sequence[str]) -> int:
     """Run ``gradreg l2 probe``."""
     from gradreg.study import l2_probe
     from gradreg.train import recipe as recipes
     from gradreg.train.arguments import CommandParser
 
     parser = CommandParser("l2 probe", PROBE)
-    parser.options.add_argument("--variant", type=str, help="probe this variant of the recipe instead of its base")
-    parser.options.add_argument("--budget-epochs", type=int, required=True, help="epochs of the run for which L2 is to be predicted")
-    parser.options.add_argument("--probe-l2", type=float, default=0.1, help="L2 of the probe: large, so that the best accuracy comes early")
-    parser.options.add_argument("--probe-epochs", type=int, default=2, help="epochs of the probe")
-    parser.options.add_argument("--measure-every", type=int, default=10, help="steps from one measurement to the next")
-    parser.options.add_argument("--smooth", type=int, default=1, help="measurements in a centred mean before the best is picked, odd")
-    parser.options.add_argument("--out", type=str, help="folder for probe.json and probe.png (runs/RECIPE-l2-probe)")
-    parser.options.add_argument(
-        "--apply", type=str, help="write the recipe with the predicted weight decay and --budget-epochs to this file"
-    )
-    options = parser.parse(words)
+    parser.add("--variant", type=str, help="probe this variant of the recipe instead of its base")
+    parser.add("--budget-epochs", type=int, required=True, help="epochs of the run for which L2 is to be predicted")
+    parser.add("--probe-l2", type=float, default=0.1, help="L2 of the probe: large, so that the best accuracy comes early")
+    parser.add("--probe-epochs", type=int, default=2, help="epochs of the probe")
+    parser.add("--measure-every", type=int, default=10, help="steps from one measurement to the next")
+    parser.add("--smooth", type=int, default=1, help="measurements in a centred mean before the best is picked, odd")
+    parser.add("--out", type=str, help="folder for probe.json and probe.png (runs/RECIPE-l2-probe)")
+    parser.add("--apply", type=str, help="write the recipe with the predicted weight decay and --budget-epochs to this file")
+    options = parser.parse(argv)
     recipe = recipes.load(options["recipe"])
-    settings = recipe.settings(options["variant"], base=parser.settings(words, recipe.base))
+    settings = recipe.settings(options["variant"], base=parser.settings(argv, recipe.base))
     plan = l2_probe.make_plan(
-        settings,
+        recipe.configuration(settings, options["variant"]),
         budget_epochs=options["budget_epochs"],
         probe_l2=options["probe_l2"],
         probe_epochs=options["probe_epochs"],
@@ -146,8 +145,9 @@ def probe(words: Sequence[str]) -> int:
     if target is not None:
         import yaml
 
-        changes = {"epochs": plan.budget.epochs, "optimizer": {"weight_decay": float(f"{predicted:.4g}")}}
-        content = recipes.merge(settings, changes)
+        content = asdict(plan.recipe)
+        content["epochs"] = plan.budget.epochs
+        content["optimizer"]["weight_decay"] = float(f"{predicted:.4g}")
         content.pop("weight_decay", None)
         text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False)
         note = f"# {recipe.name} with the weight decay that gradreg l2 probe predicted for {plan.budget.epochs} epochs\n"

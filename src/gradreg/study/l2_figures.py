@@ -1,4 +1,4 @@
-"""The picture of a probe, by matplotlib."""
+"""The figure of a weight-decay probe, by matplotlib."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ def draw_probe(probe: Probe, path: Path) -> Path:
     )
     if probe.smooth > 1:
         axis.plot(probe.steps, [100 * a for a in probe.smoothed], color="#0072B2", label=f"mean of {probe.smooth}")
-    colour = "#D55E00" if probe.rejection else "#009E73"
-    axis.axvline(
-        probe.best_step, color=colour, linestyle="--", label=f"t* = {probe.best_step}" + (" (rejected)" if probe.rejection else "")
-    )
+    color = "#D55E00" if probe.rejection else "#009E73"
+    axis.axvline(probe.best_step, color=color, linestyle="--", label=f"t* = {probe.best_step}" + (" (rejected)" if probe.rejection else ""))
     axis.set(
         xlabel=f"optimizer steps (clock at t*: {probe.constant:.3g})",
         ylabel="validation accuracy, %",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gradreg import checks
-from gradreg.train.arguments import configuration
 from gradreg.train.configuration import Config
 from gradreg.weight_decay import predict_l2
 from gradreg.weight_decay_clock import effective_learning_rate
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LATE = 0.9
 """A best accuracy after this share of the probe is taken for one at its end: whether it would have risen further is not known."""
@@ -102,20 +100,18 @@ class ProbePlan:
     """The probe of a configuration, before it runs.
 
     Args:
+        recipe: the run as it was configured, without the length and the validation images that the probe needs.
         budget: the run for which L2 is to be predicted.
         config: the probe's own run: constant learning rate, large L2, few epochs, a validation split.
         measure_every: optimizer steps from one measurement to the next.
         smooth: see ``Probe``.
     """
 
+    recipe: Config
     budget: Config
     config: Config
     measure_every: int
     smooth: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.config.data.training_images() / self.config.batch_size)
 
     @property
     def share(self) -> float:
@@ -124,7 +120,7 @@ class ProbePlan:
 
 
 def make_plan(
-    settings: Mapping[str, Any],
+    recipe: Config,
     *,
     budget_epochs: int,
     probe_l2: float,
@@ -136,13 +132,13 @@ def make_plan(
     """Plan the probe of a run.
 
     Args:
-        settings: the run's nested configuration keys.
+        recipe: the run's configuration.
         budget_epochs: epochs of the run to come, ≥ ``probe_epochs``.
         probe_l2: λ₀, large, > 0.
         probe_epochs: epochs of the probe, ≥ 1.
         measure_every: optimizer steps from one measurement to the next, ≥ 1.
         smooth: odd number of measurements in a centred mean, ≥ 1.
-        validation: the validation split (see ``data.validation``) where the settings have none.
+        validation: the validation split (see ``data.validation``) where the recipe has none.
 
     Raises:
         ValueError, TypeError: a bad number, a budget shorter than the probe, or no image to validate on.
@@ -157,10 +153,8 @@ def make_plan(
         raise ValueError(
             f"--budget-epochs must not be shorter than the probe, {probe_epochs} epochs; got {budget_epochs}. Probe a shorter while."
         )
-    data = dict(settings.get("data") or {})
-    if data.get("validation") is None:
-        data["validation"] = validation
-    config = configuration({**settings, "data": data, "epochs": budget_epochs})
+    data = recipe.data if recipe.data.validation is not None else replace(recipe.data, validation=validation)
+    config = replace(recipe, data=data, epochs=budget_epochs)
     probe = replace(
         config,
         epochs=probe_epochs,
@@ -168,8 +162,8 @@ def make_plan(
         schedule=replace(config.schedule, name="constant", warmup_epochs=0),
         weight_decay=type(config.weight_decay)(cautious=config.weight_decay.cautious),
     )
-    plan = ProbePlan(config, probe, measure_every, smooth)
-    steps = probe_epochs * plan.steps_per_epoch
+    plan = ProbePlan(recipe, config, probe, measure_every, smooth)
+    steps = probe_epochs * probe.steps_per_epoch()
     if steps < 3 * measure_every:
         raise ValueError(
             f"--measure-every must leave at least 3 measurements in the probe's {steps} steps; got {measure_every}. "
@@ -180,15 +174,16 @@ def make_plan(
 
 def run_probe(plan: ProbePlan) -> Probe:
     """Train the probe and measure it."""
+    import torch
+
     from gradreg.train.evaluation import evaluate
     from gradreg.train.loop import train
-    from gradreg.train.optimization import create_optimizer
 
     steps: list[int] = []
     accuracies: list[float] = []
     momentum = 0.0
 
-    def measure(step: int, model: torch.nn.Module, sets: Any) -> None:
+    def measure(step: int, model: nn.Module, sets: Any) -> None:
         if step % plan.measure_every == 0:
             steps.append(step)
             accuracies.append(evaluate(model, sets.validation).accuracy)
@@ -199,7 +194,7 @@ def run_probe(plan: ProbePlan) -> Probe:
             f"the probe diverged: --probe-l2 {plan.config.optimizer.weight_decay:g} with learning rate {plan.config.optimizer.lr:g} is too "
             "much. Lower one of them."
         )
-    group = create_optimizer(torch.nn.Linear(1, 1), plan.config.optimizer).param_groups[0]
+    group = plan.config.optimizer.build(torch.nn.Linear(1, 1)).param_groups[0]
     if "momentum" in group and not plan.config.weight_decay.cautious:
         momentum = float(group["momentum"])
     return Probe(
@@ -208,19 +203,20 @@ def run_probe(plan: ProbePlan) -> Probe:
         momentum=momentum,
         steps=steps,
         accuracies=accuracies,
-        probe_steps=plan.config.epochs * plan.steps_per_epoch,
-        budget_steps=plan.budget.epochs * plan.steps_per_epoch,
-        budget_learning_rate=mean_learning_rate(plan.budget, plan.steps_per_epoch),
+        probe_steps=plan.config.epochs * plan.config.steps_per_epoch(),
+        budget_steps=plan.budget.epochs * plan.budget.steps_per_epoch(),
+        budget_learning_rate=mean_learning_rate(plan.budget),
         smooth=plan.smooth,
     )
 
 
-def mean_learning_rate(config: Config, steps_per_epoch: int) -> float:
+def mean_learning_rate(config: Config) -> float:
     """The mean over the run of the learning rate under its schedule."""
-    from gradreg.train.optimization import create_schedule
+    import torch
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.optimizer.lr)
-    schedule = create_schedule(optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
+    steps_per_epoch = config.steps_per_epoch()
+    schedule = config.schedule.build(optimizer, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
     if schedule is None:
         return config.optimizer.lr
     total, steps = 0.0, config.epochs * steps_per_epoch

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from gradreg import checks
 from gradreg.train import recipe as recipes
-from gradreg.train.arguments import configuration
 from gradreg.train.configuration import Config
-from gradreg.train.penalty import recipe_penalty
 
 Budget = Literal["epochs", "gradients"]
 
@@ -21,7 +19,7 @@ class Job:
     """One run of a comparison.
 
     Args:
-        variant: the variant that is trained; for a rival, the baseline.
+        variant: the variant that is trained; for a compute-matched run, the baseline.
         seed: the run's seed.
         budget: "epochs" trains as the recipe says, "gradients" trains the baseline with as many gradient evaluations as a variant spends.
         evaluations: gradient evaluations that the run will spend.
@@ -37,8 +35,8 @@ class Job:
     @property
     def folder(self) -> str:
         """The run's folder within the comparison's."""
-        rival = f"-{self.evaluations}-gradients" if self.budget == "gradients" else ""
-        return f"{self.variant}{rival}/seed-{self.seed}"
+        matched = f"-{self.evaluations}-gradients" if self.budget == "gradients" else ""
+        return f"{self.variant}{matched}/seed-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class Plan:
         variants: the variants' names, the baseline first.
         seeds: the seeds.
         jobs: every run, in the order of the seeds.
-        settings: variant -> its nested configuration keys.
-        rivals: variant -> gradient evaluations of its rival; a variant that costs no more than the baseline has none.
+        settings: variant -> all keys of its configuration, nested.
+        matched: variant -> gradient evaluations of its compute-matched baseline; a variant that costs no more than the baseline has none.
     """
 
     recipe: str
@@ -63,7 +61,7 @@ class Plan:
     seeds: list[int]
     jobs: list[Job]
     settings: dict[str, dict[str, Any]]
-    rivals: dict[str, int] = field(default_factory=dict)
+    matched: dict[str, int] = field(default_factory=dict)
 
 
 def make_plan(recipe: recipes.Recipe, base: Mapping[str, Any], *, penalties: Sequence[str] | None, seeds: int) -> Plan:
@@ -94,57 +92,47 @@ def make_plan(recipe: recipes.Recipe, base: Mapping[str, Any], *, penalties: Seq
             f"a comparison needs at least one variant beside the baseline {baseline!r}; got none. Name some with --penalties, "
             "or add variants: to the recipe."
         )
-    first = configuration(settings[baseline]).seed
+    configs = {name: recipe.configuration(settings[name], name if name in recipe.variants else None) for name in names}
+    plain = configs[baseline]
+    evaluations = {name: gradient_evaluations(config) for name, config in configs.items()}
+    longer = {name: with_gradient_evaluations(plain, evaluations[name]) for name in names}
+    matched = {name: gradient_evaluations(config) for name, config in longer.items() if config is not None}
+    of_matched = {matched[name]: config for name, config in longer.items() if config is not None}
     jobs: list[Job] = []
-    rivals: dict[str, int] = {}
-    for seed in range(first, first + seeds):
-        plain = configuration({**settings[baseline], "seed": seed})
-        rival_jobs: dict[int, Job] = {}
-        for name in names:
-            config = configuration({**settings[name], "seed": seed})
-            evaluations = gradient_evaluations(config)
-            jobs.append(Job(name, seed, "epochs", evaluations, config))
-            longer = with_gradient_evaluations(settings[baseline], plain, evaluations)
-            if longer is not None:
-                spent = gradient_evaluations(longer)
-                rivals[name] = spent
-                rival_jobs.setdefault(spent, Job(baseline, seed, "gradients", spent, longer))
-        jobs += rival_jobs.values()
+    for seed in range(plain.seed, plain.seed + seeds):
+        jobs += [Job(name, seed, "epochs", evaluations[name], config.with_seed(seed)) for name, config in configs.items()]
+        jobs += [Job(baseline, seed, "gradients", spent, config.with_seed(seed)) for spent, config in of_matched.items()]
     return Plan(
         recipe=recipe.name,
         description=recipe.description,
         baseline=baseline,
         variants=names,
-        seeds=list(range(first, first + seeds)),
+        seeds=list(range(plain.seed, plain.seed + seeds)),
         jobs=jobs,
-        settings={name: settings[name] for name in names},
-        rivals=rivals,
+        settings={name: asdict(config) for name, config in configs.items()},
+        matched=matched,
     )
-
-
-def steps_per_epoch(config: Config) -> int:
-    """Optimizer steps in an epoch."""
-    return math.ceil(config.data.training_images() / config.batch_size)
 
 
 def gradient_evaluations(config: Config) -> int:
     """Gradient evaluations of a whole run, from its schedule of penalties."""
-    steps = config.epochs * steps_per_epoch(config)
-    penalty = recipe_penalty(config.penalty, steps_per_epoch=steps_per_epoch(config))
+    steps = config.epochs * config.steps_per_epoch()
+    penalty = config.resolved_penalty()
     return steps if penalty.penalty is None else round(sum(penalty.evaluations_at(step) for step in range(steps)))
 
 
-def with_gradient_evaluations(settings: Mapping[str, Any], plain: Config, evaluations: int) -> Config | None:
+def with_gradient_evaluations(plain: Config, evaluations: int) -> Config | None:
     """The plain run lengthened, in whole epochs rounded up, to ``evaluations``; None if it spends as many already.
 
-    Warm-up and decay epochs of the learning rate are stretched with it, so that the rival gets its whole schedule.
+    Warm-up and decay epochs of the learning rate are stretched with it, so that the baseline gets its whole schedule.
     """
-    epochs = math.ceil(evaluations / steps_per_epoch(plain))
+    epochs = math.ceil(evaluations / plain.steps_per_epoch())
     if epochs <= plain.epochs:
         return None
     stretch = epochs / plain.epochs
-    schedule = {
-        "warmup_epochs": round(plain.schedule.warmup_epochs * stretch),
-        "decay_epochs": [round(epoch * stretch) for epoch in plain.schedule.decay_epochs],
-    }
-    return configuration(recipes.merge(settings, {"epochs": epochs, "seed": plain.seed, "schedule": schedule}))
+    schedule = replace(
+        plain.schedule,
+        warmup_epochs=round(plain.schedule.warmup_epochs * stretch),
+        decay_epochs=[round(epoch * stretch) for epoch in plain.schedule.decay_epochs],
+    )
+    return replace(plain, epochs=epochs, schedule=schedule)

@@ -1,4 +1,4 @@
-"""``report.html``: one page that needs no network, with the verdicts, the table, the charts, the configuration and the environment."""
+"""``report.html``: one page that needs no network: verdicts, table, charts, configuration and environment."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from markupsafe import Markup
 from gradreg import __version__, files
 from gradreg.study import charts
 from gradreg.study.plan import Plan
-from gradreg.study.results import Row, Run
-from gradreg.study.table import COLUMNS, cells, signs
+from gradreg.study.results import Run
+from gradreg.study.table import COLUMNS, Row
 from gradreg.train.run_folder import RunFolder
 
 
@@ -30,7 +30,7 @@ def write_report(
     Args:
         plan: what was compared.
         rows: the table.
-        runs: the runs; their histories are read from their folders under ``folder``.
+        runs: the runs; their histories are read from their folders, under ``folder``.
         environment: where they ran.
         folder: the comparison's folder.
         command: the command line that made it.
@@ -51,7 +51,7 @@ def write_report(
         description=plan.description,
         verdicts=[row.verdict() for row in rows if row.variant != plan.baseline],
         columns=COLUMNS,
-        rows=[{"row": row, "cells": list(zip(cells(row), signs(row), strict=True))} for row in rows],
+        rows=rows,
         seeds=plan.seeds,
         figures=[{"title": title, "note": note, "id": f"chart-{i}", **_parts(f)} for i, (title, (f, note)) in enumerate(figures.items())],
         configuration=yaml.safe_dump(plan.settings, sort_keys=False),

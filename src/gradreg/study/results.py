@@ -1,4 +1,4 @@
-"""What a comparison found: the runs, and the rows of its table."""
+"""What a comparison found: its runs, the rows of its table made from them, and ``results.json``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gradreg.study.plan import Budget, Job, Plan, steps_per_epoch
-from gradreg.study.statistics import Difference, deviation, mean, paired_difference
-from gradreg.train.penalty import recipe_penalty
+from gradreg.study.plan import Budget, Job, Plan
+from gradreg.study.statistics import deviation, mean, paired_difference
+from gradreg.study.table import Row, json_row
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Run:
     """One finished run, as it stands in ``results.json``.
 
     Args:
-        variant: the variant that was trained; for a rival, the baseline.
+        variant: the variant that was trained; for a compute-matched baseline, the baseline.
         seed: the run's seed.
-        budget: "epochs", or "gradients" for a rival.
-        test_accuracy: share of the test set classified rightly after the last epoch, 0 to 1; None if the run diverged.
+        budget: "epochs", or "gradients" for a compute-matched baseline.
+        test_accuracy: share of the test set classified correctly after the last epoch, 0 to 1; None if the run diverged.
         gradient_evaluations: gradient evaluations spent.
         seconds: seconds spent training, without evaluation.
         diverged: whether the loss stopped being finite, or ended at more than twice what the untrained model had.
@@ -56,74 +56,19 @@ class Run:
         )
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: the runs of one variant at one budget. Accuracies and differences are in percent (points), 0 to 100.
-
-    Args:
-        label: what to call it.
-        variant: the variant's name; for a rival, the baseline's.
-        budget: "epochs", or "gradients" for a rival.
-        method: the penalty in words.
-        runs: how many runs.
-        diverged: how many of them diverged; they are in no mean.
-        accuracy: mean test accuracy.
-        deviation: standard deviation over the seeds.
-        difference: to the baseline at equal epochs, paired by seed.
-        rival_difference: to the plain optimizer with as many gradient evaluations, paired by seed.
-        gradient_evaluations: planned for a run.
-        seconds: mean seconds of training of a run.
-        cost: gradient evaluations in units of the baseline's.
-    """
-
-    label: str
-    variant: str
-    budget: Budget
-    method: str
-    runs: int
-    diverged: int
-    accuracy: float | None
-    deviation: float | None
-    difference: Difference | None
-    rival_difference: Difference | None
-    gradient_evaluations: int
-    seconds: float
-    cost: float
-
-    def verdict(self) -> str:
-        """The answer to "does it help here, by how much, at what cost?" in a sentence."""
-        if self.accuracy is None:
-            return f"{self.label}, {self.method}: diverged in every run. Lower its strength and radius."
-        parts: list[str] = []
-        for difference, against in (
-            (self.difference, "plain training"),
-            (self.rival_difference, "plain training with as many gradient evaluations"),
-        ):
-            if difference is None:
-                continue
-            if difference.low is None:
-                parts.append(f"{difference.mean:+.2f} points against {against} (one seed, so no interval)")
-            elif not difference.excludes_zero:
-                parts.append(f"no clear difference from {against} {difference}")
-            else:
-                word = "better" if difference.mean > 0 else "worse"
-                parts.append(f"{word} than {against} by {abs(difference.mean):.2f} points {difference}")
-        failed = f" {self.diverged} of {self.runs} runs diverged." if self.diverged else ""
-        return f"{self.label}, {self.method}: {'; '.join(parts)}. Cost: {self.cost:.3g} x the gradient evaluations.{failed}"
-
-
 def rows(plan: Plan, runs: Sequence[Run]) -> list[Row]:
-    """The table of ``runs``: a row for each variant, and for each rival of theirs."""
+    """The table of ``runs``: a row for each variant, and for each compute-matched baseline."""
     by_epochs = {name: [r for r in runs if r.variant == name and r.budget == "epochs"] for name in plan.variants}
     longer = sorted({r.planned_evaluations for r in runs if r.budget == "gradients"})
     by_gradients = {n: [r for r in runs if r.budget == "gradients" and r.planned_evaluations == n] for n in longer}
     baseline = _accuracies(by_epochs[plan.baseline])
     unit = next(job.evaluations for job in plan.jobs if job.variant == plan.baseline and job.budget == "epochs")
-    methods = {job.variant: str(recipe_penalty(job.config.penalty, steps_per_epoch=steps_per_epoch(job.config))) for job in plan.jobs}
+    methods = {job.variant: str(job.config.resolved_penalty()) for job in plan.jobs}
     table: list[Row] = []
     for name in plan.variants:
-        rival = by_gradients.get(plan.rivals[name]) if name in plan.rivals else by_epochs[plan.baseline]
         plain = name == plan.baseline
+        # A variant that costs no more than the baseline is compared with the baseline itself.
+        matched = by_gradients.get(plan.matched[name], []) if name in plan.matched else by_epochs[plan.baseline]
         table.append(
             _row(
                 by_epochs[name],
@@ -131,13 +76,13 @@ def rows(plan: Plan, runs: Sequence[Run]) -> list[Row]:
                 method=methods[name],
                 unit=unit,
                 baseline=None if plain else baseline,
-                rival=None if plain else _accuracies(rival or []),
+                matched=None if plain else _accuracies(matched),
             )
         )
         if plain:
             for evaluations, group in by_gradients.items():
                 label = f"{name}, {evaluations / unit:.3g} x epochs"
-                table.append(_row(group, label=label, method=methods[name], unit=unit, baseline=baseline, rival=None))
+                table.append(_row(group, label=label, method=methods[name], unit=unit, baseline=baseline, matched=None))
     return table
 
 
@@ -148,7 +93,7 @@ def results(plan: Plan, runs: Sequence[Run], environment: dict[str, Any]) -> dic
         "baseline": plan.baseline,
         "seeds": plan.seeds,
         "runs": [asdict(run) for run in runs],
-        "table": [{**asdict(row), "verdict": row.verdict() if row.difference else None} for row in rows(plan, runs)],
+        "table": [json_row(row) for row in rows(plan, runs)],
         "configuration": plan.settings,
         "environment": environment,
     }
@@ -161,7 +106,7 @@ def _row(
     method: str,
     unit: int,
     baseline: dict[int, float] | None,
-    rival: dict[int, float] | None,
+    matched: dict[int, float] | None,
 ) -> Row:
     accuracies = _accuracies(runs)
     planned = runs[0].planned_evaluations
@@ -175,7 +120,7 @@ def _row(
         accuracy=mean(list(accuracies.values())),
         deviation=deviation(list(accuracies.values())),
         difference=None if baseline is None else paired_difference(accuracies, baseline),
-        rival_difference=None if rival is None else paired_difference(accuracies, rival),
+        matched_difference=None if matched is None else paired_difference(accuracies, matched),
         gradient_evaluations=planned,
         seconds=mean([run.seconds for run in runs]) or 0.0,
         cost=planned / unit,

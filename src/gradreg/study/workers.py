@@ -79,8 +79,8 @@ def _start_worker(epochs: Any, threads: int) -> None:
 
 
 def _run(job: Job, folder: Path) -> dict[str, Any]:
+    from gradreg.train.checkpoints.saver import Stopped
     from gradreg.train.run_folder import RunFolder
-    from gradreg.train.saving import Stopped
 
     try:
         return RunFolder(folder / job.folder).run(job.config, on_epoch=lambda epoch: _epochs.put(1), track=False)

@@ -1,27 +1,16 @@
-"""From words on a command line to a checked configuration, by jsonargparse: every key of ``Config`` is an option and explains itself."""
+"""From a command line to plain keys: a command's own options, and the keys of a recipe that are typed over it, ``--epochs 3``."""
 
 from __future__ import annotations
 
-import copy
-import os
-import re
-from argparse import ArgumentError
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
-
-from jsonargparse import ArgumentParser, Namespace
+from typing import Any, NoReturn, get_type_hints
 
 from gradreg import checks
-from gradreg.train import free_keys
 from gradreg.train.configuration import Config
-from gradreg.train.free_keys import FREE
-
-# Pickling asks every module for its attributes, and torch.compile pickles; jsonargparse warns when asked for those that it has deprecated.
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+from gradreg.train.recipe import FREE, read_yaml
 
 
 class CommandParser:
@@ -37,145 +26,161 @@ class CommandParser:
     def __init__(
         self, command: str, description: str, *, default_recipe: str | None = None, positional: tuple[str, str] | None = None
     ) -> None:
-        self.options = ArgumentParser(prog=f"gradreg {command}", description=description, exit_on_error=False, allow_abbrev=False)
+        self._prog, self._description = f"gradreg {command}", description
+        self._options: list[tuple[str, dict[str, Any]]] = []
         optional: dict[str, Any] = {} if default_recipe is None else {"nargs": "?", "default": default_recipe}
         name, explanation = positional or ("recipe", "name of a shipped recipe, or path of a YAML file with the keys below")
-        self.options.add_argument(name, metavar=name.upper(), type=str, help=explanation, **optional)
-        self.options.add_class_arguments(Config)
+        self.add(name, metavar=name.upper(), type=str, help=explanation, **optional)
 
-    def parse(self, words: Sequence[str]) -> dict[str, Any]:
-        """The command's own options (and nothing of the configuration) as a dictionary."""
-        others, _ = free_keys.separate(words)
-        return {k: v for k, v in vars(_parse(self.options, others)).items() if k not in _KEYS}
+    def add(self, option: str, **keywords: Any) -> None:
+        """Add an option of the command's own, as ``argparse.ArgumentParser.add_argument`` does."""
+        self._options.append((option, keywords))
 
-    def settings(self, words: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
-        """All keys of the configuration: the defaults, under the recipe's ``base``, under what ``words`` override."""
-        below = _typed(base)
-        free = {key: below[key] for key in FREE}
-        for key in FREE:
-            below[key] = {}
-        others, typed = free_keys.separate(words)
+    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
+        """The command's own options (and nothing of the configuration) as a dictionary.
+
+        Raises:
+            ValueError: an unknown option (the nearest known one is named), or a value that it does not take.
+        """
+        own, _ = separate(argv)
+        if {"-h", "--help"} & set(own):
+            self._print_help()
+        known = [option.removeprefix("--") for option, _ in self._options]
+        for word in own:
+            option = word.partition("=")[0]
+            if word.startswith("--") and option.removeprefix("--") not in ("", *known[1:]):
+                keys = [f"--{key}" for key in (*keys_of_configuration(), *known[1:]) if key not in _BLOCKS]
+                raise ValueError(checks.unknown("option", option, keys))
+        parser = _Parser(prog=self._prog, add_help=False, allow_abbrev=False)
+        for option, keywords in self._options:
+            parser.add_argument(option, **keywords)
+        options, left_over = parser.parse_known_args(own)
+        if left_over:
+            parser.error(f"unrecognized arguments: {', '.join(map(repr, left_over))}")
+        return vars(options)
+
+    def settings(self, argv: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
+        """The plain keys of ``base``, a recipe's, with those that ``argv`` gives laid over them; ``recipe.configuration`` parses them."""
+        settings: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
+        _, typed = separate(argv)
         for one in typed:
-            _check_plain(".".join((one.mapping, *one.path)), one.value)
-        values = _parse(self.options, others, base=below)
-        for key in FREE:  # options may also have come with their whole block, as in --optimizer '{name: adamw, options: {eps: 1e-6}}'
-            before = values[key] or free[key]
-            values[key] = free_keys.changed(before, [one for one in typed if one.mapping == key])
-        return {k: v for k, v in values.as_dict().items() if k in _KEYS}
+            if one.mapping in FREE:
+                continue
+            before = settings.get(one.mapping)
+            block = before if isinstance(before, Mapping) else {}
+            if one.path:
+                settings[one.mapping] = {**block, one.path[0]: one.value}
+            else:
+                settings[one.mapping] = {**block, **one.value} if isinstance(one.value, Mapping) else one.value
+        # After the blocks: options may also have come with theirs, as in --optimizer '{name: adamw, options: {eps: 1e-6}}'.
+        for key in FREE:
+            keys = [one for one in typed if one.mapping == key]
+            block, _, option = key.rpartition(".")
+            inside: Any = settings.setdefault(block, {}) if block and keys else settings
+            if keys and isinstance(inside, dict):
+                inside[option] = changed(inside.get(option, _DEFAULTS.get(option)), keys)
+        return settings
+
+    def _print_help(self) -> NoReturn:
+        from jsonargparse import ArgumentParser
+
+        parser = ArgumentParser(prog=self._prog, description=self._description)
+        for i, (option, keywords) in enumerate(self._options):
+            parser.add_argument(option, **keywords)
+            if i == 0:
+                parser.add_class_arguments(Config)
+        parser.parse_args(["--help"])
+        raise AssertionError("--help ends the process")
 
 
-def configuration(settings: Mapping[str, Any]) -> Config:
-    """The typed, checked configuration of nested plain keys.
+@dataclass(frozen=True)
+class Typed:
+    """One option of a command line that is a key of the configuration, and its value.
+
+    Args:
+        mapping: the mapping of ``FREE``, the block or the key that it changes.
+        path: the keys inside that lead to the changed one; empty for the whole of it.
+        value: what the text of the option's value holds as YAML for a mapping, the text itself for any other key.
+    """
+
+    mapping: str
+    path: tuple[str, ...]
+    value: Any
+
+
+def separate(argv: Sequence[str]) -> tuple[list[str], list[Typed]]:
+    """The words that have nothing to do with the configuration, and what the others say of it, in their order.
 
     Raises:
-        ValueError, TypeError: naming the key, the rule, the value received and the remedy.
+        ValueError: an option without a value, or whose value is no YAML.
+
+    >>> separate(["--seeds", "3", "--model.hidden", "[64]", "--epochs=5"])
+    (['--seeds', '3'], [Typed(mapping='model', path=('hidden',), value=[64]), Typed(mapping='epochs', path=(), value='5')])
     """
-    values = _typed(settings)
-    free = {key: values[key] for key in FREE}
-    for key in FREE:
-        values[key] = {}
-    built = _plain_parser().instantiate(values)
-    for key, value in free.items():
-        block, _, option = key.rpartition(".")
-        setattr(built[block] if block else built, option, value)
-    return Config(**{key: built[key] for key in _KEYS})
+    own: list[str] = []
+    found: list[Typed] = []
+    waiting = iter(argv)
+    for word in waiting:
+        option, has_value, text = word.partition("=")
+        key = option.removeprefix("--")
+        mapping = next((free for free in FREE if f"{key}.".startswith(f"{free}.")), None)
+        if not option.startswith("--") or (mapping is None and key not in keys_of_configuration()):
+            own.append(word)
+            continue
+        if not has_value:
+            text = next(waiting, "--")
+        if not has_value and text.startswith("--"):
+            raise ValueError(f"{option} must be followed by its value; got {'nothing' if text == '--' else repr(text)}.")
+        if mapping is not None:
+            found.append(Typed(mapping, tuple(key.removeprefix(mapping).split(".")[1:]), read_yaml(option, text)))
+            continue
+        block, *inside = key.split(".")
+        value = text if inside or block not in _BLOCKS else _block(block, read_yaml(option, text))
+        found.append(Typed(block, tuple(inside), value))
+    return own, found
 
 
-_KEYS = [f.name for f in fields(Config)]
-_BLOCKS = [name for name, kind in get_type_hints(Config).items() if is_dataclass(kind)]
+def changed(before: Mapping[str, Any] | None, typed: Sequence[Typed]) -> Any:
+    """The mapping ``before`` with what was typed laid over it, one after the other; under a new ``name`` nothing of it is left."""
+    named = [one.value for one in typed if one.path == ("name",)]
+    result: Any = before if not before or not named or named[-1] == before.get("name") else {}
+    for one in typed:
+        result = _with(result, one.path, one.value)
+    return result
 
 
 @cache
-def _plain_parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_class_arguments(Config)
-    return parser
+def keys_of_configuration() -> tuple[str, ...]:
+    """Every key of ``Config``, dotted, each block before its keys."""
+
+    def keys(schema: type, prefix: str) -> list[str]:
+        found: list[str] = []
+        for name, kind in get_type_hints(schema).items():
+            found += [prefix + name, *(keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else [])]  # type: ignore[arg-type]
+        return found
+
+    return tuple(keys(Config, ""))
 
 
-def _typed(settings: Mapping[str, Any]) -> Namespace:
-    """All keys of the configuration, those of ``settings`` checked against their types, and the defaults of the others."""
-    for key, value in settings.items():
-        _check_plain(str(key), value)
-    _check_shape(Config, settings)
-    typed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
-    free: dict[str, Any] = {}
-    for key in FREE:
-        block, _, option = key.rpartition(".")
-        inside = typed.get(block, {}) if block else typed
-        if option in inside:
-            free[key] = inside.pop(option)
-    with _errors_in_words():
-        values = _plain_parser().parse_object(typed)
-    for key, value in free.items():
-        values[key] = copy.deepcopy(value)
-    return values
+_BLOCKS = [name for name, kind in get_type_hints(Config).items() if is_dataclass(kind)]
+_DEFAULTS = {f.name: f.default_factory() for f in fields(Config) if f.name == "model" and f.default_factory is not MISSING}
+"""What a mapping holds that neither the recipe nor the command line names, where that is not nothing."""
 
 
-def _check_shape(schema: type, content: Mapping[str, Any], prefix: str = "") -> None:
-    """Fail where a mapping or a null is not what it should be: jsonargparse looks into neither."""
-    types = get_type_hints(schema)
-    for key, value in content.items():
-        kind, where = types.get(key), f"{prefix}{key}"
-        if kind is None:
-            continue
-        accepted = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-        if value is None and type(None) not in accepted:
-            raise TypeError(f"{where} must not be null. Leave it out for its default.")
-        mapping = is_dataclass(kind) or any(get_origin(option) is dict for option in accepted)
-        if value is None or not mapping:
-            continue
-        if not isinstance(value, Mapping):
-            raise TypeError(f"{where} must be a mapping of keys to values; got {checks.describe(value)}.")
-        if is_dataclass(kind):
-            _check_shape(kind, value, f"{where}.")  # type: ignore[arg-type]
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} ({self.prog} --help explains every key)")
 
 
-def _check_plain(where: str, value: object, around: tuple[int, ...] = ()) -> None:
-    """Fail on what cannot be written down and read again: YAML also has dates, sets, keys that are no names, and cycles."""
-    if isinstance(value, (Mapping, list)):
-        if id(value) in around:
-            raise ValueError(f"{where} must not be a part of itself. Write out what the alias stands for.")
-        if isinstance(value, Mapping) and not all(isinstance(name, str) for name in value):
-            raise TypeError(f"{where} must be a mapping of keys to values; got {checks.describe(value)}.")
-        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for name, part in parts:
-            _check_plain(f"{where}.{name}", part, (*around, id(value)))
-    elif isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{where} must be text that UTF-8 can hold; got {value!r}. Rename it.") from error
-    elif value is not None and not isinstance(value, (bool, int, float)):
-        raise TypeError(
-            f"{where} must be made of numbers, texts, lists and mappings; got {checks.describe(value)}. Quote it to make it text."
-        )
-    elif value != value and not where.startswith("penalty."):  # a penalty speaks for itself
-        raise ValueError(f"{where} must be finite; got nan.")
+def _block(name: str, value: Any) -> Any:
+    """The value of a whole block, which is a mapping (or null, which the configuration refuses)."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a mapping of keys to values. Write --{name}.KEY VALUE (gradreg train --help explains every key)")
+    return value
 
 
-def _parse(parser: ArgumentParser, words: Sequence[str], *, base: Namespace | None = None) -> Namespace:
-    spelled = {option[2:].replace("-", "_"): option[2:] for option in parser._option_string_actions if "-" in option[2:]}
-    known = [spelled.get(key, key) for key in parser.get_defaults().keys(branches=True)]
-    for word in words:
-        key = word[2:].partition("=")[0]
-        if word.startswith("--") and key not in ("", "help") and key not in known:
-            options = [f"--{k}" for k in known if k not in ("recipe", *_BLOCKS)]
-            raise ValueError(checks.unknown("option", word.partition("=")[0], options))
-    with _errors_in_words(parser.prog):
-        return parser.parse_args(list(words), namespace=copy.deepcopy(base))
-
-
-@contextmanager
-def _errors_in_words(command: str = "gradreg train") -> Iterator[None]:
-    """What jsonargparse raises, as a ``ValueError`` that a user can read; ``command`` is the one that explains the keys."""
-    try:
-        yield
-    except ArgumentError as error:
-        text = " ".join(str(error.message).split()).replace("Parser key", "key")
-        text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
-        text = re.sub(r'key "(\w+)": Unable to load config .*', r"\1 must be a mapping of keys to values. Write --\1.KEY VALUE", text)
-        raise ValueError(f"{text} ({command} --help explains every key)") from error
-    except RecursionError as error:
-        raise ValueError("a key must not be a part of itself; got an alias within what it stands for. Write it out.") from error
-    except OverflowError as error:
-        raise ValueError("a number must be < 1.8e308; got one that is larger. Write a smaller one, or null.") from error
+def _with(before: Any, path: tuple[str, ...], value: Any) -> Any:
+    if not path:
+        return value
+    around = before if isinstance(before, Mapping) else {}
+    return {**around, path[0]: _with(around.get(path[0]), path[1:], value)}

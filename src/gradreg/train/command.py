@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gradreg.train import recipe as recipes
-from gradreg.train.arguments import CommandParser, configuration
+from gradreg.train.arguments import CommandParser
 from gradreg.train.configuration import Config
-from gradreg.train.penalty import recipe_penalty
 
 DESCRIPTION = (
     "Train one recipe, or one of its variants. Every key of it can be overridden, as in --optimizer.lr 0.1, --penalty.rho 0.1 or "
@@ -22,36 +21,36 @@ DESCRIPTION = (
 )
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run ``gradreg train``; returns 0, 1 if the run diverged, or 128 + the number of the signal that stopped it."""
     parser = CommandParser("train", DESCRIPTION, default_recipe="")
-    parser.options.add_argument("--variant", type=str, help="train this variant of the recipe instead of its base")
-    parser.options.add_argument("--out", type=str, help="folder of the run (runs/train/RECIPE-VARIANT-seed-SEED-TIME)")
-    parser.options.add_argument("--resume", type=str, help="folder of an interrupted run to go on with; nothing else is given beside it")
-    options = parser.parse(words)
+    parser.add("--variant", type=str, help="train this variant of the recipe instead of its base")
+    parser.add("--out", type=str, help="folder of the run (runs/train/RECIPE-VARIANT-seed-SEED-TIME)")
+    parser.add("--resume", type=str, help="folder of an interrupted run to go on with; nothing else is given beside it")
+    options = parser.parse(argv)
     if options["resume"] is not None:
-        folder, name, config = _interrupted(options["resume"], words)
+        folder, name, config = _interrupted(options["resume"], argv)
     else:
         if not options["recipe"]:
             raise ValueError("train needs a recipe or --resume RUN; got neither. gradreg recipes lists those that come with the package.")
         recipe = recipes.load(options["recipe"])
-        config = configuration(parser.settings(words, recipe.settings(options["variant"])))
+        config = recipe.configuration(parser.settings(argv, recipe.settings(options["variant"])), options["variant"])
         name = recipe.name
         folder = Path(options["out"]) if options["out"] else _new_folder(recipe.name, options["variant"], config.seed)
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from gradreg.train.checkpoints.saver import Stopped
     from gradreg.train.devices import Devices
     from gradreg.train.outcome import Epoch
     from gradreg.train.run_folder import RunFolder
-    from gradreg.train.saving import Stopped
 
     devices = Devices(config)
     if devices.processes > 1 and options["out"] is None and options["resume"] is None:
         raise ValueError("--out must be given with several processes, which write one folder; got none. Write --out runs/NAME.")
     console = Console(soft_wrap=True, quiet=not devices.main, highlight=False)
-    penalty = recipe_penalty(config.penalty, steps_per_epoch=1)
+    penalty = config.resolved_penalty(1)  # how many steps an epoch has is not known before the data are loaded
     console.print(f"{name}: {config.model['name']} on {config.data.name}, {config.optimizer.name}, {penalty}", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not (devices.main and console.is_terminal)) as progress:
@@ -76,12 +75,12 @@ def main(words: Sequence[str]) -> int:
     return _conclude(console, result, folder)
 
 
-def _interrupted(folder: str, words: Sequence[str]) -> tuple[Path, str, Config]:
+def _interrupted(folder: str, argv: Sequence[str]) -> tuple[Path, str, Config]:
     from gradreg.train.run_folder import RunFolder
 
-    if list(words) not in (["--resume", folder], [f"--resume={folder}"]):
+    if list(argv) not in (["--resume", folder], [f"--resume={folder}"]):
         raise ValueError(
-            f"--resume must stand alone, for a run goes on as it was begun; got {' '.join(words)!r}. "
+            f"--resume must stand alone, for a run goes on as it was begun; got {' '.join(argv)!r}. "
             "Write gradreg train --resume RUN, or train anew with the changed keys in another --out."
         )
     return Path(folder), Path(folder).name, RunFolder(Path(folder)).configuration()

@@ -1,148 +1,22 @@
-"""Every key of a recipe: typed, documented, checked. What stands here is what ``gradreg train --help`` explains."""
+"""Every key of a recipe: typed, documented, checked. What stands here and in the blocks is what ``gradreg train --help`` explains.
+
+A block stands beside what it builds: ``optimizer`` and ``schedule`` in ``optimization``, ``weight_decay`` and ``penalty`` in the files of
+their names, ``data`` and ``augmentation`` in ``data.configuration``.
+"""
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gradreg import checks
 from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
 from gradreg.train.data.configuration import AugmentationConfig, DataConfig
-from gradreg.train.penalty import recipe_penalty
-from gradreg.weight_decay import AutoL2, Trigger
-
-
-@dataclass
-class OptimizerConfig:
-    """The optimizer, by timm's factory.
-
-    Args:
-        name: "sgd", "adamw" or any other name of timm.optim.list_optimizers(); or "torch." and a class of torch.optim, as in "torch.ASGD".
-        lr: learning rate at its peak, > 0.
-        momentum: momentum of SGD-like optimizers, >= 0 and < 1.
-        nesterov: Nesterov's form of SGD's momentum.
-        weight_decay: weight decay as the optimizer understands it (in the gradient for SGD, decoupled for AdamW), >= 0.
-        decay_biases_and_norms: whether weight decay applies to biases and normalization layers too.
-        l2_in_loss: coefficient λ of (λ/2)·‖θ‖² over all parameters in the loss itself, >= 0. Unlike weight_decay it enters the ascent
-            direction and both gradients of a penalty, as in the code of Zhao et al. 2022.
-        options: further keyword arguments of the optimizer.
-    """
-
-    name: str = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    decay_biases_and_norms: bool = True
-    l2_in_loss: float = 0.0
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        checks.positive("optimizer.lr", self.lr)
-        checks.non_negative("optimizer.l2_in_loss", self.l2_in_loss)
-        checks.fraction("optimizer.momentum", self.momentum)
-        checks.non_negative("optimizer.weight_decay", self.weight_decay)
-
-
-@dataclass
-class ScheduleConfig:
-    """The learning rate over the run, by timm's schedulers, updated every optimizer step.
-
-    Args:
-        name: "cosine" and "tanh" fall to min_lr at the end of the run; "poly" falls as (1 - progress) to the power decay_rate (1 is a
-            straight line); "step" multiplies by decay_rate at decay_epochs; "wsd" and "rsqrt" stay, or fall as 1 / sqrt(step), and decay
-            at the end; "constant" stays. timm's "plateau", which timm deprecates, is left out: it cannot be resumed exactly.
-        warmup_epochs: epochs of linear warm-up from 0 to lr, >= 0; they are part of the run.
-        min_lr: the lowest learning rate, >= 0.
-        decay_epochs: epochs at which "step" decays.
-        decay_rate: factor of each decay of "step", power of "poly", > 0.
-        options: further keyword arguments of timm.scheduler.create_scheduler_v2, such as k_decay or cycle_limit.
-    """
-
-    name: Literal["constant", "cosine", "tanh", "poly", "step", "wsd", "rsqrt"] = "cosine"
-    warmup_epochs: int = 0
-    min_lr: float = 0.0
-    decay_epochs: list[int] = field(default_factory=list)
-    decay_rate: float = 0.1
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        checks.whole("schedule.warmup_epochs", self.warmup_epochs, minimum=0)
-        checks.non_negative("schedule.min_lr", self.min_lr)
-        checks.positive("schedule.decay_rate", self.decay_rate)
-        for epoch in self.decay_epochs:
-            checks.whole("schedule.decay_epochs", epoch, minimum=1)
-        if self.name == "step" and not self.decay_epochs:
-            raise ValueError("schedule.decay_epochs must name at least one epoch for schedule 'step'; got none. Write [60, 120, 160], say.")
-        if self.name != "step" and self.decay_epochs:
-            raise ValueError(
-                f"schedule.decay_epochs must be empty for schedule {self.name!r}, which has none; got {self.decay_epochs}. "
-                "Remove it, or use name: step."
-            )
-
-
-@dataclass
-class WeightDecayConfig:
-    """Weight decay over the run: how the coefficient changes with the steps, and which weights it spares.
-
-    Args:
-        schedule: "constant" stays at start, "cosine" falls (or rises) to end at the end of the run, "log-time" is start * t0 / (t0 + step),
-            "lr-squared" is in proportion to the learning rate, so that a step's decay follows its square; "auto" is AutoL2: it divides
-            the coefficient whenever training stops improving.
-        start: the coefficient at step 0, >= 0; null takes optimizer.weight_decay, and 0.1 for "auto".
-        end: the coefficient of "cosine" at the end, >= 0.
-        t0_epochs: epochs after which half of "log-time" is left, > 0.
-        cautious: decay, decoupled from the gradient, only the weights that the optimizer itself moves towards 0.
-        factor: what "auto" multiplies the coefficient by when it decays, > 0 and < 1.
-        refractory: "auto" waits refractory / coefficient steps between decays, > 0.
-        learning_rate_aware: "auto" waits refractory / (coefficient * learning rate / (1 - momentum)) steps instead.
-        measure_every: steps between the measurements of "auto", on the minibatch that comes next.
-        trigger: what makes "auto" decay: the loss, the accuracy, either or both stop improving.
-        minimum: the coefficient of "auto" never falls below, >= 0.
-        smoothing: share of the old value in the running mean of auto's measurements, >= 0 and < 1.
-        convention: "authors" runs "auto" on the coefficient of its authors, whose loss is averaged over the classes: the weight decay is
-            2 * classes times it.
-    """
-
-    schedule: Literal["constant", "cosine", "log-time", "lr-squared", "auto"] = "constant"
-    start: float | None = None
-    end: float = 0.0
-    t0_epochs: float = 1.0
-    cautious: bool = False
-    factor: float = 0.1
-    refractory: float = 0.1
-    learning_rate_aware: bool = False
-    measure_every: int = 10
-    trigger: Trigger = "either"
-    minimum: float = 0.0
-    smoothing: float = 0.0
-    convention: Literal["torch", "authors"] = "torch"
-
-    def __post_init__(self) -> None:
-        if self.start is not None:
-            checks.non_negative("weight_decay.start", self.start)
-        checks.non_negative("weight_decay.end", self.end)
-        checks.positive("weight_decay.t0_epochs", self.t0_epochs)
-        if self.schedule == "auto":
-            try:
-                self.auto(learning_rate=1.0)
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"weight_decay.{str(error).replace('initial', 'start')}") from error
-        elif self.convention == "authors":
-            raise ValueError("weight_decay.convention must be 'torch' unless the schedule is 'auto'; got 'authors'. See l2_from_authors.")
-
-    def auto(self, *, learning_rate: float) -> AutoL2:
-        """The ``AutoL2`` of schedule "auto", with ``learning_rate`` over 1 - momentum."""
-        return AutoL2(
-            initial=0.1 if self.start is None else self.start,
-            factor=self.factor,
-            refractory=self.refractory,
-            measure_every=self.measure_every,
-            trigger=self.trigger,
-            minimum=self.minimum,
-            smoothing=self.smoothing,
-            learning_rate=learning_rate if self.learning_rate_aware else None,
-        )
+from gradreg.train.optimization import OptimizerConfig, ScheduleConfig
+from gradreg.train.penalty import PenaltyConfig, RecipePenalty
+from gradreg.train.weight_decay import WeightDecayConfig
 
 
 @dataclass
@@ -273,8 +147,31 @@ class Config:
                 f"weight_decay.start must be > 0 for schedule {decay.schedule!r}; got {decay.start} and optimizer.weight_decay 0. "
                 "Give one of the two."
             )
-        recipe_penalty(self.penalty, steps_per_epoch=1)
+        self._penalty = PenaltyConfig.parse(self.penalty)
         self.flooded()
+
+    def steps_per_epoch(self, images: int | None = None) -> int:
+        """Optimizer steps in an epoch.
+
+        Args:
+            images: images trained on, where they have been loaded; None takes the number that ``data`` names, counting a folder's files.
+
+        Raises:
+            ValueError: ``images`` is None for data that are not counted before they are loaded.
+        """
+        return math.ceil((self.data.training_images() if images is None else images) / self.batch_size)
+
+    def resolved_penalty(self, steps_per_epoch: int | None = None) -> RecipePenalty:
+        """The penalty that ``penalty`` describes, for epochs of ``steps_per_epoch`` steps (None: as many as ``steps_per_epoch()``)."""
+        if steps_per_epoch is None:
+            steps_per_epoch = self.steps_per_epoch() if self._penalty.counts_epochs else 1
+        return self._penalty.resolve(steps_per_epoch=steps_per_epoch)
+
+    def with_seed(self, seed: int) -> Config:
+        """The same run with another seed, on which nothing else depends: checked already, so that nothing is parsed for each seed."""
+        other = copy.copy(self)
+        other.seed = checks.seed(seed)
+        return other
 
     def flooded(self) -> Flooding | IndividualFlooding | None:
         """The transformation of the loss that ``flooding`` describes."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed import all_reduce
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from gradreg.train.configuration import Config
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""What launchers tell the processes that they start, beside Accelerate's own names."""
 
 
 class Devices:
@@ -30,10 +33,10 @@ class Devices:
 
     def __init__(self, config: Config) -> None:
         _check_launcher(config)
-        self._state = PartialState(cpu=config.device == "cpu")
-        self.rank: int = self._state.process_index
-        self.processes: int = self._state.num_processes
-        if self.processes == 1:
+        self._state = _launched(cpu=config.device == "cpu")
+        self.rank: int = 0 if self._state is None else self._state.process_index
+        self.processes: int = 1 if self._state is None else self._state.num_processes
+        if self._state is None or self.processes == 1:
             self.device = _device(config.device)
         elif config.device in ("auto", "cpu"):
             assert self._state.device is not None
@@ -64,6 +67,8 @@ class Devices:
         if self.processes == 1:
             return model
         if config.parallel == "fsdp":
+            from torch.distributed.fsdp import fully_shard
+
             for block in _blocks(model):
                 fully_shard(block)
             fully_shard(model)
@@ -91,17 +96,30 @@ class Devices:
 
     def gather(self, value: Any) -> list[Any]:
         """The ``value`` of every process, in the order of their ranks."""
-        return [value] if self.processes == 1 else gather_object([value])
+        if self.processes == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
-        if self.processes > 1:
+        if self._state is not None and self.processes > 1:
             self._state.wait_for_everyone()
 
     def close(self) -> None:
         """Leave the group of processes."""
-        if self.processes > 1:
+        if self._state is not None and self.processes > 1:
             self._state.destroy_process_group()
+
+
+def _launched(*, cpu: bool) -> PartialState | None:
+    """What a launcher started, torchrun's, Accelerate's or MPI's; None in a process that none of them started."""
+    if not any(name in _LAUNCHERS or name.startswith("ACCELERATE_") for name in os.environ):
+        return None
+    from accelerate import PartialState
+
+    return PartialState(cpu=cpu)
 
 
 def _device(name: str) -> torch.device:

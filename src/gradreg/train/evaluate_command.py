@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradreg import checks
-from gradreg.train.arguments import CommandParser, configuration
+from gradreg.train.arguments import CommandParser
 from gradreg.train.configuration import Config
+from gradreg.train.recipe import configuration
 
 if TYPE_CHECKING:
     from gradreg.train.devices import Devices
@@ -25,13 +26,13 @@ DEPENDS_ON = ("data", "model", "augmentation.normalize", "batch_size", "evaluati
 """Keys that change an evaluation; the others are about training."""
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run ``gradreg evaluate``; returns 0."""
     parser = CommandParser("evaluate", DESCRIPTION, positional=("run", "folder of the run"))
-    parser.options.add_argument("--weights", type=str, default="last", help="last, best or ema")
-    parser.options.add_argument("--split", type=str, default="test", help="test, or validation where images were held out")
-    parser.options.add_argument("--json", action="store_true", help="print one line of JSON instead of words")
-    options = parser.parse(words)
+    parser.add("--weights", type=str, default="last", help="last, best or ema")
+    parser.add("--split", type=str, default="test", help="test, or validation where images were held out")
+    parser.add("--json", action="store_true", help="print one line of JSON instead of words")
+    options = parser.parse(argv)
 
     from gradreg.train.run_folder import WEIGHTS, RunFolder, differences
 
@@ -39,7 +40,7 @@ def main(words: Sequence[str]) -> int:
     checks.choice("--split", options["split"], SPLITS)
     folder = RunFolder(Path(options["run"]))
     trained = folder.configuration()
-    config = configuration(parser.settings(words, asdict(trained)))
+    config = configuration(parser.settings(argv, asdict(trained)))
     for key in differences(asdict(trained), asdict(config)):
         if not f"{key}.".startswith(tuple(f"{read}." for read in DEPENDS_ON)):
             raise ValueError(f"--{key} must be left out, for an evaluation does not depend on it. It can change {', '.join(DEPENDS_ON)}.")
@@ -76,13 +77,13 @@ def _evaluated(config: Config, weights: Path, split: str, devices: Devices) -> t
     import torch
 
     from gradreg.train import models
-    from gradreg.train.data import loading
+    from gradreg.train.data import loader
     from gradreg.train.evaluation import evaluate
     from gradreg.train.run_folder import load_weights
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    data = loading.load(
+    data = loader.load(
         config.data, config.augmentation, seed=config.seed, device=devices.device, rank=devices.rank, processes=devices.processes
     )
     samples = data.test if split == "test" else data.validation

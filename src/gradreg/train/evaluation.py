@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from gradreg.train.configuration import Precision
-from gradreg.train.data.sets import EvaluationSet
+from gradreg.train.data.loader import EvaluationSet
 from gradreg.train.devices import Devices
 
 

@@ -17,19 +17,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gradreg.flooding import IndividualFlooding
 from gradreg.torch import GradientRegularizer
 from gradreg.train import models
-from gradreg.train.advice import warn_of_harm
+from gradreg.train.checkpoints.saver import Saver
+from gradreg.train.checkpoints.state import TrainingState, unwrapped
 from gradreg.train.configuration import Config
-from gradreg.train.data import loading
-from gradreg.train.data.loading import Data
-from gradreg.train.data.sets import Batch, EvaluationSet
+from gradreg.train.data import loader
+from gradreg.train.data.loader import Batch, Data, EvaluationSet
 from gradreg.train.devices import Devices
 from gradreg.train.evaluation import Evaluation, autocast, evaluate, inputs
-from gradreg.train.optimization import create_schedule, squared_norm
+from gradreg.train.optimization import squared_norm, warn_of_harm
 from gradreg.train.outcome import Epoch, Outcome
-from gradreg.train.penalty import RecipePenalty, recipe_penalty
-from gradreg.train.saving import Saver
-from gradreg.train.state import TrainingState, unwrapped
-from gradreg.train.weight_decay import create_with_weight_decay, set_weight_decay
+from gradreg.train.penalty import RecipePenalty
 
 OnStep = Callable[[int, nn.Module, Data], None]
 
@@ -92,7 +89,7 @@ class Run:
         self.devices = devices
         torch.manual_seed(config.seed)
         random.seed(config.seed)
-        self.data = loading.load(
+        self.data = loader.load(
             config.data, config.augmentation, seed=config.seed, device=devices.device, rank=devices.rank, processes=devices.processes
         )
         model = models.create(config.model, classes=self.data.classes, image_shape=self.data.image_shape)
@@ -104,14 +101,13 @@ class Run:
         ema = None
         if config.ema is not None:
             ema = AveragedModel(unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-        self.steps_per_epoch = math.ceil(len(self.data.train) / config.batch_size)
+        self.steps_per_epoch = config.steps_per_epoch(len(self.data.train))
         self.flooding = config.flooded()
-        self.penalty: RecipePenalty = recipe_penalty(config.penalty, steps_per_epoch=self.steps_per_epoch)
-        warn_of_harm(config, self.penalty, steps_per_epoch=self.steps_per_epoch)
-        optimizer, weight_decay = create_with_weight_decay(
-            unwrapped(model), config, steps_per_epoch=self.steps_per_epoch, classes=self.data.classes
-        )
-        self.schedule = create_schedule(optimizer, config.schedule, epochs=config.epochs, steps_per_epoch=self.steps_per_epoch)
+        self.penalty: RecipePenalty = config.resolved_penalty(self.steps_per_epoch)
+        warn_of_harm(config.optimizer, config.schedule, self.penalty.penalty, steps_per_epoch=self.steps_per_epoch)
+        length = {"epochs": config.epochs, "steps_per_epoch": self.steps_per_epoch}
+        optimizer, weight_decay = config.weight_decay.build(unwrapped(model), config.optimizer, classes=self.data.classes, **length)
+        self.schedule = config.schedule.build(optimizer, **length)
         self.state = TrainingState(
             model=model,
             optimizer=optimizer,
@@ -119,6 +115,7 @@ class Run:
             scaler=torch.amp.GradScaler(devices.device.type, enabled=config.precision == "fp16"),
             weight_decay=weight_decay,
             ema=ema,
+            divided=devices.processes > 1 and config.parallel == "fsdp",
         )
         self.evaluation_batch_size = config.evaluation_batch_size or (1000 if self.data.in_memory else config.batch_size)
 
@@ -157,7 +154,7 @@ class Run:
         """One optimizer step on this process's part of a batch; the loss before it, to be averaged over the processes."""
         config, state = self.config, self.state
         step = state.regularizer.step
-        set_weight_decay(state.weight_decay, step, state.model, batch, self.devices, config.precision)
+        self._set_weight_decay(step, batch)
         state.optimizer.zero_grad()
         state.regularizer.measure_norm = state.progress.batch + 1 == self.steps_per_epoch  # the step of which the epoch's record tells
         fraction = self.penalty.ascent_fraction
@@ -182,6 +179,26 @@ class Run:
         if state.ema is not None:
             state.ema.update_parameters(unwrapped(state.model))
         return loss
+
+    def _set_weight_decay(self, step: int, batch: Batch) -> None:
+        """Set the coefficient for the update of ``step``, measuring bare loss and accuracy on ``batch``, that update's, where due."""
+        weight_decay, model, precision = self.state.weight_decay, self.state.model, self.config.precision
+        if weight_decay is None:
+            return
+        if not weight_decay.due(step):
+            weight_decay.set(step)
+            return
+        model.eval()
+        with torch.no_grad():
+            with autocast(precision, batch.images.device):
+                logits = model(inputs(batch.images, precision))
+            logits = logits if precision == "fp64" else logits.float()
+            right = (logits.argmax(dim=1) == batch.labels).to(logits.dtype).mean()
+            measured = torch.stack([cross_entropy(logits, batch.labels), right]) * (self.devices.processes * batch.share)
+        model.train()
+        loss, accuracy = self.devices.mean(measured).tolist()
+        if math.isfinite(loss):  # a run that diverges ends with its epoch, and until then nothing is to be learned from it
+            weight_decay.set(step, loss=loss, accuracy=accuracy)
 
     def _closures(self, batch: Batch, fraction: float) -> list[Callable[[], Tensor]]:
         """The micro-batches of the first ``fraction`` of the images; their gradients, averaged over the processes, add up."""

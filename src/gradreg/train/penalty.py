@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from gradreg import checks
 from gradreg.penalties import GradientPenalty
@@ -35,36 +35,69 @@ class RecipePenalty:
         return "no penalty" if self.penalty is None else f"{self.penalty}{part}"
 
 
-def recipe_penalty(block: Mapping[str, Any] | None, *, steps_per_epoch: int) -> RecipePenalty:
-    """The penalty of a recipe whose epochs have ``steps_per_epoch`` optimizer steps.
+@dataclass(frozen=True)
+class PenaltyConfig:
+    """A ``penalty:`` block, parsed.
 
-    Beside what ``GradientPenalty.from_dict`` knows, the block may hold ``ascent_fraction``, and ``warmup`` may give ``epochs`` in place of
-    ``steps``.
+    Beside what ``GradientPenalty.from_dict`` knows it may hold ``ascent_fraction``, and ``warmup`` may give ``epochs`` in place of
+    ``steps``; how many steps these are is known when the data are, and only such a block is built again then.
 
-    Raises:
-        ValueError, TypeError: naming the key under ``penalty``, the rule, the value received and the remedy.
+    Args:
+        keys: the block without ``ascent_fraction`` and ``warmup.epochs``.
+        warmup_epochs: length of the warm-up, > 0; None where it is counted in steps, or there is none.
+        built: steps in an epoch -> what the block describes; 0 stands for any number, where no epochs are counted.
     """
-    if block is None:
-        return RecipePenalty(None)
-    keys = dict(block)
-    fraction = keys.pop("ascent_fraction", None)
-    warmup = keys.get("warmup")
-    if isinstance(warmup, Mapping) and "epochs" in warmup:
-        if "steps" in warmup:
-            raise ValueError(
-                f"penalty.warmup must be counted in epochs or in steps; got both, {warmup['epochs']} epochs and {warmup['steps']} steps. "
-                "Remove one."
-            )
-        epochs = checks.positive("penalty.warmup.epochs", warmup["epochs"], remedy="Leave warmup out for none.")
-        rest = {k: v for k, v in warmup.items() if k != "epochs"}
-        keys["warmup"] = {**rest, "steps": max(1, round(epochs * steps_per_epoch))}
-    penalty = GradientPenalty.from_dict(keys)
-    if fraction is None:
-        return RecipePenalty(penalty)
-    if checks.positive("penalty.ascent_fraction", fraction, remedy="Leave it out to ascend on the whole batch.") >= 1:
-        raise ValueError(f"penalty.ascent_fraction must be < 1; got {fraction}. Leave it out to ascend on the whole batch.")
-    try:
-        penalty.check_ascent(f"penalty.ascent_fraction {fraction}")
-    except ValueError as error:
-        raise ValueError(f"penalty.ascent_fraction must be left out here: {error}") from error
-    return RecipePenalty(penalty, float(fraction))
+
+    keys: Mapping[str, Any]
+    warmup_epochs: float | None
+    built: dict[int, RecipePenalty] = field(compare=False)
+
+    @classmethod
+    def parse(cls, block: Mapping[str, Any] | None) -> PenaltyConfig:
+        """The block of a recipe, checked; None trains without a penalty.
+
+        Raises:
+            ValueError, TypeError: naming the key under ``penalty``, the rule, the value received and the remedy.
+        """
+        if block is None:
+            return cls({}, None, {0: RecipePenalty(None)})
+        keys = dict(block)
+        fraction, warmup, epochs = keys.pop("ascent_fraction", None), keys.get("warmup"), None
+        if isinstance(warmup, Mapping) and "epochs" in warmup:
+            if "steps" in warmup:
+                raise ValueError(
+                    f"penalty.warmup must be counted in epochs or in steps; got both, {warmup['epochs']} epochs and {warmup['steps']} "
+                    "steps. Remove one."
+                )
+            epochs = checks.positive("penalty.warmup.epochs", warmup["epochs"], remedy="Leave warmup out for none.")
+            keys["warmup"] = {k: v for k, v in cast("Mapping[str, Any]", warmup).items() if k != "epochs"}
+        parsed = cls(keys, epochs, {})
+        penalty = GradientPenalty.from_dict(parsed._with_steps(1))
+        if fraction is not None:
+            if checks.positive("penalty.ascent_fraction", fraction, remedy="Leave it out to ascend on the whole batch.") >= 1:
+                raise ValueError(f"penalty.ascent_fraction must be < 1; got {fraction}. Leave it out to ascend on the whole batch.")
+            try:
+                penalty.check_ascent(f"penalty.ascent_fraction {fraction}")
+            except ValueError as error:
+                raise ValueError(f"penalty.ascent_fraction must be left out here: {error}") from error
+            fraction = float(fraction)
+        parsed.built[1 if parsed.counts_epochs else 0] = RecipePenalty(penalty, fraction)
+        return parsed
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether what the block describes depends on the steps in an epoch."""
+        return self.warmup_epochs is not None
+
+    def resolve(self, *, steps_per_epoch: int) -> RecipePenalty:
+        """What the block describes where an epoch has ``steps_per_epoch`` optimizer steps."""
+        steps = steps_per_epoch if self.counts_epochs else 0
+        if steps not in self.built:
+            fraction = next(iter(self.built.values())).ascent_fraction
+            self.built[steps] = RecipePenalty(GradientPenalty.from_dict(self._with_steps(steps)), fraction)
+        return self.built[steps]
+
+    def _with_steps(self, steps_per_epoch: int) -> dict[str, Any]:
+        if self.warmup_epochs is None:
+            return dict(self.keys)
+        return {**self.keys, "warmup": {**self.keys["warmup"], "steps": max(1, round(self.warmup_epochs * steps_per_epoch))}}

@@ -1,18 +1,34 @@
-"""Recipes: YAML files, shipped or one's own, that hold a configuration and, under ``variants``, named changes to it."""
+"""Recipes, YAML files that hold a configuration and, under ``variants``, named changes to it: read, laid over each other, and parsed.
+
+A recipe is read as plain keys; laying a variant and the command line over them gives plain keys again; these are parsed once, by
+``configuration``, into the typed ``Config``.
+"""
 
 from __future__ import annotations
 
 import copy
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
 
 from gradreg import checks
-from gradreg.train import arguments, plain_yaml
 from gradreg.train.configuration import Config
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+FREE = ("model", "penalty", "flooding", "optimizer.options", "schedule.options")
+"""The mappings whose keys models, penalties and timm define. jsonargparse would read the strings in them as YAML once more: a text "1e3"
+would become a number."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,30 @@ class Recipe:
             raise ValueError(checks.unknown(f"variant of recipe {self.name!r}:", variant, self.variants))
         return merge(settings, self.variants[variant])
 
+    def configuration(self, settings: Mapping[str, Any], variant: str | None = None) -> Config:
+        """The typed configuration of ``settings``, the keys of ``variant`` with whatever a command line changed.
+
+        Raises:
+            ValueError, TypeError: as ``configuration`` does; where the recipe is wrong by itself, the error names it.
+        """
+        try:
+            return configuration(settings)
+        except (ValueError, TypeError):
+            self.check(variant)
+            raise
+
+    def check(self, variant: str | None = None) -> None:
+        """Parse the recipe's own keys, without those of a command line.
+
+        Raises:
+            ValueError, TypeError: naming the recipe, the variant and the key, the rule, the value received and the remedy.
+        """
+        try:
+            configuration(self.settings(variant))
+        except (ValueError, TypeError) as error:
+            where = f"recipe {self.name!r}" + (f", variant {variant!r}" if variant else "")
+            raise type(error)(f"{where}: {error}") from error
+
 
 def shipped() -> list[str]:
     """The names of the recipes that come with the package."""
@@ -53,7 +93,7 @@ def shipped() -> list[str]:
 
 
 def load(name_or_path: str) -> Recipe:
-    """Read a recipe by its shipped name or by path.
+    """Read a recipe by its shipped name or by path; the values of its keys are checked when a configuration is made of them.
 
     Raises:
         ValueError: no such recipe, no valid YAML, an empty file, or an unknown key (the nearest known one is named).
@@ -61,15 +101,15 @@ def load(name_or_path: str) -> Recipe:
     path = Path(name_or_path)
     looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     if not looks_like_path and name_or_path in shipped():
-        return parse_recipe(name_or_path, (_folder() / f"{name_or_path}.yaml").read_text(encoding="utf-8"))
+        return read_recipe(name_or_path, (_folder() / f"{name_or_path}.yaml").read_text(encoding="utf-8"))
     if not path.is_file():
         raise ValueError(f"{checks.unknown('recipe', name_or_path, shipped())} Or give the path of a YAML file.")
-    return parse_recipe(path.stem, path.read_text(encoding="utf-8"))
+    return read_recipe(path.stem, path.read_text(encoding="utf-8"))
 
 
-def parse_recipe(name: str, text: str) -> Recipe:
-    """The recipe that ``text`` holds."""
-    content = plain_yaml.read(f"recipe {name!r}", text)
+def read_recipe(name: str, text: str) -> Recipe:
+    """The recipe that ``text`` holds, its keys checked and their values not yet."""
+    content = read_yaml(f"recipe {name!r}", text)
     if content is None:
         raise ValueError(f"recipe {name!r} must hold a configuration; got an empty file. See gradreg train --help for the keys.")
     if not isinstance(content, dict):
@@ -83,29 +123,109 @@ def parse_recipe(name: str, text: str) -> Recipe:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(variant)):
             raise ValueError(f"a variant's name must be made of letters, digits, '.', '_' and '-'; got {checks.describe(variant)}.")
         _check_keys(f"variant {variant!r}:", changes)
-    recipe = Recipe(name=name, description=str(description).strip(), base=content, variants={str(k): v for k, v in variants.items()})
+    return Recipe(name=name, description=str(description).strip(), base=content, variants={str(k): v for k, v in variants.items()})
+
+
+def parse_recipe(name: str, text: str) -> Recipe:
+    """The recipe that ``text`` holds, it and all its variants checked."""
+    recipe = read_recipe(name, text)
     for variant in (None, *recipe.variants):
-        try:
-            arguments.configuration(recipe.settings(variant))
-        except (ValueError, TypeError) as error:
-            where = f"recipe {name!r}" + (f", variant {variant!r}" if variant else "")
-            raise type(error)(f"{where}: {error}") from error
+        recipe.check(variant)
     return recipe
 
 
 def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``settings`` with ``changes`` laid over them, block by block; a block that changes its ``name`` is replaced whole."""
-    merged = copy.deepcopy(dict(settings))
-    for key, value in changes.items():
-        before = merged.get(key)
-        same_thing = isinstance(before, dict) and isinstance(value, Mapping) and value.get("name", before.get("name")) == before.get("name")
-        merged[key] = merge(before, value) if same_thing else copy.deepcopy(value)  # type: ignore[arg-type]
-    return merged
+    """``settings`` with ``changes`` laid over them, block by block; a block that changes its ``name`` is replaced whole.
+
+    A block that gives no name has its default's.
+    """
+    return _merged(settings, changes, _default_names())
+
+
+def configuration(settings: Mapping[str, Any]) -> Config:
+    """The typed, checked configuration of nested plain keys; texts stand for what they hold as YAML where the key's type is no text.
+
+    Raises:
+        ValueError, TypeError: naming the key, the rule, the value received and the remedy.
+    """
+    for key, value in settings.items():
+        _check_plain(str(key), value)
+    _check_shape(Config, settings)
+    typed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    free: dict[str, Any] = {}
+    for key in FREE:
+        block, _, option = key.rpartition(".")
+        inside = typed.get(block, {}) if block else typed
+        if option in inside:
+            free[key] = copy.deepcopy(inside.pop(option))
+    parser = _parser()
+    with errors_in_words():
+        built = parser.instantiate(parser.parse_object(typed))
+    for key, value in free.items():
+        block, _, option = key.rpartition(".")
+        setattr(built[block] if block else built, option, value)
+    return Config(**{f.name: built[f.name] for f in fields(Config)})
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everybody but YAML 1.1 expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$", re.IGNORECASE),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(what: str, text: str) -> Any:
+    """What ``text`` holds, as recipes and command lines are written.
+
+    Args:
+        what: what an error calls the text.
+        text: YAML.
+
+    Raises:
+        ValueError: the text is no YAML, or holds a date that does not exist.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{what} must be valid YAML; got this from the parser: {error}") from error
+
+
+@contextmanager
+def errors_in_words(command: str = "gradreg train") -> Iterator[None]:
+    """What jsonargparse raises, as a ``ValueError`` that a user can read; ``command`` is the one that explains the keys."""
+    from argparse import ArgumentError
+
+    try:
+        yield
+    except ArgumentError as error:
+        text = " ".join(str(error.message).split()).replace("Parser key", "key")
+        text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
+        text = re.sub(r'key "(\w+)": Unable to load config .*', r"\1 must be a mapping of keys to values. Write --\1.KEY VALUE", text)
+        raise ValueError(f"{text} ({command} --help explains every key)") from error
+    except RecursionError as error:
+        raise ValueError("a key must not be a part of itself; got an alias within what it stands for. Write it out.") from error
+    except OverflowError as error:
+        raise ValueError("a number must be < 1.8e308; got one that is larger. Write a smaller one, or null.") from error
+
+
+@cache
+def _parser() -> ArgumentParser:
+    # Pickling asks every module for its attributes, and torch.compile pickles; jsonargparse warns when asked for deprecated ones.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(Config)
+    return parser
 
 
 def _check_keys(what: str, content: Mapping[str, Any], *, extra: Sequence[str] = (), schema: type = Config) -> None:
     """Fail on a key that ``schema`` does not have, block by block, before the values are looked at."""
-    types = get_type_hints(schema)
+    types = _types(schema)
     for key, value in content.items():
         if key not in types:
             raise ValueError(checks.unknown(f"key in {what}", key, [*types, *extra]))
@@ -113,7 +233,72 @@ def _check_keys(what: str, content: Mapping[str, Any], *, extra: Sequence[str] =
             continue
         if not isinstance(value, Mapping):
             raise TypeError(f"key {key!r} in {what} must be a mapping of keys to values; got {checks.describe(value)}.")
-        _check_keys(f"{what.rstrip(':')}, block {key!r}:", value, schema=types[key])  # type: ignore[arg-type]
+        _check_keys(f"{what.rstrip(':')}, block {key!r}:", value, schema=types[key])
+
+
+def _check_shape(schema: type, content: Mapping[str, Any], prefix: str = "") -> None:
+    """Fail where a mapping or a null is not what it should be: jsonargparse looks into neither."""
+    types = _types(schema)
+    for key, value in content.items():
+        kind, where = types.get(key), f"{prefix}{key}"
+        if kind is None:
+            continue
+        accepted = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        if value is None and type(None) not in accepted:
+            raise TypeError(f"{where} must not be null. Leave it out for its default.")
+        mapping = is_dataclass(kind) or any(get_origin(option) is dict for option in accepted)
+        if value is None or not mapping:
+            continue
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{where} must be a mapping of keys to values; got {checks.describe(value)}.")
+        if is_dataclass(kind):
+            _check_shape(kind, value, f"{where}.")  # type: ignore[arg-type]
+
+
+def _check_plain(where: str, value: object, around: tuple[int, ...] = ()) -> None:
+    """Fail on what cannot be written down and read again: YAML also has dates, sets, keys that are no names, and cycles."""
+    if isinstance(value, (Mapping, list)):
+        if id(value) in around:
+            raise ValueError(f"{where} must not be a part of itself. Write out what the alias stands for.")
+        if isinstance(value, Mapping) and not all(isinstance(name, str) for name in value):
+            raise TypeError(f"{where} must be a mapping of keys to values; got {checks.describe(value)}.")
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, part in parts:
+            _check_plain(f"{where}.{name}", part, (*around, id(value)))
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where} must be text that UTF-8 can hold; got {value!r}. Rename it.") from error
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        raise TypeError(
+            f"{where} must be made of numbers, texts, lists and mappings; got {checks.describe(value)}. Quote it to make it text."
+        )
+    elif value != value and not where.startswith("penalty."):  # a penalty speaks for itself
+        raise ValueError(f"{where} must be finite; got nan.")
+
+
+def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(dict(settings))
+    for key, value in changes.items():
+        before: Any = merged.get(key)
+        blocks = isinstance(before, dict) and isinstance(value, Mapping)
+        name = before.get("name", names.get(key)) if blocks else None
+        merged[key] = _merged(before, value, {}) if blocks and value.get("name", name) == name else copy.deepcopy(value)
+    return merged
+
+
+@cache
+def _default_names() -> dict[str, Any]:
+    """Block -> its ``name`` where a recipe gives none."""
+    blocks = {name: kind for name, kind in _types(Config).items() if is_dataclass(kind)}
+    names = {block: f.default for block, kind in blocks.items() for f in fields(kind) if f.name == "name"}
+    return {**names, **{f.name: f.default_factory()["name"] for f in fields(Config) if f.name == "model" and callable(f.default_factory)}}
+
+
+@cache
+def _types(schema: type) -> dict[str, Any]:
+    return get_type_hints(schema)
 
 
 def _folder() -> Any:

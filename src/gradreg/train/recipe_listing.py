@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Sequence
 
 from gradreg.train import recipe as recipes
-from gradreg.train.arguments import configuration
+from gradreg.train.configuration import Config
+from gradreg.train.data.configuration import DataConfig
 
 DESCRIPTION = "List the recipes that come with gradreg: what each is and trains, and the command that runs it."
 MOST_VARIANTS = 6
 """How many variants are named; of more, the first ones."""
 
 
-def main(words: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run ``gradreg recipes``; returns 0."""
-    argparse.ArgumentParser(prog="gradreg recipes", description=DESCRIPTION).parse_args(words)
+    argparse.ArgumentParser(prog="gradreg recipes", description=DESCRIPTION).parse_args(argv)
 
     from rich.console import Console
     from rich.padding import Padding
@@ -43,9 +43,9 @@ def first_sentence(text: str) -> str:
 
 def outline(recipe: recipes.Recipe) -> str:
     """Model, data and length of the recipe's base, and its variants."""
-    config = configuration(recipe.settings())
-    steps = math.ceil(config.data.training_images() / config.batch_size)
-    text = f"{config.model['name']} on {config.data.name}, {config.epochs} epochs of {steps:,} steps"
+    keys = {key: recipe.base[key] for key in ("model", "epochs", "batch_size") if key in recipe.base}
+    config = Config(**keys, data=DataConfig(**recipe.base.get("data", {})))  # what is listed, without parsing the rest
+    text = f"{config.model['name']} on {config.data.name}, {config.epochs} epochs of {config.steps_per_epoch():,} steps"
     if not recipe.variants:
         return text
     names = list(recipe.variants)

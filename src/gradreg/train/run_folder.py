@@ -15,14 +15,14 @@ from torch import nn
 
 from gradreg import files
 from gradreg.train import environment
-from gradreg.train.arguments import configuration
-from gradreg.train.checkpoint import Checkpoints
+from gradreg.train.checkpoints.folders import Checkpoints
+from gradreg.train.checkpoints.saver import Saver
+from gradreg.train.checkpoints.state import own_copies
 from gradreg.train.configuration import Config
 from gradreg.train.devices import Devices
 from gradreg.train.loop import train
 from gradreg.train.outcome import Epoch, Outcome
-from gradreg.train.saving import Saver
-from gradreg.train.state import own_copies
+from gradreg.train.recipe import configuration
 from gradreg.train.trackers import Trackers
 
 CONFIGURATION = "config.yaml"

@@ -8,13 +8,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+from typing import TYPE_CHECKING, Any
 
 from gradreg import files
 from gradreg.train.configuration import Config
 from gradreg.train.outcome import Epoch
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
 
 IDENTITIES = "trackers.json"
 PROJECT = "gradreg"
@@ -59,6 +60,8 @@ class Trackers:
 def _started(name: str, folder: Path, first_step: int) -> GeneralTracker:
     if importlib.util.find_spec(name) is None:
         raise ValueError(f"trackers must name installed ones; got {name!r}, whose package is missing. Run: pip install {name}")
+    from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
+
     file = folder / IDENTITIES
     identities: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if name == "tensorboard":

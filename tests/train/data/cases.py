@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from gradreg.train.data.configuration import AugmentationConfig, DataConfig
-from gradreg.train.data.loading import Data, load
-from gradreg.train.data.sets import Batch
+from gradreg.train.data.loader import Batch, Data, load
 
 
 def loaded(

@@ -8,12 +8,11 @@ from dataclasses import asdict
 
 import pytest
 
-from gradreg.study.plan import steps_per_epoch
-from gradreg.train.arguments import CommandParser, configuration
+from gradreg.train.arguments import CommandParser
 from gradreg.train.configuration import Config
 from gradreg.train.data.catalogue import SETS
 from gradreg.train.data.configuration import AugmentationConfig, DataConfig
-from gradreg.train.recipe import parse_recipe
+from gradreg.train.recipe import configuration, parse_recipe
 
 from .cases import loaded
 
@@ -32,7 +31,7 @@ from .cases import loaded
 def test_steps_per_epoch_know_the_training_images_without_loading_them(keys, images):
     config = Config(data=DataConfig(**keys), batch_size=100)
     assert config.data.training_images() == images
-    assert steps_per_epoch(config) == -(-images // 100)
+    assert config.steps_per_epoch() == -(-images // 100)
 
 
 @pytest.mark.parametrize(

@@ -133,22 +133,6 @@ def test_images_of_several_sizes_need_one(tmp_path, memory):
     assert loaded(name="folder", root=str(tree), memory=memory, workers=0, image_size=8).image_shape == (3, 8, 8)
 
 
-def test_memory_is_chosen_by_size(tree, monkeypatch):
-    from gradreg.train.data import supply
-    from gradreg.train.data.memory import MemoryImages
-    from gradreg.train.data.streaming import StreamedImages
-
-    needed = (27 + 12) * 3 * 12 * 10
-    for limit, kind in ((needed, MemoryImages), (needed - 1, StreamedImages)):
-        monkeypatch.setattr(supply, "MEMORY_LIMIT", limit)
-        assert isinstance(loaded(name="folder", root=str(tree), workers=0).train._images, kind)
-
-
-def test_a_set_in_one_piece_is_not_streamed():
-    with pytest.raises(ValueError, match=r"data.memory must not be false for 'digits', which is read in one piece"):
-        loaded(memory=False)
-
-
 def test_where_nothing_can_be_read_there_is_nothing_to_skip(tmp_path):
     tree = image_tree(tmp_path, {"train": 1, "val": 1})
     for path in tree.glob("val/*/*.png"):

@@ -10,6 +10,8 @@ from torch.nn.functional import cross_entropy
 from gradreg.train import models
 from gradreg.train.models.small_transformers import SETTINGS
 
+models.register_with_timm()
+
 
 def test_our_mlp_is_found_through_timm_and_fits_the_images():
     model = models.create({"name": "mlp", "hidden": [256, 256]}, classes=10, image_shape=(1, 8, 8))

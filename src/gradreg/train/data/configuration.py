@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 from gradreg import checks
-from gradreg.train.data.catalogue import SETS, TIMM, Colours, known_set
-
-_DIGITS_TO_TRAIN_ON = 1000
+from gradreg.train.data import readers
+from gradreg.train.data.catalogue import SETS, TIMM, Normalization, known_set
 
 
 @dataclass
@@ -76,8 +76,8 @@ class DataConfig:
                 raise ValueError(
                     f"data.image_size must be given with data.evaluation_crop {self.evaluation_crop}; got null. Write 224, say."
                 )
-        if self.download and self.name in ("digits", "folder"):
-            raise ValueError(f"data.download must be false for {self.name!r}, which comes from no network; got true. Leave it out.")
+        if self.download and known.no_download:
+            raise ValueError(f"data.download must be false for {self.name!r}, which {known.no_download}; got true. Leave it out.")
         for key in ("train_split", "test_split"):
             default = next(f.default for f in fields(self) if f.name == key)
             if getattr(self, key) != default and not self.name.startswith(TIMM):
@@ -90,7 +90,8 @@ class DataConfig:
     @property
     def images_asked_for(self) -> int | None:
         """How many images to train and to validate on; None for all that there are."""
-        return _DIGITS_TO_TRAIN_ON if self.train_size is None and self.name == "digits" else self.train_size
+        known = known_set(self.name)
+        return known.default_train_size if self.train_size is None and known is not None else self.train_size
 
     def training_images(self) -> int:
         """How many images a run trains on, without those that are held out to validate on.
@@ -105,9 +106,9 @@ class DataConfig:
         if images is None and known is not None:
             images = known.training_images
         if images is None and self.name == "folder":
-            from gradreg.train.data import folders  # counting files alone needs torchvision
-
-            images = folders.count_training_images(self)
+            images = readers.count_training_images(Path(self.root))
+            if images is None:
+                raise ValueError(self.needs_train_size())
         if images is None:
             raise ValueError(
                 f"data.train_size must be given for {self.name!r}, whose images are not counted before they are loaded; got null. "
@@ -218,10 +219,10 @@ class AugmentationConfig:
                 received = f"{getattr(self, one)!r} and {getattr(self, other)!r}"
                 raise ValueError(f"augmentation.{one} must be left out with {other}; got {received}. Choose one.")
 
-    def colours(self, data: str) -> Colours | None:
-        """What the images of the set ``data`` are normalised by; None leaves them between 0 and 1."""
+    def normalization(self, data: str) -> Normalization | None:
+        """What the images of the set ``data`` are normalized by; None leaves them between 0 and 1."""
         known = None if self.normalize == "none" else known_set(data if self.normalize == "auto" else self.normalize)
-        return None if known is None else known.colours
+        return None if known is None else known.normalization
 
     @property
     def mixes(self) -> bool:

@@ -1,4 +1,4 @@
-"""Images decoded anew whenever they are wanted, by the worker processes of PyTorch's DataLoader."""
+"""Images decoded again in every epoch, by the worker processes of PyTorch's DataLoader."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gradreg.train.data import draws, pools, samples
+from gradreg.train.data import datasets
 from gradreg.train.data.configuration import DataConfig
-from gradreg.train.data.pools import Encoded
-from gradreg.train.data.requests import Request
+from gradreg.train.data.datasets import EncodedImages
+from gradreg.train.data.sampler import BatchIndices, Purpose, seed_of
 
-_PIECE = 256
-"""Images that a worker decodes before it hands them over, where a whole set is read through."""
+_CHUNK_SIZE = 256
+"""Images that a worker decodes at a time when a whole set is read once."""
 
 
-class StreamedImages:
-    """The images of a set, decoded and transformed one by one in worker processes, and brought together on the device.
+class StreamingLoader:
+    """Loads images from their files: decoded and transformed one by one in worker processes, and stacked on the device.
 
     Args:
-        images: what is decoded.
+        images: to be decoded.
         transform: a PIL image to uint8 of ``shape``.
-        shape: (channels, height, width) of what comes out.
+        shape: (channels, height, width) of the results.
         workers: processes that decode; 0 for none beside this one.
-        seed: of the transform's random numbers: they follow from it, the epoch and the image's position alone. None draws none.
-        keep_workers: whether the workers stay from epoch to epoch. Then one epoch at a time can be read.
+        seed: of the transform's random numbers: they follow from it, the epoch and the image's position alone. None if it draws none.
+        keep_workers: whether the workers stay from epoch to epoch. Then only one epoch can be read at a time.
         device: where batches are wanted.
     """
 
     def __init__(
         self,
-        images: Encoded,
+        images: EncodedImages,
         transform: Callable[..., Tensor],
         shape: tuple[int, int, int],
         *,
@@ -44,47 +44,47 @@ class StreamedImages:
         keep_workers: bool,
         device: torch.device,
     ) -> None:
-        self._device, self._wanted = device, _Wanted()
-        decoding = _Decoding(images, transform, shape, seed)
-        self._loader = _loader(decoding, self._wanted, workers, keep_workers=keep_workers, pinned=device.type == "cuda")
+        self._device, self._chunks = device, _ChunkSampler()
+        decoded = _DecodedImages(images, transform, shape, seed)
+        self._loader = _data_loader(decoded, self._chunks, workers, keep_workers=keep_workers, pinned=device.type == "cuda")
 
-    def batches(self, requests: Sequence[Request]) -> Iterator[Tensor]:
-        """See ``Images.batches``.
+    def batches(self, batches: Sequence[BatchIndices]) -> Iterator[Tensor]:
+        """See ``loader.ImageLoader.batches``.
 
         Raises:
-            Unreadable: an image cannot be decoded.
+            UnreadableImage: an image cannot be decoded.
             RuntimeError: another epoch was begun before this one ended.
         """
-        wanted = self._wanted.now = [_Piece(request.epoch, request.positions[request.rows].tolist()) for request in requests]
+        chunks = self._chunks.current = [_Chunk(indices.epoch, indices.selected.tolist()) for indices in batches]
         loaded = iter(self._loader)
         while True:
-            if self._wanted.now is not wanted:
+            if self._chunks.current is not chunks:
                 raise RuntimeError("an epoch of streamed images must be over before another begins, since one set of workers serves both.")
             batch = next(loaded, None)
             if batch is None:
                 return
-            yield _sound(batch).to(self._device, non_blocking=True)
+            yield _raise_errors(batch).to(self._device, non_blocking=True)
 
 
-def decode_all(images: Encoded, transform: Callable[..., Tensor], shape: tuple[int, int, int], *, workers: int) -> Tensor:
+def decode_all(images: EncodedImages, transform: Callable[..., Tensor], shape: tuple[int, int, int], *, workers: int) -> Tensor:
     """All of ``images``, transformed: uint8 (n, channels, height, width)."""
-    pieces = _loader(_Decoding(images, transform, shape, seed=None), _everything(images), workers)
-    return torch.cat([torch.empty(0, *shape, dtype=torch.uint8), *map(_sound, pieces)])
+    chunks = _data_loader(_DecodedImages(images, transform, shape, seed=None), _all_chunks(images), workers)
+    return torch.cat([torch.empty(0, *shape, dtype=torch.uint8), *map(_raise_errors, chunks)])
 
 
-def first(images: Encoded, transform: Callable[..., Tensor]) -> Tensor:
+def first(images: EncodedImages, transform: Callable[..., Tensor]) -> Tensor:
     """The first of ``images``, transformed: uint8 (channels, height, width)."""
-    return transform(pools.decoded(images, 0))
+    return transform(datasets.decode(images, 0))
 
 
-def only_readable(images: Encoded, *, workers: int) -> Encoded:
-    """``images`` without those that cannot be decoded. All are tried, which takes part of the time of an epoch."""
-    found = torch.cat([_sound(piece) for piece in _loader(_Trying(images), _everything(images), workers)])
+def only_readable(images: EncodedImages, *, workers: int) -> EncodedImages:
+    """``images`` without those that cannot be decoded. All are tried, which takes part of an epoch's time."""
+    found = torch.cat([_raise_errors(chunk) for chunk in _data_loader(_ReadableImages(images), _all_chunks(images), workers)])
     return images if bool(found.all()) else images.take(found.nonzero().squeeze(1))
 
 
 def workers(config: DataConfig) -> int:
-    """Processes that decode images: those asked for, or one a core that this process may use, at most 8."""
+    """Processes that decode images: ``config.workers``, or one for each core that this process may use, at most 8."""
     if config.workers is not None:
         return config.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -92,87 +92,85 @@ def workers(config: DataConfig) -> int:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Which images a worker decodes at once: those at ``positions``, as they are drawn in ``epoch``."""
+class _Chunk:
+    """Images that a worker decodes at once: those at ``positions``, with the random numbers of ``epoch``."""
 
     epoch: int
     positions: list[int]
 
 
-class _Wanted(Sampler[_Piece]):
-    """What the workers are asked for next; replaced from epoch to epoch, while they go on."""
+class _ChunkSampler(Sampler[_Chunk]):
+    """The chunks that the workers decode next; replaced for every epoch, while the workers stay."""
 
-    def __init__(self) -> None:
-        self.now: Sequence[_Piece] = []
+    def __init__(self, chunks: Sequence[_Chunk] = ()) -> None:
+        self.current = chunks
 
-    def __iter__(self) -> Iterator[_Piece]:
-        return iter(self.now)
+    def __iter__(self) -> Iterator[_Chunk]:
+        return iter(self.current)
 
     def __len__(self) -> int:
-        return len(self.now)
+        return len(self.current)
 
 
-class _Decoding(Dataset[Tensor | Exception]):
-    """Images at the positions asked for, decoded, transformed and put together; or what went wrong, to be raised where it is seen."""
+class _DecodedImages(Dataset[Tensor | Exception]):
+    """Chunks of images, decoded, transformed and stacked; or the error, returned so that it can be raised in the main process."""
 
-    def __init__(self, images: Encoded, transform: Callable[..., Tensor], shape: tuple[int, int, int], seed: int | None) -> None:
+    def __init__(self, images: EncodedImages, transform: Callable[..., Tensor], shape: tuple[int, int, int], seed: int | None) -> None:
         self._images, self._transform, self._shape, self._seed = images, transform, torch.Size(shape), seed
 
-    def __getitem__(self, wanted: _Piece) -> Tensor | Exception:
-        out = torch.empty(len(wanted.positions), *self._shape, dtype=torch.uint8)
+    def __getitem__(self, chunk: _Chunk) -> Tensor | Exception:
+        out = torch.empty(len(chunk.positions), *self._shape, dtype=torch.uint8)
         try:
             with torch.random.fork_rng(devices=[]):  # without workers the run's own generator is used here
-                for row, position in zip(out, wanted.positions, strict=True):
-                    row.copy_(self._one(wanted.epoch, position))
+                for row, position in zip(out, chunk.positions, strict=True):
+                    row.copy_(self._one(chunk.epoch, position))
         except ValueError as error:
             return error
         return out
 
     def _one(self, epoch: int, position: int) -> Tensor:
         if self._seed is not None:
-            torch.default_generator.manual_seed(draws.seed_of(self._seed, epoch, position, draws.Purpose.IMAGE))
-        image = self._transform(pools.decoded(self._images, position))
+            torch.default_generator.manual_seed(seed_of(self._seed, epoch, position, Purpose.IMAGE))
+        image = self._transform(datasets.decode(self._images, position))
         if image.shape != self._shape:
-            raise ValueError(samples.sizes_differ(f"image {self._images.describe(position)!r}", image, self._shape))
+            raise ValueError(datasets.size_mismatch(f"image {self._images.describe(position)!r}", image, self._shape))
         return image
 
 
-class _Trying(Dataset[Tensor]):
-    """Whether the images at the positions asked for can be decoded."""
+class _ReadableImages(Dataset[Tensor]):
+    """Whether the images of a chunk can be decoded."""
 
-    def __init__(self, images: Encoded) -> None:
+    def __init__(self, images: EncodedImages) -> None:
         self._images = images
 
-    def __getitem__(self, wanted: _Piece) -> Tensor:
-        return torch.tensor([pools.readable(self._images, position) for position in wanted.positions])
+    def __getitem__(self, chunk: _Chunk) -> Tensor:
+        return torch.tensor([datasets.is_readable(self._images, position) for position in chunk.positions])
 
 
-def _everything(images: Encoded) -> _Wanted:
-    wanted = _Wanted()
-    wanted.now = [_Piece(0, part.tolist()) for part in torch.arange(len(images)).split(_PIECE)]
-    return wanted
+def _all_chunks(images: EncodedImages) -> _ChunkSampler:
+    return _ChunkSampler([_Chunk(0, positions.tolist()) for positions in torch.arange(len(images)).split(_CHUNK_SIZE)])
 
 
-def _loader(
-    dataset: Dataset[Any], wanted: _Wanted, workers: int, *, keep_workers: bool = False, pinned: bool = False
+def _data_loader(
+    dataset: Dataset[Any], chunks: _ChunkSampler, workers: int, *, keep_workers: bool = False, pinned: bool = False
 ) -> DataLoader[Tensor | Exception]:
     return DataLoader(
         dataset,
         batch_size=None,
-        sampler=wanted,
+        sampler=chunks,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         pin_memory=pinned,
         persistent_workers=keep_workers and workers > 0,
-        generator=torch.Generator(),  # a loader draws a seed for its workers, which must not come out of the run's own numbers
+        generator=torch.Generator(),  # a loader draws a seed for its workers, which must not come from the run's own generator
     )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _sound(batch: Tensor | Exception) -> Tensor:
+def _raise_errors(batch: Tensor | Exception) -> Tensor:
     if isinstance(batch, Exception):
         # A copy: its own traceback would hold the frames that hold it, and with them the workers, until garbage is collected.
         raise type(batch)(*batch.args)

@@ -1,24 +1,30 @@
-"""Models by name through ``timm.create_model``: everything that timm has, and what it lacks, registered from the files here."""
+"""Models by name, as a recipe writes them: ours, from the files here, and everything that ``timm.create_model`` has.
+
+Ours are built without timm, whose import takes several times as long as PyTorch's; ``register_with_timm()`` has timm know them too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 from torch import nn
 
 from gradreg import checks
-from gradreg.train.models import mlp as mlp  # each registers its models with timm
+from gradreg.train.models import mlp as mlp  # each adds its models to ENTRIES
 from gradreg.train.models import plain_cnn as plain_cnn
 from gradreg.train.models import pyramidnet as pyramidnet
 from gradreg.train.models import shake_shake as shake_shake
 from gradreg.train.models import small_convnets as small_convnets
 from gradreg.train.models import small_transformers as small_transformers
 from gradreg.train.models import wide_resnet as wide_resnet
+from gradreg.train.models.registration import ENTRIES, in_natural_order, known, register_with_timm
 
-OURS = tuple(name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(f"{__name__}."))
-"""The names that the files here have registered."""
+OURS = in_natural_order(list(ENTRIES))
+"""The names of the models that the files here define."""
+
+_OF_CREATE_MODEL = ("checkpoint_path", "scriptable", "exportable", "no_jit")
+"""Options that ``timm.create_model`` itself takes."""
 
 
 def create(options: Mapping[str, Any], *, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -36,14 +42,25 @@ def create(options: Mapping[str, Any], *, classes: int, image_shape: tuple[int, 
         ValueError: an unknown model or option; for a model the nearest known one is named.
     """
     name = options["name"]
-    if not timm.is_model(name):
-        raise ValueError(checks.unknown("model", name, [*OURS, *timm.list_models()]))
     arguments = {k: v for k, v in options.items() if k != "name"}
     channels, height, width = image_shape
-    known = timm.get_pretrained_cfg(name)
-    if known is not None and known.fixed_input_size and known.input_size[1:] != (height, width):
+    if name in ENTRIES and not any(option in arguments for option in _OF_CREATE_MODEL):
+        build: Any = ENTRIES[name]
+        fixed, size = known(name)["fixed_input_size"], known(name)["input_size"]
+    else:
+        import timm
+
+        register_with_timm()
+        if not timm.is_model(name):
+            raise ValueError(checks.unknown("model", name, dict.fromkeys([*OURS, *timm.list_models()])))
+        build = timm.create_model
+        arguments["model_name"] = name
+        of_timm = timm.get_pretrained_cfg(name)
+        fixed, size = (False, (3, 0, 0)) if of_timm is None else (of_timm.fixed_input_size, of_timm.input_size)
+    if fixed and size[1:] != (height, width):
         arguments.setdefault("img_size", height if height == width else (height, width))
     try:
-        return timm.create_model(name, num_classes=classes, in_chans=channels, **arguments)
+        return build(num_classes=classes, in_chans=channels, **{k: v for k, v in arguments.items() if v is not None})
     except (TypeError, AssertionError) as error:
-        raise ValueError(f"model {name!r} refuses its options {arguments or 'none'}: {error}") from error
+        refused = {k: v for k, v in arguments.items() if k != "model_name"}
+        raise ValueError(f"model {name!r} refuses its options {refused or 'none'}: {error}") from error

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from timm.models import register_model
 from torch import Tensor, nn
 
 from gradreg import checks
-from gradreg.train.models.registration import images, untrained
+from gradreg.train.models.registration import images, ours, untrained
 
 
 class MLP(nn.Module):
@@ -56,13 +55,13 @@ class MLP(nn.Module):
 default_cfgs = {"mlp": images(1, 8, fixed=True), "mlp_fgr": images(3, 32, fixed=True), "mlp_l2": images(1, 28, fixed=True)}
 
 
-@register_model
+@ours
 def mlp(pretrained: bool = False, **options: Any) -> MLP:
     """Two hidden layers of 256, for 8 x 8 digits."""
     return untrained("mlp", MLP, pretrained, options)
 
 
-@register_model
+@ours
 def mlp_fgr(pretrained: bool = False, **options: Any) -> MLP:
     """The MLP of the F-GR experiments on CIFAR-10: hidden layers of 512.
 
@@ -72,7 +71,7 @@ def mlp_fgr(pretrained: bool = False, **options: Any) -> MLP:
     return untrained("mlp_fgr", MLP, pretrained, options, in_chans=3, img_size=32, hidden=(512, 512, 512))
 
 
-@register_model
+@ours
 def mlp_l2(pretrained: bool = False, **options: Any) -> MLP:
     """The fully connected network of the experiments on L2 with MNIST.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import register_model
 from torch import Tensor, nn
 
 from gradreg import checks
-from gradreg.train.models.registration import images, untrained
+from gradreg.train.models.registration import images, ours, untrained
 
 
 class PlainCNN(nn.Module):
@@ -66,7 +65,7 @@ class PlainCNN(nn.Module):
 default_cfgs = {"cnn_l2": images(3, 32, fixed=True), "cnn_bn": images(3, 32)}
 
 
-@register_model
+@ours
 def cnn_l2(pretrained: bool = False, **options: Any) -> PlainCNN:
     """The CNN of the experiments on L2 with CIFAR-10.
 
@@ -77,7 +76,7 @@ def cnn_l2(pretrained: bool = False, **options: Any) -> PlainCNN:
     return untrained("cnn_l2", PlainCNN, pretrained, options)
 
 
-@register_model
+@ours
 def cnn_bn(pretrained: bool = False, **options: Any) -> PlainCNN:
     """A small CNN with BatchNorm, of our own: three stages of one convolution with 32, 64 and 128 channels, and their means.
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad, relu
 
 from gradreg import checks
 from gradreg.train.models.initialization import he_fan_out
-from gradreg.train.models.registration import images, untrained
+from gradreg.train.models.registration import images, ours, untrained
 from gradreg.train.models.shake import ShakeDrop, linear_decay
 
 
@@ -119,7 +118,7 @@ def _entry(size: str, shake_drop: float | None) -> None:
 
     entry.__name__ = f"pyramidnet{size}" + ("" if shake_drop is None else "_shakedrop")
     entry.__doc__ = f"PyramidNet-{depth}, alpha {alpha}" + ("." if shake_drop is None else ", with ShakeDrop to a keep probability of 0.5.")
-    register_model(entry)
+    ours(entry)
 
 
 for _size in _SIZES:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from gradreg import checks
 from gradreg.train.models.initialization import he_fan_out
-from gradreg.train.models.registration import images, untrained
+from gradreg.train.models.registration import images, ours, untrained
 from gradreg.train.models.shake import shake_shake
 
 
@@ -111,7 +110,7 @@ class ShakeShake(nn.Module):
 default_cfgs = {"shakeshake26_2x96d": images(3, 32)}
 
 
-@register_model
+@ours
 def shakeshake26_2x96d(pretrained: bool = False, **options: Any) -> ShakeShake:
     """Shake-Shake-26 2x96d, "WRN-28-2x96d" in the GNP paper: 26.2 M parameters."""
     return untrained("shakeshake26_2x96d", ShakeShake, pretrained, options, depth=26, channels=96)

@@ -10,13 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
-from timm.models import register_model
-from timm.models.resnet import ResNet
-from timm.models.vgg import VGG, ConvMlp
 from torch import nn
 
-from gradreg.train.models.registration import images, untrained
+from gradreg.train.models.registration import images, ours, untrained
 
 RESNETS = tuple(f"resnet{depth}_cifar" for depth in (18, 34, 50, 101, 152, 200))
 VGGS = ("vgg16_cifar", "vgg16_bn_cifar", "vgg19_cifar", "vgg19_bn_cifar")
@@ -25,6 +21,9 @@ default_cfgs = {name: images(3, 32) for name in (*RESNETS, *VGGS)}
 
 
 def _resnet(of_timm: str, **options: Any) -> nn.Module:
+    import timm
+    from timm.models.resnet import ResNet
+
     model = timm.create_model(of_timm, **options)
     assert isinstance(model, ResNet)
     stem = nn.Conv2d(model.in_chans, 64, 3, padding=1, bias=False)
@@ -34,6 +33,9 @@ def _resnet(of_timm: str, **options: Any) -> nn.Module:
 
 
 def _vgg(of_timm: str, *, drop_rate: float = 0.5, **options: Any) -> nn.Module:
+    import timm
+    from timm.models.vgg import VGG, ConvMlp
+
     smallest = 1 / 4096  # of timm's first linear layer, which is thrown away
     model = timm.create_model(of_timm, drop_rate=drop_rate, mlp_ratio=smallest, **options)
     assert isinstance(model, VGG)
@@ -47,7 +49,7 @@ def _entry(name: str, build: Any) -> None:
 
     entry.__name__ = name
     entry.__doc__ = f"timm's {name.removesuffix('_cifar')} for small images."
-    register_model(entry)
+    ours(entry)
 
 
 for _name in RESNETS:

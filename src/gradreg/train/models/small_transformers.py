@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
-from timm.models import register_model
 from torch import nn
 
-from gradreg.train.models.registration import images, untrained
+from gradreg.train.models.registration import images, ours, untrained
 
 _VIT = {"img_size": 32, "patch_size": 4}
 _CAIT = {"img_size": 32, "patch_size": 4}
@@ -48,6 +46,8 @@ default_cfgs = {name: images(3, 32, fixed=True) for name in SETTINGS}
 
 def _entry(name: str, of_timm: str, settings: dict[str, Any]) -> None:
     def build(**options: Any) -> nn.Module:
+        import timm
+
         return timm.create_model(of_timm, **options)
 
     def entry(pretrained: bool = False, **options: Any) -> nn.Module:
@@ -55,7 +55,7 @@ def _entry(name: str, of_timm: str, settings: dict[str, Any]) -> None:
 
     entry.__name__ = name
     entry.__doc__ = f"timm's {of_timm} with {', '.join(f'{k}={v}' for k, v in settings.items())}."
-    register_model(entry)
+    ours(entry)
 
 
 for _name, (_of_timm, _settings) in SETTINGS.items():

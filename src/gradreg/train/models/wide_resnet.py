@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from gradreg import checks
 from gradreg.train.models.initialization import he_fan_out
-from gradreg.train.models.registration import images, untrained
+from gradreg.train.models.registration import images, ours, untrained
 
 
 class Block(nn.Module):
@@ -81,19 +80,19 @@ class WideResNet(nn.Module):
 default_cfgs = {name: images(3, 32) for name in ("wrn16_4", "wrn28_10", "wrn40_10")}
 
 
-@register_model
+@ours
 def wrn16_4(pretrained: bool = False, **options: Any) -> WideResNet:
     """WRN-16-4: 2.75 M parameters."""
     return untrained("wrn16_4", WideResNet, pretrained, options, depth=16, width=4)
 
 
-@register_model
+@ours
 def wrn28_10(pretrained: bool = False, **options: Any) -> WideResNet:
     """WRN-28-10: 36.48 M parameters."""
     return untrained("wrn28_10", WideResNet, pretrained, options, depth=28, width=10)
 
 
-@register_model
+@ours
 def wrn40_10(pretrained: bool = False, **options: Any) -> WideResNet:
     """WRN-40-10: 55.84 M parameters."""
     return untrained("wrn40_10", WideResNet, pretrained, options, depth=40, width=10)

@@ -15,24 +15,15 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from gradreg.torch import GradientRegularizer
 from gradreg.torch.weight_decay import WeightDecay
-from gradreg.train.checkpoint import Checkpoints
+from gradreg.train.checkpoints.folders import Checkpoints
 from gradreg.train.devices import Devices
 from gradreg.train.outcome import Epoch
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _MODEL, _EMA, _BEST = "model.safetensors", "ema.safetensors", "best.safetensors"
 _OPTIMIZER, _PROGRESS = "optimizer.pt", "progress.pt"
 
@@ -73,6 +64,7 @@ class TrainingState:
         scaler: the loss scaling of fp16; disabled otherwise.
         weight_decay: what changes the weight decay; None if nothing does.
         ema: running mean of the weights; None without one.
+        divided: whether FSDP has divided the model among the processes.
         progress: how far the run has come.
         best: weights of the best epoch so far, by name, on the CPU; None where they are not kept. On the main process.
     """
@@ -83,17 +75,22 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     weight_decay: WeightDecay | None
     ema: AveragedModel | None
+    divided: bool = False
     progress: Progress = field(default_factory=Progress)
     best: dict[str, Tensor] | None = None
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the whole model's parameters and buffers on the CPU, by name; all processes must ask where it is divided."""
-        return own_copies(get_model_state_dict(self.model, options=_WHOLE) if self._divided else unwrapped(self.model).state_dict())
+        if not self.divided:
+            return own_copies(unwrapped(self.model).state_dict())
+        from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+        return own_copies(get_model_state_dict(self.model, options=_whole(offload=True)))
 
     def save(self, checkpoints: Checkpoints, devices: Devices) -> None:
         """Write a checkpoint of the step at which the run stands; each process adds its own part."""
         weights = self.weights()
-        optimizer = get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE) if self._divided else self.optimizer.state_dict()
+        optimizer = self._optimizer_state()
         with checkpoints.new(self.regularizer.step) if devices.main else nullcontext() as made:
             folder = Path(devices.gather(str(made))[0])
             torch.save(self._own(), folder / _of_process(devices.rank))
@@ -116,9 +113,11 @@ class TrainingState:
         """
         weights: dict[str, Any] = dict(safetensors.torch.load_file(checkpoint / _MODEL))
         optimizer = _load(checkpoint / _OPTIMIZER)
-        if self._divided:
-            set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True))
-            set_optimizer_state_dict(self.model, self.optimizer, optimizer, options=StateDictOptions(full_state_dict=True))
+        if self.divided:
+            from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
+
+            set_model_state_dict(self.model, weights, options=_whole(offload=False))
+            set_optimizer_state_dict(self.model, self.optimizer, optimizer, options=_whole(offload=False))
         else:
             unwrapped(self.model).load_state_dict(weights)
             self.optimizer.load_state_dict(optimizer)
@@ -146,9 +145,13 @@ class TrainingState:
             )
         self.regularizer.load_state_dict(own["regularizer"])
 
-    @property
-    def _divided(self) -> bool:
-        return isinstance(self.model, FSDPModule)
+    def _optimizer_state(self) -> dict[str, Any]:
+        """The whole optimizer's state; all processes must ask where it is divided."""
+        if not self.divided:
+            return self.optimizer.state_dict()
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+        return dict(get_optimizer_state_dict(self.model, self.optimizer, options=_whole(offload=True)))
 
     def _shared(self, devices: Devices) -> dict[str, Any]:
         """What is the same on every process."""
@@ -200,6 +203,13 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.get_device_module(accelerator).set_rng_state(state["accelerator"])
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
+
+
+def _whole(*, offload: bool) -> Any:
+    """Options with which a divided model's state is gathered into one, and dealt out again. The module takes a second to import."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True, cpu_offload=offload)
 
 
 def _of_process(rank: int) -> str:

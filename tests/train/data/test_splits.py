@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradreg.train.data.splitting import with_label_noise
+from gradreg.train.data.splits import with_label_noise
 
 from .cases import joined, loaded, same
 
@@ -40,7 +40,7 @@ def test_label_noise_replaces_the_asked_share_evenly_and_never_touches_the_test_
     before, after = (joined(sets.train.batches(1, 1000)) for sets in (clean, noisy))
     assert torch.equal(before.images, after.images)
     changed = (before.labels != after.labels).sum().item()
-    assert 240 <= changed <= 300  # 300 drawn anew, a tenth of which keep their class
+    assert 240 <= changed <= 300  # 300 drawn again, a tenth of which keep their class
 
 
 def test_label_noise_of_one_redraws_every_label():
@@ -77,9 +77,3 @@ def test_a_test_set_can_be_made_smaller_and_nothing_else_changes():
     everything = {tuple(row) for row in joined(whole.test.batches(797)).images.flatten(1).tolist()}
     assert all(tuple(row) in everything for row in joined(smaller.test.batches(797)).images.flatten(1).tolist())
     assert same(whole.train.batches(1, 100), smaller.train.batches(1, 100))
-
-
-def test_images_in_memory_are_brought_to_a_size():
-    sets = loaded(image_size=12)
-    assert sets.image_shape == (1, 12, 12)
-    assert joined(sets.test.batches(797)).images.shape == (797, 1, 12, 12)

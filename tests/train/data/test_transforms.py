@@ -9,39 +9,36 @@ import torch
 from torch import Tensor
 
 from gradreg.train.data.catalogue import SETS
-from gradreg.train.data.colours import ColourScale
 from gradreg.train.data.configuration import AugmentationConfig
-from gradreg.train.data.finishing import Finish
-from gradreg.train.data.requests import Processes
+from gradreg.train.data.sampler import BatchSampler
+from gradreg.train.data.transforms import BatchTransform, Normalize
 
-from .cases import joined, loaded
+from .cases import image_tree, joined, loaded
 
 N = 400
 
 
-def finished(batch: int = 0, *, value: int = 255, images: Tensor | None = None, **keys) -> tuple[Tensor, Tensor]:
-    """A batch of ``N`` images of 10 x 14 pixels and 7 classes, finished."""
-    finish = Finish(ColourScale(255, None), AugmentationConfig(**keys), classes=7, seed=0)
-    request = Processes().part(1, batch, torch.arange(N), mixing=finish.mixes)
+def transformed(batch: int = 0, *, value: int = 255, images: Tensor | None = None, **keys) -> tuple[Tensor, Tensor]:
+    """A batch of ``N`` images of 10 x 14 pixels and 7 classes, transformed."""
+    transform = BatchTransform(Normalize(255, None), AugmentationConfig(**keys), classes=7, seed=0)
+    indices = BatchSampler().part(1, batch, torch.arange(N), mixing=transform.mixes)
     pixels = torch.full((N, 3, 10, 14), value, dtype=torch.uint8) if images is None else images
-    return finish(pixels, torch.arange(N) % 7, request)
+    return transform(pixels, torch.arange(N) % 7, indices)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenet"])
-def test_colours_are_less_the_mean_and_over_the_deviation(name):
-    colours = SETS[name].colours
+def test_normalizing_subtracts_the_mean_and_divides_by_the_standard_deviation(name):
+    statistics = SETS[name].normalization
     images = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = ColourScale(255, colours)(images)
+    found = Normalize(255, statistics)(images)
     for channel in range(3):
-        expected = (images[:, channel].double() / 255 - colours.mean[channel]) / colours.deviation[channel]
+        expected = (images[:, channel].double() / 255 - statistics.mean[channel]) / statistics.std[channel]
         torch.testing.assert_close(found[:, channel].double(), expected, rtol=0.0, atol=1e-6)
-        assert 0.3 < colours.mean[channel] < 0.6
-        assert 0.15 < colours.deviation[channel] < 0.3
+        assert 0.3 < statistics.mean[channel] < 0.6
+        assert 0.15 < statistics.std[channel] < 0.3
 
 
 def test_normalize_none_leaves_images_between_0_and_1(tmp_path):
-    from .cases import image_tree
-
     tree = image_tree(tmp_path, {"train": 2, "val": 1})
     plain, scaled = (
         joined(loaded(name="folder", root=str(tree), workers=0, augmentation={"normalize": n}).test.batches(9)).images
@@ -49,12 +46,12 @@ def test_normalize_none_leaves_images_between_0_and_1(tmp_path):
     )
     assert plain.min() >= 0.0
     assert plain.max() <= 1.0
-    torch.testing.assert_close(scaled, ColourScale(255, SETS["imagenet"].colours)((plain * 255).round().to(torch.uint8)))
+    torch.testing.assert_close(scaled, Normalize(255, SETS["imagenet"].normalization)((plain * 255).round().to(torch.uint8)))
 
 
 @pytest.mark.parametrize("side", [1, 4, 5])
 def test_cutout_sets_one_square_to_zero(side):
-    images, targets = finished(cutout=side)
+    images, targets = transformed(cutout=side)
     holes = (images == 0).all(dim=1)
     assert torch.equal((images == 0).any(dim=1), holes)  # the same in all channels
     assert images[~holes[:, None].expand_as(images)].min() == 1.0
@@ -72,7 +69,7 @@ def test_cutout_sets_one_square_to_zero(side):
 
 @pytest.mark.parametrize("probability", [0.25, 1.0])
 def test_random_erasing_erases_its_share_of_images_and_area(probability):
-    images, _ = finished(random_erasing=probability)
+    images, _ = transformed(random_erasing=probability)
     holes = (images == 0).all(dim=1)
     erased = holes.any(dim=(1, 2))
     assert abs(erased.float().mean().item() - probability) <= 4 * math.sqrt(probability * (1 - probability) / N)
@@ -87,7 +84,7 @@ def test_mixing_weighs_images_and_targets_alike_with_the_image_before(kind):
     originals = noise.float() / 255
     weights = []
     for batch in range(30):
-        images, targets = finished(batch, images=noise, **{kind: 1.0})
+        images, targets = transformed(batch, images=noise, **{kind: 1.0})
         weight = targets[1, 1].item()
         one_hot = torch.nn.functional.one_hot(torch.arange(N) % 7, 7).float()
         torch.testing.assert_close(targets, weight * one_hot + (1 - weight) * one_hot.roll(1, 0))
@@ -106,14 +103,14 @@ def test_with_both_each_batch_draws_one():
     pictures = torch.arange(N, dtype=torch.uint8)[:, None, None, None].expand(N, 3, 10, 14).contiguous()
     kinds = []
     for batch in range(40):
-        images, _ = finished(batch, images=pictures, mixup=1.0, cutmix=1.0)
+        images, _ = transformed(batch, images=pictures, mixup=1.0, cutmix=1.0)
         kinds.append(len(images[5, 0].unique()) > 1)
     assert 8 < sum(kinds) < 32
 
 
-def test_batches_and_epochs_draw_anew_and_repeat_themselves():
+def test_batches_and_epochs_draw_again_and_repeat_themselves():
     keys = {"cutout": 3, "random_erasing": 0.5, "mixup": 1.0}
-    one, again, other = finished(0, **keys), finished(0, **keys), finished(1, **keys)
+    one, again, other = transformed(0, **keys), transformed(0, **keys), transformed(1, **keys)
     assert torch.equal(one[0], again[0])
     assert torch.equal(one[1], again[1])
     assert not torch.equal(one[0], other[0])

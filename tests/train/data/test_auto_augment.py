@@ -9,7 +9,7 @@ import torch
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from gradreg.train.data.policies import BatchPolicy
+from gradreg.train.data.auto_augment import BatchAutoAugment
 
 POLICIES = {
     "cifar10": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
@@ -48,7 +48,7 @@ def expected(image: torch.Tensor, name: str, m: float) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28)])
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_operation_is_torchvisions_on_each_image(name, shape):
-    policy = BatchPolicy(POLICIES[name], height=shape[1], width=shape[2])
+    policy = BatchAutoAugment(POLICIES[name], height=shape[1], width=shape[2])
     generator = torch.Generator().manual_seed(0)
     # Two of each operation, in a random order, each with its own range of levels: autocontrast and equalize look at the whole image.
     drawn = torch.arange(len(policy.operations)).repeat(2)[torch.randperm(2 * len(policy.operations), generator=generator)]
@@ -61,7 +61,7 @@ def test_every_operation_is_torchvisions_on_each_image(name, shape):
 
 
 def test_steps_follow_one_another():
-    policy = BatchPolicy(POLICIES["rand"], height=8, width=8)
+    policy = BatchAutoAugment(POLICIES["rand"], height=8, width=8)
     images = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     drawn = policy.draw(20, torch.Generator().manual_seed(1))
     found = policy.apply(images.clone(), drawn)
@@ -74,7 +74,7 @@ def test_steps_follow_one_another():
 
 @pytest.mark.parametrize("name", ["cifar10", "svhn", "imagenet"])
 def test_autoaugment_draws_its_25_policies_evenly_with_their_probabilities(name):
-    policy, n = BatchPolicy(POLICIES[name], height=32, width=32), 100_000
+    policy, n = BatchAutoAugment(POLICIES[name], height=32, width=32), 100_000
     drawn = policy.draw(n, torch.Generator().manual_seed(0))
     for step in range(2):
         counts: dict[tuple[str, float], float] = {}
@@ -96,7 +96,7 @@ def test_autoaugment_draws_its_25_policies_evenly_with_their_probabilities(name)
 
 
 def test_randaugment_draws_each_operation_evenly_and_independently():
-    policy, n = BatchPolicy(POLICIES["rand"], height=32, width=32), 60_000
+    policy, n = BatchAutoAugment(POLICIES["rand"], height=32, width=32), 60_000
     drawn = policy.draw(n, torch.Generator().manual_seed(0))
     kinds = torch.tensor([list(v2.RandAugment._AUGMENTATION_SPACE).index(name) for name, _ in policy.operations])[drawn]
     assert drawn.shape == (3, n)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradreg.train.data.requests import Processes
+from gradreg.train.data import loader
+from gradreg.train.data.loader import InMemoryLoader
+from gradreg.train.data.sampler import BatchSampler
+from gradreg.train.data.streaming import StreamingLoader
 
 from .cases import image_tree, joined, loaded, same
 
@@ -38,10 +41,10 @@ def test_starting_within_an_epoch_gives_the_rest_of_it(augmentation):
 def test_batches_that_are_skipped_are_not_loaded(monkeypatch):
     train = loaded(train_size=50).train
     asked = []
-    original = train._images.batches
-    monkeypatch.setattr(train._images, "batches", lambda requests: original([asked.append(r) or r for r in requests]))
+    original = train._loader.batches
+    monkeypatch.setattr(train._loader, "batches", lambda batches: original([asked.append(b) or b for b in batches]))
     assert len(list(train.batches(1, 10, start=3))) == 2
-    assert [request.number for request in asked] == [3, 4]
+    assert [indices.number for indices in asked] == [3, 4]
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5, 13])
@@ -106,9 +109,28 @@ def test_loading_and_dealing_leave_the_default_generator_alone():
         (lambda train: next(train.batches(0, 10)), r"epoch must be >= 1; got 0"),
         (lambda train: next(train.batches(1, 0)), r"size must be >= 1; got 0"),
         (lambda train: next(train.batches(1, 10, start=-1)), r"start must be >= 0; got -1"),
-        (lambda train: Processes(2, 2), r"rank must be < processes, 2; got 2"),
+        (lambda train: BatchSampler(2, 2), r"rank must be < processes, 2; got 2"),
     ],
 )
 def test_bad_requests_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(loaded(train_size=20).train)
+
+
+def test_images_in_memory_are_brought_to_a_size():
+    sets = loaded(image_size=12)
+    assert sets.image_shape == (1, 12, 12)
+    assert joined(sets.test.batches(797)).images.shape == (797, 1, 12, 12)
+
+
+def test_memory_is_chosen_by_size(tmp_path, monkeypatch):
+    tree = image_tree(tmp_path, {"train": 9, "val": 4})
+    needed = (27 + 12) * 3 * 12 * 10
+    for limit, kind in ((needed, InMemoryLoader), (needed - 1, StreamingLoader)):
+        monkeypatch.setattr(loader, "MEMORY_LIMIT", limit)
+        assert isinstance(loaded(name="folder", root=str(tree), workers=0).train._loader, kind)
+
+
+def test_a_set_in_one_piece_is_not_streamed():
+    with pytest.raises(ValueError, match=r"data.memory must not be false for 'digits', which is read in one piece"):
+        loaded(memory=False)

@@ -11,10 +11,10 @@ from types import FrameType
 
 from safetensors import SafetensorError
 
-from gradreg.train.checkpoint import Checkpoints
+from gradreg.train.checkpoints.folders import Checkpoints
+from gradreg.train.checkpoints.state import TrainingState
 from gradreg.train.configuration import CheckpointConfig
 from gradreg.train.devices import Devices
-from gradreg.train.state import TrainingState
 
 _ASK_EVERY = 20
 """Steps after which several processes agree on whether to save: asking costs them an all-reduce."""

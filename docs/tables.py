@@ -1,0 +1,181 @@
+"""Write the tables of README.md and docs/ that repeat what the code knows, or check that they are up to date.
+
+    python docs/tables.py           # rewrites them
+    python docs/tables.py --check   # fails if one differs from the code
+
+A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, NAME being one of ``TABLES``. Penalties come from the
+signatures and docstrings of their constructors (the first sentence, ``Cost:`` and ``Source:``), data sets and the columns of a
+comparison from their records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import gradreg
+from gradreg.naming import CONSTRUCTORS
+from gradreg.study.table import COLUMNS
+from gradreg.train.data.catalogue import DatasetRecord, all_records
+
+ROOT = Path(__file__).parents[1]
+MARKED = re.compile(r"(<!-- generated: (?P<name>\S+) -->\n)(?P<table>.*?)(<!-- end -->)", flags=re.DOTALL)
+SECTIONS = ("Args", "Cost", "Source", "Differs from the paper")
+
+
+def penalties() -> str:
+    """Every constructor: its call, the gradient that it means, and its cost."""
+    rows = [(call(name), equation(name), evaluations(name)) for name in CONSTRUCTORS]
+    return markdown(("penalty", "gradient", "evaluations"), rows)
+
+
+def penalty_symbols() -> str:
+    """Every constructor as a recipe writes it."""
+    rows: list[tuple[str, str, str]] = []
+    for name, build in CONSTRUCTORS.items():
+        symbols = inspect.signature(build).parameters.values()
+        keys = (f"`{s.name}`" if s.default is s.empty else f"`{s.name}: {str(s.default).lower()}`" for s in symbols)
+        rows.append((f"`{name}`", ", ".join(keys), title(name)))
+    return markdown(("`name`", "symbols, with their defaults", "what it is"), rows)
+
+
+def penalty_costs() -> str:
+    """Every constructor's cost and source."""
+    rows = [(f"`{name}`", section(name, "Cost"), section(name, "Source", required=False)) for name in CONSTRUCTORS]
+    return markdown(("penalty", "cost", "source"), rows)
+
+
+def data_sets() -> str:
+    """Every data set: what it holds, how it is normalized, and where its files lie."""
+    rows = [(f"`{r.name}`", images(r), "" if r.classes is None else str(r.classes), statistics(r), r.layout) for r in all_records()]
+    return markdown(("`data.name`", "training and test images", "classes", "mean; standard deviation", "under `data.root`"), rows)
+
+
+def comparison_columns() -> str:
+    """Every column of the table of ``gradreg compare``."""
+    return markdown(("column", "meaning"), [(column.header, column.meaning) for column in COLUMNS])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "penalties": penalties,
+    "penalty-symbols": penalty_symbols,
+    "penalty-costs": penalty_costs,
+    "data-sets": data_sets,
+    "comparison-columns": comparison_columns,
+}
+
+
+def call(name: str) -> str:
+    """``sam(rho=0.05, steps=1)``: the constructor with its defaults."""
+    symbols = inspect.signature(CONSTRUCTORS[name]).parameters.values()
+    arguments = (f"{s.name}=" if s.default is s.empty else f"{s.name}={s.default!r}".replace("'", '"') for s in symbols)
+    return f"`{name}({', '.join(arguments)})`"
+
+
+def title(name: str) -> str:
+    """The first words of the docstring, up to the equation."""
+    return _summary(name).split("``")[0].rstrip(" :,")
+
+
+def equation(name: str) -> str:
+    """The first sentence of the docstring from the equation on."""
+    return "``" + _summary(name).split("``", 1)[1].rstrip(".")
+
+
+def evaluations(name: str) -> str:
+    """The gradient evaluations that the section ``Cost:`` names."""
+    found = re.search(r"(?:^|, )([^,]*?) gradient evaluations?\b", section(name, "Cost"))
+    if found is None:
+        raise SystemExit(f"gradreg.{name}: the section Cost: must name its gradient evaluations; got {section(name, 'Cost')!r}.")
+    return found[1]
+
+
+def section(name: str, heading: str, *, required: bool = True) -> str:
+    """The text of a section of a constructor's docstring, on one line; "" if it has none and needs none."""
+    others = "|".join(SECTIONS)
+    found = re.search(rf"^{heading}: (.*?)(?=^(?:{others}):|^$|\Z)", _doc(name), flags=re.DOTALL | re.MULTILINE)
+    if found is None and required:
+        raise SystemExit(f"gradreg.{name}: the docstring must have a section {heading}:; got none.")
+    return "" if found is None else " ".join(found[1].split()).rstrip(".")
+
+
+def _summary(name: str) -> str:
+    summary = " ".join(_doc(name).split("\n\n")[0].split())
+    if "``" not in summary:
+        raise SystemExit(f"gradreg.{name}: the docstring's first sentence must hold the equation between ``...``; got {summary!r}.")
+    return summary
+
+
+def _doc(name: str) -> str:
+    return inspect.getdoc(CONSTRUCTORS[name]) or ""
+
+
+def images(record: DatasetRecord) -> str:
+    """``60,000 and 10,000, 28 x 28, gray``."""
+    if record.training_images is None:
+        return "as many as there are"
+    count = f"{record.training_images:,} and {record.test_images:,}" if record.test_images else f"{record.training_images:,} in all"
+    if record.image_shape is None:
+        return count
+    channels, height, width = record.image_shape
+    return f"{count}, {height} x {width}" + (", gray" if channels == 1 else "")
+
+
+def statistics(record: DatasetRecord) -> str:
+    """The mean and the standard deviation of each channel; "" for images that stay between 0 and 1."""
+    found = record.normalization
+    return "" if found is None else "; ".join(", ".join(f"{value:g}" for value in values) for values in (found.mean, found.std))
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, with | escaped and code between single backquotes."""
+    lines = ["|".join(["", *["---"] * len(header), ""])]
+    for cells in (header, *rows):
+        line = " | ".join(cell.replace("|", "\\|").replace("``", "`") for cell in cells)
+        lines.append(f"| {line} |".replace("|  |", "| |"))
+    rule, head, *body = lines
+    return "\n".join([head, rule, *body, ""])
+
+
+def updated(text: str, *, file: str) -> str:
+    """``text`` with every marked table written again."""
+
+    def table(match: re.Match[str]) -> str:
+        if match["name"] not in TABLES:
+            raise SystemExit(f"{file}: a generated table must be one of {', '.join(TABLES)}; got {match['name']!r}.")
+        return f"{match[1]}{TABLES[match['name']]()}{match[4]}"
+
+    return MARKED.sub(table, text)
+
+
+def main(argv: Sequence[str], root: Path = ROOT) -> int:
+    """Rewrite the tables, or with ``--check`` return 1 if one is out of date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a table differs from the code")
+    check = parser.parse_args(argv).check
+    outdated: list[str] = []
+    there: set[str] = set()
+    for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        before = path.read_text(encoding="utf-8")
+        there |= {match["name"] for match in MARKED.finditer(before)}
+        after = updated(before, file=path.name)
+        if after != before:
+            outdated.append(str(path.relative_to(root)))
+            if not check:
+                path.write_text(after, encoding="utf-8")
+    if TABLES.keys() - there:
+        raise SystemExit(
+            f"no file has the table {', '.join(sorted(TABLES.keys() - there))} between <!-- generated: NAME --> and <!-- end -->."
+        )
+    if outdated and check:
+        print(f"{', '.join(outdated)}: tables differ from the code of gradreg {gradreg.__version__}. Run: make tables", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

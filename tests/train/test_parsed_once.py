@@ -1,0 +1,92 @@
+"""A recipe is parsed once: how many configurations and penalties the commands build, and how often jsonargparse parses."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+
+import jsonargparse
+import pytest
+
+from gradreg import cli
+from gradreg.penalties import GradientPenalty
+from gradreg.study.plan import Plan, make_plan
+from gradreg.train import recipe as recipes
+from gradreg.train.arguments import CommandParser
+from gradreg.train.configuration import Config
+
+TEXT = """
+data: {train_size: 100}
+epochs: 2
+batch_size: 50
+variants:
+  none: {}
+  sam: {penalty: {name: sam, rho: 0.1}}
+  late: {penalty: {name: sam, rho: 0.1, warmup: {kind: zero, epochs: 1}}}
+"""
+
+
+@pytest.fixture
+def built(monkeypatch) -> Counter[str]:
+    """Counts what is built while a test runs: configurations, penalties from dictionaries, and parses by jsonargparse."""
+    counts: Counter[str] = Counter()
+
+    def count(cls: type, method: str, name: str) -> None:
+        original = getattr(cls, method)
+
+        @functools.wraps(original)
+        def counted(*args, **kwargs):
+            counts[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(cls, method, counted)
+
+    count(Config, "__post_init__", "configurations")
+    count(GradientPenalty, "from_dict", "penalties")
+    count(jsonargparse.ArgumentParser, "parse_object", "parses")
+    count(jsonargparse.ArgumentParser, "parse_args", "parses")
+    return counts
+
+
+def test_train_parses_its_recipe_once(built, tmp_path):
+    words = ["--variant", "sam", "--epochs", "1", "--trackers", "[]", "--model.hidden", "[8]", "--out", str(tmp_path / "run")]
+    assert cli.main(["train", "digits-noisy-labels", *words]) == 0
+    assert built == {"configurations": 1, "penalties": 1, "parses": 1}
+
+
+def test_a_warm_up_in_epochs_is_built_again_for_the_steps_that_the_data_have(built, tmp_path):
+    (tmp_path / "mine.yaml").write_text(TEXT)
+    assert cli.main(["train", str(tmp_path / "mine.yaml"), "--variant", "late", "--trackers", "[]", "--out", str(tmp_path / "run")]) == 0
+    assert built == {"configurations": 1, "penalties": 2, "parses": 1}
+
+
+def plan_of(seeds: int) -> Plan:
+    recipe = recipes.read_recipe("x", TEXT)
+    return make_plan(
+        recipe, CommandParser("compare", "").settings(["x", "--optimizer.lr", "0.1"], recipe.base), penalties=None, seeds=seeds
+    )
+
+
+def test_a_plan_parses_each_variant_once_whatever_the_seeds(built):
+    plan = plan_of(seeds=7)
+    assert len({(job.variant, job.config.seed, job.budget, job.config.epochs) for job in plan.jobs}) == len(plan.jobs) == 5 * 7
+    assert all(job.config.seed == job.seed for job in plan.jobs)
+    # Two more configurations are the plain one lengthened, the compute-matched baselines; the penalty warmed up in epochs is built twice.
+    assert built == {"configurations": 5, "penalties": 3, "parses": 3}
+
+
+def test_the_configurations_of_a_plan_are_those_that_each_seed_would_be_parsed_to():
+    recipe = recipes.read_recipe("x", TEXT)
+    for job in plan_of(seeds=2).jobs:
+        if job.budget == "epochs":
+            settings = recipes.merge(recipe.settings(job.variant), {"seed": job.seed, "optimizer": {"lr": 0.1}})
+            assert job.config == recipes.configuration(settings)
+
+
+def test_an_error_is_the_recipes_where_the_recipe_is_wrong_by_itself():
+    broken = recipes.read_recipe("x", "variants: {a: {penalty: {name: sam, rho: 0}}}")
+    with pytest.raises(ValueError, match=r"^recipe 'x', variant 'a': rho must be finite and > 0; got 0"):
+        broken.configuration({**broken.settings("a"), "epochs": 3}, "a")
+    sound = recipes.read_recipe("x", "penalty: {name: sam, rho: 0.1}")
+    with pytest.raises(ValueError, match=r"^rho must be finite and > 0; got -1"):
+        sound.configuration(CommandParser("train", "").settings(["x", "--penalty.rho", "-1"], sound.base))
