@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import gradreg
-from gradreg.naming import CONSTRUCTORS
+from gradreg.registry import CONSTRUCTORS
 from gradreg.study.table import COLUMNS
 from gradreg.train.data.catalogue import DatasetRecord, all_records
 

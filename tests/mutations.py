@@ -192,7 +192,7 @@ MUTANTS = (
     Mutant('hidden gradients taken for none', 'exact.py', '        if self.evaluator.parallelism.averages or all(p.grad is None for p in unreached):', '        if True:'),
     Mutant('repeats_pass always false', 'closures.py', '        self.repeats_pass = self._sharing and i < len(group.starts)', '        self.repeats_pass = False'),
     Mutant('late binding unnoticed', 'closures.py', '        if other is not closure:', '        if False:'),
-    Mutant('unknown parts taken for what they derive from', '../registry.py', '    if type(part) not in function.registry or type(part) is object:', '    if function.dispatch(type(part)) is function.dispatch(object):'),
+    Mutant('unknown parts taken for what they derive from', '../registry.py', '    if type(part) not in function.registry:', '    if function.dispatch(type(part)) is function.dispatch(object):'),
     Mutant('the clock set by step= ignored', 'regularizer.py', 'number = self._step if step is None else', 'number = self._step if True else'),
 )  # fmt: skip
 

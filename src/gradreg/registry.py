@@ -12,6 +12,7 @@ from gradreg import checks, schedules
 from gradreg.directions import Direction
 from gradreg.masks import Mask
 from gradreg.mixing import GradientMixing, Reuse
+from gradreg.serialization import Part
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -52,7 +53,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     build: Callable[..., Any] = cls if name is None else CONSTRUCTORS[name]
     described = "a penalty without a name" if name is None else f"penalty {name!r}"
     _check_arguments(described, build, arguments, extra=("mask", *_MODIFIERS, "name"))
-    penalty = build(**arguments)
+    penalty: Any = build(**arguments)
     return _modified(penalty if mask is None else replace(penalty, mask=mask), modifiers)
 
 
@@ -110,7 +111,7 @@ def _check_arguments(what: str, function: Callable[..., Any], arguments: Mapping
         raise TypeError(f"{what} needs {' and '.join(missing)}; got only {got}. Write {example}.")
 
 
-def check_known(part: Any, function: Any, *, engine: str) -> None:
+def check_known(part: Part, function: Any, *, engine: str) -> None:
     """Raise unless ``function``, an engine's ``functools.singledispatch`` over parts, has an entry for exactly the type of ``part``.
 
     ``singledispatch`` alone would hand a subclass to the function of its base class, and so train with another part than the one asked for.
@@ -118,7 +119,7 @@ def check_known(part: Any, function: Any, *, engine: str) -> None:
     Raises:
         TypeError: naming the part, the engine and the function to register.
     """
-    if type(part) not in function.registry or type(part) is object:
+    if type(part) not in function.registry:
         name = f"{function.__module__}.{function.__name__}"
         raise TypeError(
             f"{part.tag} must be one that the {engine} engine knows; got {checks.describe(part)}. "

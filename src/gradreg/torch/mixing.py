@@ -8,7 +8,7 @@ from functools import singledispatch
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradreg.mixing import GradientMixing, Plain, SurrogateGap, Unit
 from gradreg.registry import check_known
@@ -27,7 +27,7 @@ class MixingInputs:
 
     result: list[Tensor]
     plain: list[Tensor]
-    like: Sequence[Tensor]
+    like: Sequence[nn.Parameter]
 
 
 @singledispatch

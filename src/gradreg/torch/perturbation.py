@@ -55,9 +55,9 @@ class _Swapped:
 class _Copied:
     """Parameters whose values ``copies`` hold; ``shards`` are what is written to."""
 
-    parameters: Sequence[Tensor]
-    shards: Sequence[Tensor]
-    copies: Sequence[Tensor]
+    parameters: list[Tensor]
+    shards: list[Tensor]
+    copies: list[Tensor]
     versions: list[int]
 
 
@@ -151,7 +151,7 @@ class Perturbation:
             shards = local_shards(fresh)
             copies = [self._buffer_of(p, shard) for p, shard in zip(fresh, shards, strict=True)]
             torch._foreach_copy_(copies, shards)
-            self._copied = [*self._copied, _Copied(fresh, shards, copies, [])]
+            self._copied = [*self._copied, _Copied(list(fresh), shards, copies, [])]
         _add(local_shards(parameters), vectors, step, None)
         for one in self._swapped:
             one.version = one.parameter._version
@@ -240,7 +240,7 @@ def _added(original: Tensor, vector: Tensor, step: float | Tensor, out: Tensor) 
         torch.add(original, vector, alpha=step, out=out)
 
 
-def _add(shards: Sequence[Tensor], vectors: list[Tensor], step: float | Tensor, originals: Sequence[Tensor] | None) -> None:
+def _add(shards: list[Tensor], vectors: list[Tensor], step: float | Tensor, originals: list[Tensor] | None) -> None:
     """``shards += step·vectors`` in place; ``originals``, where ``shards`` still equal them, allow it in fused operations on a GPU."""
     if not isinstance(step, Tensor):
         torch._foreach_add_(shards, vectors, alpha=step)
