@@ -151,6 +151,8 @@ class ForwardState:
 
     def settle(self, start: Snapshot, trainable: Sequence[nn.Parameter]) -> None:
         """After the first evaluation that began at ``start``: what it wrote is known, and ``start`` learns of state that is new since."""
+        if self._searching and start.random is not None and self._random is not None:
+            self._random.note_use(start.random)
         if not self._keeps_state:
             return
         if self._searching:
