@@ -11,28 +11,28 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("gradreg.study.command", "does a penalty help here, by how much, at what cost: train variants over seeds and report"),
     "l2": ("gradreg.study.l2_command", "predict the best weight decay from a short run; the clock of weight decay"),
     "lab": ("gradreg.theory.command", "the theorems as experiments: diagonal networks, kernel decay, flooding, stability"),
-    "train": ("gradreg.train.command", "train one recipe, with any key overridden, or go on with an interrupted run"),
+    "train": ("gradreg.train.command", "train one recipe, with any key overridden, or resume an interrupted run"),
     "evaluate": ("gradreg.train.evaluate_command", "loss and accuracy of a trained run, on its data or others"),
     "recipes": ("gradreg.train.recipe_listing", "list the shipped recipes and the command for each"),
     "models": ("gradreg.train.models.listing", "list the models that a recipe can name, with sizes: gradreg models [PATTERN]"),
 }
-"""Command -> (module with ``main(arguments) -> int``, one line of help)."""
+"""Command -> (module with ``main(argv) -> int``, one line of help)."""
 
 TRACEBACK = "GRADREG_TRACEBACK"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
-    if arguments[0] == "--version":
+    if argv[0] == "--version":
         from gradreg import __version__
 
         print(f"gradreg {__version__}")
         return 0
-    name, *rest = arguments
+    name, *rest = argv
     if name not in COMMANDS:
         from gradreg import checks
 

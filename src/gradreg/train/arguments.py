@@ -109,10 +109,10 @@ class Typed:
 
 
 def separate(argv: Sequence[str]) -> tuple[list[str], list[Typed]]:
-    """The words that have nothing to do with the configuration, and what the others say of it, in their order.
+    """The arguments that are not keys of the configuration, and those that are with their values, in their order.
 
     Raises:
-        ValueError: an option without a value, or whose value is no YAML.
+        ValueError: an option without a value, or whose value is not YAML.
 
     >>> separate(["--seeds", "3", "--model.hidden", "[64]", "--epochs=5"])
     (['--seeds', '3'], [Typed(mapping='model', path=('hidden',), value=[64]), Typed(mapping='epochs', path=(), value='5')])
@@ -173,7 +173,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _block(name: str, value: Any) -> Any:
-    """The value of a whole block, which is a mapping (or null, which the configuration refuses)."""
+    """The value of a whole block, which is a mapping (or null, which raises when the configuration is made)."""
     if value is not None and not isinstance(value, Mapping):
         raise ValueError(f"{name} must be a mapping of keys to values. Write --{name}.KEY VALUE (gradreg train --help explains every key)")
     return value

@@ -1,4 +1,4 @@
-"""``gradreg train RECIPE``: one run, with any key overridden, and its folder; ``gradreg train --resume RUN`` goes on with one."""
+"""``gradreg train RECIPE``: one run, with any key overridden, and its folder; ``gradreg train --resume RUN`` resumes one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradreg.train.configuration import Config
 DESCRIPTION = (
     "Train one recipe, or one of its variants. Every key of it can be overridden, as in --optimizer.lr 0.1, --penalty.rho 0.1 or "
     "--penalty '{name: sam, rho: 0.05}'. "
-    "gradreg train --resume RUN goes on with an interrupted run from its folder alone. "
+    "gradreg train --resume RUN resumes an interrupted run from its folder alone. "
     "Several processes: accelerate launch --num_processes 2 -m gradreg train RECIPE --out RUN ..."
 )
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser = CommandParser("train", DESCRIPTION, default_recipe="")
     parser.add("--variant", type=str, help="train this variant of the recipe instead of its base")
     parser.add("--out", type=str, help="folder of the run (runs/train/RECIPE-VARIANT-seed-SEED-TIME)")
-    parser.add("--resume", type=str, help="folder of an interrupted run to go on with; nothing else is given beside it")
+    parser.add("--resume", type=str, help="folder of an interrupted run to resume; nothing else is given beside it")
     options = parser.parse(argv)
     if options["resume"] is not None:
         folder, name, config = _interrupted(options["resume"], argv)

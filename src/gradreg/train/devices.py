@@ -103,7 +103,7 @@ class Devices:
         return gather_object([value])
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have come here."""
         if self._state is not None and self.processes > 1:
             self._state.wait_for_everyone()
 

@@ -47,7 +47,7 @@ def train(
         config: the run.
         devices: the processes and the device; by default those that the launcher and ``config`` give.
         saver: writes checkpoints; None writes none.
-        resume_from: the checkpoint from which to go on; None begins.
+        resume_from: the checkpoint to resume from; None starts from the beginning.
         on_start: called before the first step with the epochs done already: those of the checkpoint, or none.
         on_epoch: called after every epoch.
         on_step: called after every optimizer step with the number of steps done, the model, and the data; to measure, not to change.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _TORCH = "torch."
 _WITHOUT_STEP = ("Optimizer", "LBFGS", "SparseAdam")
-"""Of torch.optim, what is no optimizer for a loop that hands gradients over: one wants a closure, one sparse gradients."""
+"""What of torch.optim does not fit a loop that hands gradients over: one needs a closure, one sparse gradients."""
 
 _PLAIN = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 """timm's names for optimizers that are PyTorch's -> their classes."""
@@ -64,7 +64,7 @@ class OptimizerConfig:
         """The optimizer over the model's trainable parameters.
 
         Raises:
-            ValueError: an unknown name (the nearest known one is named), or options that the optimizer refuses.
+            ValueError: an unknown name (the nearest known one is named), or options that the optimizer does not take.
         """
         if self.nesterov and self.name != "sgd" and not self.name.startswith(_TORCH):
             self._check_name()
@@ -216,7 +216,7 @@ class ScheduleConfig:
         timm decays one optimizer step before the epoch named in ``decay_epochs`` ends.
 
         Raises:
-            ValueError: options that timm refuses.
+            ValueError: options that timm does not take.
         """
         if self.name == "constant" and self.warmup_epochs == 0 and not self.options:
             return None

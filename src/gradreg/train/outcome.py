@@ -20,7 +20,7 @@ class Epoch:
         gradient_evaluations: gradient evaluations done, in passes over a whole batch (see ``GradientPenalty.evaluations_at``).
         train_loss: mean loss over the epoch's batches, of each step's first pass, at the unperturbed weights.
         test_loss: mean cross entropy over the test set after the epoch.
-        test_accuracy: share of the test set classified rightly, 0 to 1.
+        test_accuracy: share of the test set classified correctly, 0 to 1.
         test_top5: share of the test set whose class is among the five likeliest, 0 to 1.
         lr: learning rate of the next step.
         gradient_norm: norm of the last step's first gradient.
@@ -28,13 +28,13 @@ class Epoch:
         radius: the penalty's radius at the last step; None without one.
         weight_decay: largest coefficient of weight decay at the last step; what the optimizer makes of it is its own business.
         validation_loss: mean cross entropy over the images held out to validate on; None without any.
-        validation_accuracy: share of them classified rightly, 0 to 1; None without any.
+        validation_accuracy: share of them classified correctly, 0 to 1; None without any.
         ema_test_loss: as test_loss, of the running mean of the weights; None without one.
         ema_test_accuracy: as test_accuracy, of the running mean of the weights.
         ema_validation_accuracy: as validation_accuracy, of the running mean of the weights.
         unreadable_images: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
         seconds: seconds spent training so far, without evaluation.
-        images_per_second: training images over seconds, in this epoch; of what is left of it where a run went on in its middle.
+        images_per_second: training images over seconds, in this epoch; of the rest of it where a run resumed in its middle.
     """
 
     epoch: int

@@ -143,7 +143,7 @@ def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def configuration(settings: Mapping[str, Any]) -> Config:
-    """The typed, checked configuration of nested plain keys; texts stand for what they hold as YAML where the key's type is no text.
+    """The typed, checked configuration of nested plain keys; texts stand for what they hold as YAML where the key's type is not text.
 
     Raises:
         ValueError, TypeError: naming the key, the rule, the value received and the remedy.
@@ -159,7 +159,7 @@ def configuration(settings: Mapping[str, Any]) -> Config:
         if option in inside:
             free[key] = copy.deepcopy(inside.pop(option))
     parser = _parser()
-    with errors_in_words():
+    with _readable_errors():
         built = parser.instantiate(parser.parse_object(typed))
     for key, value in free.items():
         block, _, option = key.rpartition(".")
@@ -186,7 +186,7 @@ def read_yaml(what: str, text: str) -> Any:
         text: YAML.
 
     Raises:
-        ValueError: the text is no YAML, or holds a date that does not exist.
+        ValueError: the text is not YAML, or holds a date that does not exist.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -195,8 +195,8 @@ def read_yaml(what: str, text: str) -> Any:
 
 
 @contextmanager
-def errors_in_words(command: str = "gradreg train") -> Iterator[None]:
-    """What jsonargparse raises, as a ``ValueError`` that a user can read; ``command`` is the one that explains the keys."""
+def _readable_errors() -> Iterator[None]:
+    """What jsonargparse raises, as a ``ValueError`` that a user can read."""
     from argparse import ArgumentError
 
     try:
@@ -205,7 +205,7 @@ def errors_in_words(command: str = "gradreg train") -> Iterator[None]:
         text = " ".join(str(error.message).split()).replace("Parser key", "key")
         text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
         text = re.sub(r'key "(\w+)": Unable to load config .*', r"\1 must be a mapping of keys to values. Write --\1.KEY VALUE", text)
-        raise ValueError(f"{text} ({command} --help explains every key)") from error
+        raise ValueError(f"{text} (gradreg train --help explains every key)") from error
     except RecursionError as error:
         raise ValueError("a key must not be a part of itself; got an alias within what it stands for. Write it out.") from error
     except OverflowError as error:

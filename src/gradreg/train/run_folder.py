@@ -100,12 +100,12 @@ class RunFolder:
         track: bool = True,
         devices: Devices | None = None,
     ) -> dict[str, Any]:
-        """Train and write everything, going on from the newest whole checkpoint if there is one.
+        """Train and write everything, resuming from the newest undamaged checkpoint if there is one.
 
         Args:
             config: the run.
             on_epoch: called after every epoch.
-            report: told in words from where the run goes on, and of damaged checkpoints.
+            report: told from where the run resumes, and of damaged checkpoints.
             track: whether ``config.trackers`` are told of the run.
             devices: the processes and the device.
 

@@ -27,7 +27,7 @@ class Trackers:
     Args:
         config: the run; ``config.trackers`` names them.
         folder: the run's folder: TensorBoard's events go under it, and the identities by which a resumed run is the same run to the others.
-        first_step: optimizer step from which a resumed run goes on; what TensorBoard holds of later ones is hidden.
+        first_step: optimizer step from which a run resumes; what TensorBoard holds of later ones is hidden.
 
     Raises:
         ValueError: a tracker whose package is not installed.

@@ -1,4 +1,4 @@
-"""Checkpoints: folders that appear whole or not at all, whose damage is noticed, and of which the newest few are kept.
+"""Checkpoints: folders written atomically, whose damage is noticed, and of which the newest few are kept.
 
 A checkpoint is ``step-000000001200/``: its files, and ``manifest.json`` with the size and BLAKE2 digest of each. It is filled under a
 temporary name, flushed to disk, and renamed, so that a process killed at any moment leaves either none of it or all.
@@ -71,7 +71,7 @@ class Checkpoints:
         files.write_json(unfinished / MANIFEST, {"format": 1, "files": listing})
         files.flush(unfinished)
         finished = unfinished.with_name(unfinished.name.removesuffix(_UNFINISHED))
-        if finished.exists():  # a damaged one, passed over when the run went on from an earlier one
+        if finished.exists():  # a damaged one, passed over when the run resumed from an earlier one
             shutil.rmtree(finished)
         unfinished.rename(finished)
         files.flush(self.folder)

@@ -1,4 +1,4 @@
-"""Everything that a run must remember to go on as if it had not been interrupted, written to a checkpoint and read back.
+"""Everything that a run needs to resume as if it had not been interrupted, written to a checkpoint and read back.
 
 Nothing that is read is unpickled as code: weights are safetensors, the rest is loaded with ``weights_only``.
 """
@@ -106,7 +106,7 @@ class TrainingState:
         devices.wait()
 
     def load(self, checkpoint: Path, devices: Devices) -> None:
-        """Go on where the run stood that wrote ``checkpoint``.
+        """Resume where the run stood that wrote ``checkpoint``.
 
         Raises:
             ValueError: a penalty that remembers was saved by another number of processes.

@@ -9,7 +9,7 @@ import torch
 
 from gradreg.train.checkpoints.folders import Checkpoints
 from gradreg.train.checkpoints.state import random_state, set_random_state
-from gradreg.train.configuration import Config, OptimizerConfig
+from gradreg.train.configuration import Config, OptimizerConfig, WeightDecayConfig
 from gradreg.train.data.configuration import DataConfig
 from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
@@ -22,6 +22,7 @@ SMALL = Config(
     batch_size=40,
     precision="fp16",
     ema=0.9,
+    weight_decay=WeightDecayConfig(schedule="auto", measure_every=2),
     threads=1,
     device="cpu",
 )
@@ -46,6 +47,9 @@ def test_everything_that_a_run_remembers_comes_back(tmp_path):
     old, new = before.state, after.state
     assert new.scaler.get_scale() == old.scaler.get_scale() == 512.0
     assert new.regularizer.step == old.regularizer.step == 3
+    assert new.weight_decay is not None
+    assert old.weight_decay is not None
+    assert new.weight_decay.state_dict() == old.weight_decay.state_dict()
     assert old.ema is not None
     assert new.ema is not None
     assert int(new.ema.n_averaged) == int(old.ema.n_averaged) == 3

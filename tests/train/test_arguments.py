@@ -49,6 +49,12 @@ def test_options_may_come_with_their_block():
     assert typed("--optimizer", "{lr: 0.3}").optimizer.options == {"dampening": 0.1, "note": "on"}
 
 
+def test_one_key_of_a_block_leaves_the_recipes_others():
+    config = typed("--optimizer.momentum", "0.5", "--optimizer", "{nesterov: true}", "--optimizer.name=sgd")
+    assert (config.optimizer.lr, config.optimizer.momentum, config.optimizer.nesterov) == (0.2, 0.5, True)
+    assert config.optimizer.options == BASE["optimizer"]["options"]
+
+
 def test_under_another_name_no_key_of_the_recipes_is_left():
     assert typed("--model.name", "wrn16_4", "--model.depth", "10").model == {"name": "wrn16_4", "depth": 10}
     assert typed("--model.depth", "10", "--model.name", "wrn16_4").model == {"name": "wrn16_4", "depth": 10}
