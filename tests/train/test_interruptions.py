@@ -26,7 +26,7 @@ SETTINGS = {
     "--model": MODEL,
     "--augmentation.flip": "true",
     "--ema": "0.9",
-    "--weight_decay": "{schedule: auto, start: 0.01, refractory: 0.01, measure_every: 3}",
+    "--weight_decay": "{schedule: auto, start: 0.01, refractory: 0.01, measure_every: 1}",
     "--checkpoint.every_epochs": "1",
     "--checkpoint.every_minutes": "0.001",
 }
