@@ -359,3 +359,13 @@ def test_text() -> None:
 def test_what_is_wrong_or_means_nothing_is_refused(build, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
+
+
+def test_a_name_belongs_to_one_part() -> None:
+    with pytest.raises(
+        ValueError, match="name must be one that no other direction has; got 'friendly', which is gradreg.directions.Friendly"
+    ):
+
+        class Other(gradreg.Direction, name="friendly"): ...
+
+    assert gradreg.Direction.kinds["friendly"] is Friendly

@@ -34,8 +34,15 @@ class Part:
         super().__init_subclass__()
         if tag is not None:
             cls.tag, cls.kinds = tag, {}
-        if name is not None:
-            cls.kinds[name] = cls
+        if name is None:
+            return
+        other = cls.kinds.get(name)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"name must be one that no other {cls.tag} has; got {name!r}, which is {other.__module__}.{other.__qualname__}. "
+                "Choose another name."
+            )
+        cls.kinds[name] = cls  # defined again, as in a notebook, it takes its own place
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary from which ``from_dict`` of this kind builds an equal part."""
