@@ -363,7 +363,7 @@ def test_what_is_wrong_or_means_nothing_is_refused(build, error: type[Exception]
 
 def test_a_name_belongs_to_one_part() -> None:
     with pytest.raises(
-        ValueError, match="name must be one that no other direction has; got 'friendly', which is gradreg.directions.Friendly"
+        ValueError, match=r"name must be one that no other direction has; got 'friendly', which is gradreg.directions.Friendly"
     ):
 
         class Other(gradreg.Direction, name="friendly"): ...

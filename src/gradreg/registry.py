@@ -32,7 +32,7 @@ def constructor(build: Callable[P, T]) -> Callable[P, T]:
         if args:
             symbols = ", ".join(f"{n}=..." for n in inspect.signature(build).parameters)
             raise TypeError(f"{name} takes its symbols by name; got {len(args)} without. Write {name}({symbols}).")
-        _check_arguments(name, build, kwargs)
+        checks.arguments(name, build, kwargs)
         return build(*args, **kwargs)
 
     CONSTRUCTORS[name] = checked
@@ -52,7 +52,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     mask = arguments.pop("mask", None)
     build: Callable[..., Any] = cls if name is None else CONSTRUCTORS[name]
     described = "a penalty without a name" if name is None else f"penalty {name!r}"
-    _check_arguments(described, build, arguments, extra=("mask", *_MODIFIERS, "name"))
+    checks.arguments(described, build, arguments, extra=("mask", *_MODIFIERS, "name"))
     penalty: Any = build(**arguments)
     return _modified(penalty if mask is None else replace(penalty, mask=mask), modifiers)
 
@@ -66,7 +66,7 @@ def _built(key: str, value: Any) -> Any:
         return value
     mapping = cast("Mapping[str, Any]", value)
     if key == "reuse":
-        _check_arguments("reuse", Reuse, mapping)
+        checks.arguments("reuse", Reuse, mapping)
         return Reuse(**mapping)
     return schedules.schedule_from_dict(mapping)
 
@@ -94,21 +94,8 @@ def _call(key: str, method: Callable[..., Any], value: object) -> Any:
     if not isinstance(value, Mapping):
         raise TypeError(f"{key} must be a mapping with the keys {needed}; got {checks.describe(value)}.")
     keys = dict(cast("Mapping[str, Any]", value))
-    _check_arguments(key, method, keys)
+    checks.arguments(key, method, keys)
     return method(**keys)
-
-
-def _check_arguments(what: str, function: Callable[..., Any], arguments: Mapping[str, Any], *, extra: tuple[str, ...] = ()) -> None:
-    """Raise if ``arguments`` lack what ``function`` needs or hold what it does not know."""
-    parameters = inspect.signature(function).parameters
-    for key in arguments:
-        if key not in parameters:
-            raise ValueError(checks.unknown(f"key of {what}:", key, [*parameters, *extra]))
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
-    if missing:
-        example = ", ".join(f"{n}=..." for n in parameters if n in missing or n in arguments)
-        got = ", ".join(f"{k}={v!r}" for k, v in arguments.items()) or "nothing"
-        raise TypeError(f"{what} needs {' and '.join(missing)}; got only {got}. Write {example}.")
 
 
 def check_known(part: Part, function: Any, *, engine: str) -> None:

@@ -79,7 +79,7 @@ def _start_worker(epochs: Any, threads: int) -> None:
 
 
 def _run(job: Job, folder: Path) -> dict[str, Any]:
-    from gradreg.train.checkpoints.saver import Stopped
+    from gradreg.train.checkpoints.policy import Stopped
     from gradreg.train.run_folder import RunFolder
 
     try:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from gradreg.train.checkpoints.saver import Stopped
+    from gradreg.train.checkpoints.policy import Stopped
     from gradreg.train.devices import Devices
     from gradreg.train.outcome import Epoch
     from gradreg.train.run_folder import RunFolder

@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gradreg.flooding import IndividualFlooding
 from gradreg.torch import GradientRegularizer
 from gradreg.train import models
-from gradreg.train.checkpoints.saver import Saver
-from gradreg.train.checkpoints.state import TrainingState, unwrapped
+from gradreg.train.checkpoints.policy import Saver
+from gradreg.train.checkpoints.save_and_load import TrainingState, unwrapped
 from gradreg.train.configuration import Config
 from gradreg.train.data import loader
 from gradreg.train.data.loader import Batch, Data, EvaluationSet

@@ -16,8 +16,8 @@ from torch import nn
 from gradreg import files
 from gradreg.train import environment
 from gradreg.train.checkpoints.folders import Checkpoints
-from gradreg.train.checkpoints.saver import Saver
-from gradreg.train.checkpoints.state import own_copies
+from gradreg.train.checkpoints.policy import Saver
+from gradreg.train.checkpoints.save_and_load import own_copies
 from gradreg.train.configuration import Config
 from gradreg.train.devices import Devices
 from gradreg.train.loop import train

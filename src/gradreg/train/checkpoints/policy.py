@@ -12,7 +12,7 @@ from types import FrameType
 from safetensors import SafetensorError
 
 from gradreg.train.checkpoints.folders import Checkpoints
-from gradreg.train.checkpoints.state import TrainingState
+from gradreg.train.checkpoints.save_and_load import TrainingState
 from gradreg.train.configuration import CheckpointConfig
 from gradreg.train.devices import Devices
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradreg.train.checkpoints.folders import Checkpoints
-from gradreg.train.checkpoints.state import random_state, set_random_state
+from gradreg.train.checkpoints.save_and_load import random_state, set_random_state
 from gradreg.train.configuration import Config, OptimizerConfig, WeightDecayConfig
 from gradreg.train.data.configuration import DataConfig
 from gradreg.train.devices import Devices
