@@ -1,4 +1,4 @@
-"""The command line: ``gradreg COMMAND ...``. Imports what a command needs when it runs, so that help is immediate."""
+"""The command line: ``gradreg COMMAND ...``. Imports what a command needs only when it runs, so that help is immediate."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("gradreg.study.command", "does a penalty help here, by how much, at what cost: train variants over seeds and report"),
     "l2": ("gradreg.study.l2_command", "predict the best weight decay from a short run; the clock of weight decay"),
     "lab": ("gradreg.theory.command", "the theorems as experiments: diagonal networks, kernel decay, flooding, stability"),
-    "train": ("gradreg.train.command", "train one recipe, with any key overridden, or go on with an interrupted run"),
-    "evaluate": ("gradreg.train.evaluate_command", "loss and accuracy of a trained run, on its data or others"),
+    "train": ("gradreg.train.command", "train one recipe, with any key overridden, or resume an interrupted run"),
+    "evaluate": ("gradreg.train.evaluate_command", "loss and accuracy of a trained run, on its own or other data"),
     "recipes": ("gradreg.train.recipe_listing", "list the shipped recipes and the command for each"),
     "models": ("gradreg.train.models.listing", "list the models that a recipe can name, with sizes: gradreg models [PATTERN]"),
 }
