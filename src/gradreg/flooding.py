@@ -37,7 +37,7 @@ class Flooding:
         object.__setattr__(self, "level", checks.non_negative("level", self.level))
 
     def __call__(self, loss: Any) -> Any:
-        """The flooded loss of ``loss``: a scalar for the loss of a batch, elementwise otherwise."""
+        """The flooded loss of ``loss``, the scalar loss of a batch."""
         return abs(loss - self.level) + self.level
 
     def to_dict(self) -> dict[str, Any]:
