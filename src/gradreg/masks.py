@@ -23,7 +23,7 @@ class Mask(Part, tag="mask"):
 
     @property
     def needs_gradient(self) -> bool:
-        """Whether it is chosen from gradients and kept until the next refresh, so that it depends on earlier steps. Real parameters only."""
+        """Whether it is chosen from gradients and kept until the next refresh, so it depends on earlier steps. Real parameters only."""
         return False
 
     @property
