@@ -1,4 +1,4 @@
-"""What a run showed: a record an epoch, and how it ended."""
+"""The results of a run: one record per epoch, and its outcome."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch showed. All but the two times is a line of ``metrics.jsonl``; the times are a line of ``timings.jsonl``.
+    """The record of one epoch: a line of ``metrics.jsonl``, and for the two times a line of ``timings.jsonl``.
 
     Args:
         epoch: epochs done.
@@ -20,21 +20,21 @@ class Epoch:
         gradient_evaluations: gradient evaluations done, in passes over a whole batch (see ``GradientPenalty.evaluations_at``).
         train_loss: mean loss over the epoch's batches, of each step's first pass, at the unperturbed weights.
         test_loss: mean cross entropy over the test set after the epoch.
-        test_accuracy: share of the test set classified rightly, 0 to 1.
-        test_top5: share of the test set whose class is among the five likeliest, 0 to 1.
+        test_accuracy: share of the test set classified correctly, 0 to 1.
+        test_top5: share of the test set whose class is among the five most likely, 0 to 1.
         lr: learning rate of the next step.
         gradient_norm: norm of the last step's first gradient.
         strength: the penalty's strength at the last step.
         radius: the penalty's radius at the last step; None without one.
-        weight_decay: largest coefficient of weight decay at the last step; what the optimizer makes of it is its own business.
-        validation_loss: mean cross entropy over the images held out to validate on; None without any.
-        validation_accuracy: share of them classified rightly, 0 to 1; None without any.
-        ema_test_loss: as test_loss, of the running mean of the weights; None without one.
-        ema_test_accuracy: as test_accuracy, of the running mean of the weights.
-        ema_validation_accuracy: as validation_accuracy, of the running mean of the weights.
+        weight_decay: largest coefficient of weight decay at the last step, as passed to the optimizer.
+        validation_loss: mean cross entropy over the validation images; None without any.
+        validation_accuracy: share of them classified correctly, 0 to 1; None without any.
+        ema_test_loss: as test_loss, of the EMA of the weights; None without one.
+        ema_test_accuracy: as test_accuracy, of the EMA of the weights.
+        ema_validation_accuracy: as validation_accuracy, of the EMA of the weights.
         unreadable_images: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
         seconds: seconds spent training so far, without evaluation.
-        images_per_second: training images over seconds, in this epoch; of what is left of it where a run went on in its middle.
+        images_per_second: training images over seconds in this epoch, since the last resume if that was in its middle.
     """
 
     epoch: int
@@ -60,12 +60,12 @@ class Epoch:
 
     @property
     def finite(self) -> bool:
-        """Whether the loss, in training and on the test set, is still a finite number."""
+        """Whether the training and test losses are finite."""
         return math.isfinite(self.train_loss) and math.isfinite(self.test_loss)
 
     @property
     def judged_by(self) -> tuple[str, float]:
-        """Name and value of the accuracy by which epochs are compared: on the validation images, or without any on the test set."""
+        """Name and value of the accuracy that ranks epochs: on the validation images, or without any on the test set."""
         if self.validation_accuracy is not None:
             return "validation_accuracy", self.validation_accuracy
         return "test_accuracy", self.test_accuracy
@@ -78,9 +78,9 @@ class Outcome:
     Args:
         model: the trained model.
         weights: its parameters and buffers by name, whole and on the CPU.
-        history: one entry an epoch; it ends early where the loss stopped being a finite number.
+        history: one entry per epoch; it ends early if the loss became non-finite.
         first_loss: loss of the first step, of the untrained model.
-        ema: the model with the running mean of the weights; None without one.
+        ema: the model with the EMA of the weights; None without one.
         best: the weights of the best epoch by name; None where they are not kept.
     """
 
@@ -93,7 +93,7 @@ class Outcome:
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss stopped being finite, or ended at more than twice what the untrained model had."""
+        """Whether the loss became non-finite, or ended above twice that of the untrained model."""
         last = self.history[-1]
         return not last.finite or last.train_loss > 2 * self.first_loss
 

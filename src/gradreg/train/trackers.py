@@ -22,12 +22,12 @@ PROJECT = "gradreg"
 
 
 class Trackers:
-    """The trackers of a run, told of every epoch.
+    """The trackers of a run, which log every epoch.
 
     Args:
         config: the run; ``config.trackers`` names them.
-        folder: the run's folder: TensorBoard's events go under it, and the identities by which a resumed run is the same run to the others.
-        first_step: optimizer step from which a resumed run goes on; what TensorBoard holds of later ones is hidden.
+        folder: the run's folder, for TensorBoard's events and for the run ids with which the other trackers resume the same run.
+        first_step: optimizer step from which a run resumes; TensorBoard's events of later steps are hidden.
 
     Raises:
         ValueError: a tracker whose package is not installed.
@@ -39,7 +39,9 @@ class Trackers:
             for name in dict.fromkeys(config.trackers):
                 tracker = _started(name, folder, first_step)
                 self._trackers.append(tracker)
-                if not first_step and name != "tensorboard":  # TensorBoard's table of settings wants final metrics: config.yaml says more
+                if (
+                    not first_step and name != "tensorboard"
+                ):  # TensorBoard's table of settings needs final metrics, and config.yaml says more
                     tracker.store_init_configuration(dict(_flat(asdict(config))))
         except BaseException:
             self.close()
@@ -52,7 +54,7 @@ class Trackers:
             tracker.log(values, step=epoch.step)
 
     def close(self) -> None:
-        """Have all of them write what they hold."""
+        """Flush and close all of them."""
         for tracker in self._trackers:
             tracker.finish()
 
