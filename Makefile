@@ -8,7 +8,7 @@ STAMP := $(VENV)/.complete
 .PHONY: help setup demo test lint format tables lock
 .DEFAULT_GOAL := help
 
-help: ## list these targets
+help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
 
 setup: $(STAMP) ## make .venv with the pinned versions of requirements.lock
@@ -20,25 +20,25 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP) ## does gradient regularization help? the shipped comparison on real images, about a minute on two cores
+demo: $(STAMP) ## does gradient regularization help? a comparison on real images, about a minute on two cores
 	$(BIN)/gradreg compare digits-noisy-labels --out runs/demo
 
 test: $(STAMP) ## the whole test suite, in WORKERS=2 processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-lint: $(STAMP) ## format check, linter, type checker, tables of the documentation
+lint: $(STAMP) ## check format, lint, types, and the tables of the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/python docs/tables.py --check
 
-tables: $(STAMP) ## rewrite the tables of README.md and docs/ that repeat what the code knows
+tables: $(STAMP) ## rewrite the tables of README.md and docs/ that are generated from the code
 	$(BIN)/python docs/tables.py
 
-lock: ## pin the newest versions anew: hashes, no addresses
+lock: ## update requirements.lock to the newest versions, with hashes
 	$(BIN)/uv pip compile pyproject.toml --universal --upgrade --extra torch --extra jax --extra theory --extra train --group dev \
 		--generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
 
-format: $(STAMP) ## rewrite the sources in the project's format
+format: $(STAMP) ## format the sources and fix what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/ that repeat what the code knows, or check that they are up to date.
+"""Write the tables of README.md and docs/ that are generated from the code, or check that they are up to date.
 
     python docs/tables.py           # rewrites them
     python docs/tables.py --check   # fails if one differs from the code
@@ -28,7 +28,7 @@ SECTIONS = ("Args", "Cost", "Source", "Differs from the paper")
 
 
 def penalties() -> str:
-    """Every constructor: its call, the gradient that it means, and its cost."""
+    """Every constructor: its call, its gradient, and its cost."""
     rows = [(call(name), equation(name), evaluations(name)) for name in CONSTRUCTORS]
     return markdown(("penalty", "gradient", "evaluations"), rows)
 

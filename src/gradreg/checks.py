@@ -20,7 +20,7 @@ def describe(value: object) -> str:
 
 
 def real(name: str, value: object, *, rule: str = "be a number", remedy: str = "") -> float:
-    """``value`` as a finite float; ``TypeError`` if it is no real number, ``ValueError`` if it is NaN or infinite."""
+    """``value`` as a finite float; ``TypeError`` if it is not a real number, ``ValueError`` if it is NaN or infinite."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         hint = remedy
         if isinstance(value, str):
@@ -52,7 +52,7 @@ def non_negative(name: str, value: object, *, remedy: str = "") -> float:
 
 
 def whole(name: str, value: object, *, minimum: int, remedy: str = "") -> int:
-    """``value`` as an int ≥ ``minimum``; floats are refused rather than rounded."""
+    """``value`` as an int ≥ ``minimum``; floats raise ``TypeError`` and are not rounded."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be a whole number >= {minimum}; got {describe(value)}. {remedy}".rstrip())
     number = int(value)
@@ -101,7 +101,7 @@ def seed(value: object, *, name: str = "seed") -> int:
 
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
     """The text that says ``value`` is not among ``known``, naming the nearest one."""
-    import difflib  # only the error path pays for it
+    import difflib  # imported here so that only the error path pays for it
 
     names = list(known)
     lowered = {name.lower(): name for name in names}

@@ -1,4 +1,4 @@
-"""The command line: ``gradreg COMMAND ...``. Imports what a command needs when it runs, so that help is immediate."""
+"""The command line: ``gradreg COMMAND ...``. Imports what a command needs only when it runs, so that help is immediate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The penalties by the names and in the symbols of their papers; each is a point or a line in the space of ``GradientPenalty``."""
+"""The penalties under the names and symbols of their papers; each constructor returns a ``GradientPenalty``."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def exact(*, gamma: Value, power: int = 2) -> GradientPenalty:
         power: 2 (the default) or 1.
 
     Cost: one closure call, about 3 gradient evaluations (9L − 5 matrix products against 3L − 1 on an MLP of L layers), and the memory of
-    the backward graph. Needs every operation to be twice differentiable: fused attention kernels, some compiled models and
-    ``DistributedDataParallel`` are not. There use ``fgr``, which needs neither.
+    the backward graph. Needs every operation to be twice differentiable, which fused attention kernels and some compiled models are not,
+    and parameters that are not sharded. Otherwise use ``fgr``, which needs neither.
     Source: Drucker and LeCun 1992 ("double backpropagation"); DB in Karakida et al. 2023, arXiv 2210.02720.
     """
     return GradientPenalty(power=power, strength=value_of("gamma", gamma, allow_zero=True), radius=None, difference="exact")
@@ -153,7 +153,7 @@ def layerwise_sam(*, rho: Value, eta: float = 0.01, one_dimensional: bool = Fals
 
 @constructor
 def friendly_sam(*, rho: Value, sigma: float = 1.0, beta: float = 0.9) -> GradientPenalty:
-    """Friendly SAM: ``m ← β·m + (1 − β)·g``, ``d = g − σ·m``, ``G = ∇L(θ + ρ·d/‖d‖)``: ascend on what is this batch's own.
+    """Friendly SAM: ``m ← β·m + (1 − β)·g``, ``d = g − σ·m``, ``G = ∇L(θ + ρ·d/‖d‖)``: ascend along what is specific to this batch.
 
     Args:
         rho: perturbation radius ρ, > 0; a float or a schedule.
@@ -172,7 +172,7 @@ def friendly_sam(*, rho: Value, sigma: float = 1.0, beta: float = 0.9) -> Gradie
 def remembered(*, epsilon: Value, decay: float = 0.5) -> GradientPenalty:
     """F-GR along the average of earlier results, at no extra pass: ``G = ∇L(θ + ε·m)``, then ``m ← decay·m + (1 − decay)·G``.
 
-    With γ = ε (c = 1) the plain gradient has no weight, and with the average as direction it is not needed for that either.
+    With γ = ε (c = 1) the plain gradient has no weight, and the direction does not need it either, so that pass is left out.
 
     Args:
         epsilon: step ε on the average as it is (not normalised), > 0; a float or a schedule.
@@ -197,8 +197,8 @@ def msam(*, rho: Value, decay: float = 0.9) -> GradientPenalty:
 
     Cost: 1 gradient evaluation, and the memory of one more copy of the parameters. The loss returned is that at the perturbed parameters.
     Source: Becker et al. 2024, arXiv 2401.12033, algorithm 1.
-    Differs from the paper: m is kept here, so that any optimizer will do; theirs is the optimizer's momentum, which has the same direction
-    but for the weight decay in it.
+    Differs from the paper: m is kept here, so that it works with any optimizer; theirs is the optimizer's momentum, which has the same
+    direction apart from the weight decay in it.
     """
     radius = _radius(rho)
     return GradientPenalty(power=1, strength=radius, radius=radius, direction=EmaDirection(decay=decay, ahead=True))
@@ -240,7 +240,7 @@ def wsam(*, rho: Value, gamma: float, decoupled: bool = False) -> GradientPenalt
     """Weighted SAM: ``g + γ/(1 − γ)·(g₂ − g)`` with ``g₂ = ∇L(θ + ρ·g/‖g‖)``.
 
     Coupled, this is ``gnp(r=ρ, alpha=γ/(1 − γ))``. Decoupled, g alone goes through the optimizer, and ``lr·γ/(1 − γ)·(g₂ − g)`` is
-    subtracted from the parameters beside it: in PyTorch by ``regularizer.decoupled_step(optimizer)`` after ``optimizer.step()``.
+    subtracted from the parameters separately: in PyTorch by ``regularizer.decoupled_step(optimizer)`` after ``optimizer.step()``.
 
     Args:
         rho: perturbation radius ρ, > 0; a float or a schedule.

@@ -1,4 +1,4 @@
-"""Names that have changed: the old one still works for a release, and says what to write."""
+"""Renamed names: the old one still works for one release, with a warning that names the new one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 
 def deprecated(module: str, name: str, renamed: Mapping[str, Any]) -> Any:
-    """What ``name`` stands for, with a ``DeprecationWarning``; for a module's ``__getattr__``.
+    """The object that ``name`` refers to, with a ``DeprecationWarning``; for a module's ``__getattr__``.
 
     Args:
         module: the module that is asked.
         name: the name asked for.
-        renamed: old names, and the objects that stand under new ones.
+        renamed: old names, and the objects that now have new names.
 
     Raises:
-        AttributeError: ``name`` is no old name either.
+        AttributeError: ``name`` is not an old name either.
     """
     if name not in renamed:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")

@@ -37,21 +37,21 @@ class Direction(Part, tag="direction"):
     """Whether it is formed from the gradient at the unperturbed parameters, and a step therefore begins with a pass there."""
 
     is_gradient: ClassVar[bool] = False
-    """Whether it is the gradient itself, as double backpropagation, several ascent steps and mixing by unit length need."""
+    """Whether it is the gradient itself, which double backpropagation, several ascent steps and unit mixing require."""
 
     averages: ClassVar[Literal["gradients", "results"] | None] = None
-    """What an exponential moving average that it needs is formed of: the gradients at θ, the results G, or None for no average."""
+    """What it needs an exponential moving average of: the gradients at θ, the results G, or None for no average."""
 
     powers: ClassVar[tuple[int, ...]] = (1, 2)
-    """The powers of the norm with which it has a meaning."""
+    """The powers of the norm for which it is defined."""
 
     needs_real: ClassVar[bool] = False
-    """Whether it has a meaning for real parameters only."""
+    """Whether it is defined for real parameters only."""
 
     @property
     def average_decay(self) -> float:
         """The decay of that average, in [0, 1)."""
-        raise NotImplementedError(f"{type(self).__name__} must define average_decay, for it declares averages = {self.averages!r}.")
+        raise NotImplementedError(f"{type(self).__name__} must define average_decay, because it declares averages = {self.averages!r}.")
 
     @property
     def has_memory(self) -> bool:
@@ -71,9 +71,9 @@ class Gradient(Direction, name="gradient"):
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(Direction, name="adaptive"):
-    """The gradient in coordinates that are measured by the parameters themselves: ``v = T²·g``, ``w = T·g``.
+    """The gradient in coordinates scaled by the parameters themselves: ``v = T²·g``, ``w = T·g``.
 
-    With η = 0, rescaling a layer and undoing it in the next changes nothing. T is held fixed when the second gradient is taken.
+    With η = 0, rescaling a layer and undoing it in the next changes nothing. T is treated as constant in the second gradient.
 
     Args:
         eta: η ≥ 0, what lets small parameters be perturbed.
@@ -108,8 +108,8 @@ class Friendly(Direction, name="friendly"):
         beta: β in [0, 1), the decay of the average (λ in the paper); 0.9 averages over about ten steps.
 
     Source: Li et al. 2024, arXiv 2403.12350, algorithm 1, with m = 0 before the first step.
-    Differs from the paper: nothing; its authors' code begins with m = g and subtracts the average of the former steps, which at σ = 1 has
-    the same direction from the second step on but for that beginning.
+    Differs from the paper: nothing. The authors' code starts with m = g and subtracts the average of the former steps, which at σ = 1
+    gives the same direction from the second step on, apart from that start.
     """
 
     sigma: float = 1.0
@@ -133,10 +133,10 @@ class Friendly(Direction, name="friendly"):
 class EmaDirection(Direction, name="ema"):
     """The average of the results of earlier steps: ``v = w = m``; after the step ``m ← decay·m + (1 − decay)·G``.
 
-    The first step has nothing to remember and gives the plain gradient.
+    The average is zero at first, so the first step gives the plain gradient.
 
     Args:
-        decay: in [0, 1); 0 remembers the last step alone.
+        decay: in [0, 1); 0 keeps the last step alone.
         ahead: whether the parameters are perturbed the other way, ``v = −m``: to where descent would take them.
 
     Source: with ``ahead``, Becker et al. 2024, arXiv 2401.12033 (MSAM); none known to us for a perturbation up along this average.
@@ -164,11 +164,11 @@ class EmaDirection(Direction, name="ema"):
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Direction, name="random"):
-    """+1 or −1 in each coordinate, drawn afresh every step: the control that a direction with a meaning must beat.
+    """+1 or −1 in each coordinate, drawn again every step: the control that a meaningful direction must beat.
 
-    The signs depend on the seed, the step, the place of the tensor in the model and the place of the coordinate in the tensor, and on
-    nothing else (``gradreg.hashing``). For power 1 only: the scale of a squared norm's direction is the gradient's, which is not known
-    here. As no gradient is looked at, parameters that the loss does not depend on are perturbed, and counted in the norm, too.
+    The signs depend only on the seed, the step, the parameter's index in the model and the coordinate's index in the parameter
+    (``gradreg.hashing``). For power 1 only: a squared norm's direction has the scale of the gradient, which is not computed here. Because
+    no gradient is used, parameters that the loss does not depend on are perturbed too, and counted in the norm.
 
     Args:
         seed: a whole number from 0 to 2³² − 1.

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``; whoever reads it, or a crash at any moment, finds the old content or the new, never a part."""
+    """Replace ``path`` by ``data`` atomically: a reader, or a crash at any moment, sees the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -24,7 +24,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have the file or folder at ``path`` written to disk."""
+    """Flush the file or folder at ``path`` to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -43,7 +43,7 @@ def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def make_directory(path: Path, *, purpose: str) -> Path:
-    """Create ``path`` with its parents and prove that it can be written to.
+    """Create ``path`` with its parents and check that it can be written to.
 
     Raises:
         OSError: naming ``purpose`` (an argument, say ``--out``), the path and the reason.

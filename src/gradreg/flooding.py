@@ -1,4 +1,4 @@
-"""Flooding: keep the training loss from falling below a level by changing the loss alone; for PyTorch's tensors and JAX's arrays."""
+"""Flooding: keep the training loss from falling below a level by changing only the loss; for PyTorch tensors and JAX arrays."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Flooding:
         object.__setattr__(self, "level", checks.non_negative("level", self.level))
 
     def __call__(self, loss: Any) -> Any:
-        """The flooded loss: of ``loss`` as it is, a scalar for the loss of a batch."""
+        """The flooded loss of ``loss``, the scalar loss of a batch."""
         return abs(loss - self.level) + self.level
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class IndividualFlooding:
         """The flooded loss of ``losses``, one for each sample.
 
         Raises:
-            ValueError: ``losses`` is a scalar, or no array.
+            ValueError: ``losses`` is a scalar, or not an array.
         """
         if getattr(losses, "ndim", 0) == 0:
             raise ValueError(

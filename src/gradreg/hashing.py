@@ -1,6 +1,6 @@
-"""Random numbers without a generator: a 32-bit hash of a seed and a counter, the same for Python's integers and arrays of any framework.
+"""Random numbers without a generator: a 32-bit hash of a seed and a counter, the same for Python integers and arrays of any framework.
 
-What is drawn depends on its arguments alone: not on what was drawn before, so a resumed run and every rank of a parallel one agree.
+A draw depends only on its arguments, not on earlier draws, so a resumed run and every rank of a parallel one agree.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LAST_SHIFT = 16
 
 
 def masked(value: Any) -> Any:
-    """``value`` modulo 2³²: for Python's integers and 64-bit integer tensors, whose products may overflow but keep their lowest 32 bits."""
+    """``value`` modulo 2³²: for Python integers and 64-bit integer tensors, whose products may overflow but keep their lowest 32 bits."""
     return value & _LARGEST
 
 
@@ -38,7 +38,7 @@ def hashed(seed: int, counter: Any, uint32: Callable[[Any], Any] = masked) -> An
 
 
 def mixed(x: Any, uint32: Callable[[Any], Any] = masked) -> Any:
-    """``x``, from 0 to 2³² − 1, sent one to one to a number of that range of which any bit depends on all of its bits.
+    """A bijection of 0 to 2³² − 1 in which every bit of the result depends on all bits of ``x``.
 
     Source: the finalizer "lowbias32" of Wellons 2018 (a hash of 32 bits found by search).
     """

@@ -1,7 +1,7 @@
-"""Which parameters or coordinates are perturbed, whatever the direction; all are updated.
+"""Which parameters or coordinates are perturbed, for any direction. All of them are updated.
 
-A mask of level "parameters" chooses whole parameters, which alone are counted in the norm; one of level "coordinates" leaves coordinates
-out of the perturbation once the norm is taken.
+A mask of level "parameters" chooses whole parameters; only those are counted in the norm. A mask of level "coordinates" removes
+coordinates from the perturbation after the norm is taken.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Mask(Part, tag="mask"):
 
     @property
     def needs_gradient(self) -> bool:
-        """Whether it is chosen from gradients, kept until the next refresh, and so depends on earlier steps. Real parameters only."""
+        """Whether it is chosen from gradients and kept until the next refresh, so it depends on earlier steps. Real parameters only."""
         return False
 
     @property
     def refresh_every(self) -> int:
-        """Of one that is chosen from gradients: optimizer steps between two choices, ≥ 1."""
+        """For a mask chosen from gradients: optimizer steps between two choices, ≥ 1."""
         return 1
 
     @property
@@ -45,7 +45,7 @@ class OnlyNorms(Mask, name="norms"):
     with a part of their path that contains "norm" or begins with "bn", in any case.
 
     Source: Müller et al. 2023, arXiv 2306.04226, section 3.
-    Differs from the paper: its authors' code asks for "norm" or "bn" in the parameter's name.
+    Differs from the paper: the authors' code looks for "norm" or "bn" in the parameter's name.
     """
 
     level: ClassVar[Literal["parameters", "coordinates"]] = "parameters"
@@ -56,9 +56,9 @@ class OnlyNorms(Mask, name="norms"):
 
 @dataclass(frozen=True, kw_only=True)
 class Sparse(Mask, name="sparse"):
-    """Only a share ``1 − sparsity`` of the coordinates is perturbed; the norm is taken before the others are left out.
+    """Only a share ``1 − sparsity`` of the coordinates is perturbed.
 
-    So the perturbation is shorter than the radius, as in the paper.
+    The norm is taken before the others are removed, so the perturbation is shorter than the radius, as in the paper.
 
     Args:
         sparsity: the share that is not perturbed, in [0, 1).
@@ -69,9 +69,9 @@ class Sparse(Mask, name="sparse"):
         seed: of the random choice, from 0 to 2³² − 1.
 
     Source: Mi et al. 2022, arXiv 2210.05177, algorithm 1 ("fisher": SSAM-F).
-    Differs from the paper: SSAM-F adds up squared gradients of single samples drawn for the purpose, where this squares the gradient of the
-    batch at hand and needs no pass of its own; "random" is their mask at initialization without their later exchange of coordinates, each
-    coordinate for itself with probability ``1 − sparsity``.
+    Differs from the paper: SSAM-F sums squared gradients of single samples drawn for that purpose; this squares the gradient of the
+    current batch and needs no extra pass. "random" is their mask at initialization, each coordinate independently with probability
+    ``1 − sparsity``, without their later exchange of coordinates.
     """
 
     sparsity: float

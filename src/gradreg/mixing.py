@@ -11,8 +11,8 @@ gradient:
     SurrogateGap  P − a·(g − (⟨g, P⟩ / ⟨P, P⟩)·P)
     ============  ====================================================
 
-Beside the mixing, a penalty may say *when* its part of the gradient is found (``Reuse``) and *where* the result goes (``decoupled``).
-Inner products and norms are taken over all parameters that are trained, perturbed or not.
+Besides the mixing, a penalty may say *when* its part of the gradient is computed (``Reuse``) and *where* the result goes (``decoupled``).
+Inner products and norms are taken over all trained parameters, perturbed or not.
 
 A mixing is a frozen dataclass that says what it needs; each engine has one function per mixing, found by type.
 """
@@ -30,8 +30,8 @@ class GradientMixing(Part, tag="mixing"):
     """One of the kinds in this module's table, or one of your own; immutable, compared by value."""
 
     plain_gradient: ClassVar[Literal["summed", "normalized", "apart"]] = "apart"
-    """What it needs of the plain gradient: nothing but the weighted sum; that its part of the sum be rescaled once its norm is known; or
-    the whole plain gradient held beside P, which costs the memory of one more gradient."""
+    """What it needs of the plain gradient: "summed" needs only the weighted sum; "normalized" rescales its part of the sum once its norm is
+    known; "apart" needs the whole plain gradient separately from P, which costs the memory of one more gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Unit(GradientMixing, name="unit"):
 
 @dataclass(frozen=True, kw_only=True)
 class SurrogateGap(GradientMixing, name="surrogate-gap"):
-    """``G = P − a·(part of g orthogonal to P)``: descend on P, and on the gap between the perturbed loss and the plain one.
+    """``G = P − a·(part of g orthogonal to P)``: descend along P, and on the gap between the perturbed and the plain loss.
 
     Args:
         a: the weight α ≥ 0 of the gap; 0 is ``Plain``.
@@ -78,13 +78,13 @@ class SurrogateGap(GradientMixing, name="surrogate-gap"):
 
 @dataclass(frozen=True, kw_only=True)
 class Reuse:
-    """The penalty's own part of the gradient, found at every k-th step and reused in between: ``g + a·(‖g‖ / ‖h‖)·h``, one pass.
+    """The penalty's part of the gradient, computed at every k-th step and reused in between: ``g + a·(‖g‖ / ‖h‖)·h``, one pass.
 
-    h is the part of the last P that was orthogonal to that step's g. Before anything has been found (a run that was resumed without its
-    state, the end of a warm-up) the gradient is the plain one.
+    h is the part of the last P that was orthogonal to that step's g. Before the first h is computed (after the end of a warm-up, or in a
+    run resumed without its state) the gradient is the plain one.
 
     Args:
-        k: optimizer steps, ≥ 1; found at steps that are multiples of it. 1 finds it at every step.
+        k: optimizer steps, ≥ 1; computed at steps that are multiples of it. 1 computes it at every step.
         a: the weight α ≥ 0 of what is reused, relative to the length of the plain gradient.
 
     Source: Liu et al. 2022, arXiv 2203.02714, algorithm 1.

@@ -1,4 +1,4 @@
-"""What is penalised, and how the penalty's gradient is estimated: one frozen specification that drives every engine.
+"""What is penalized, and how the penalty's gradient is estimated: one frozen specification that drives every engine.
 
 A penalty on the gradient norm changes the gradient g of a loss L to g + strength · H·d, with H the Hessian and d the direction:
 
@@ -9,7 +9,7 @@ A penalty on the gradient norm changes the gradient g of a loss L to g + strengt
     2      (strength / 2) · ‖g‖²   strength · H·g      g
     =====  ======================  ==================  ===========
 
-and the four ways to have H·d, with ``radius`` the step and c = strength / radius:
+and the four ways to compute H·d, with ``radius`` the step and c = strength / radius:
 
     ==========  =============================================================  ===========  ============
     difference  regularized gradient                                           evaluations  error in H·d
@@ -22,7 +22,7 @@ and the four ways to have H·d, with ``radius`` the step and c = strength / radi
 
 One norm is taken over all regularized parameters together. Relatives change one piece: the direction (``gradreg.directions``), which
 coordinates are perturbed (``gradreg.masks``), how the gradients are mixed (``gradreg.mixing``), the number of ascent steps, or at which
-steps the penalty acts (``every``, ``with_probability``, ``warmup``). The constructors (``gradreg.constructors``) speak each paper's
+steps the penalty acts (``every``, ``with_probability``, ``warmup``). The constructors (``gradreg.constructors``) use each paper's
 symbols. ``GradientPenalty.at`` gives the numbers of one step, and ``GradientPenalty.plan`` the passes that both engines then run.
 """
 
@@ -50,11 +50,11 @@ NO_PENALTY = "Use penalty=None to train without one."
 class GradientPenalty:
     """A gradient-norm penalty and the finite difference that estimates its gradient.
 
-    ``g + strength · H·d`` as in this module's tables. Prefer the constructors (``sam``, ``gnp``, ``fgr``, ...); this is what they return.
+    ``g + strength · H·d`` as in this module's tables. Prefer the constructors (``sam``, ``gnp``, ``fgr``, ...), which return one.
     Immutable, hashable, picklable, compared by value.
 
     Args:
-        power: 1 penalises ``strength·‖g‖``, 2 penalises ``(strength/2)·‖g‖²``.
+        power: 1 penalizes ``strength·‖g‖``, 2 penalizes ``(strength/2)·‖g‖²``.
         strength: λ (power 1) or γ (power 2), ≥ 0; a float or a ``Schedule`` of the optimizer step. Where it is 0 the gradient is the
             plain one and only one pass runs.
         radius: step of the finite difference, > 0 (a schedule may be 0 only where the strength is 0 too); for power 1 the L2 norm of the
@@ -67,16 +67,16 @@ class GradientPenalty:
         mask: which coordinates are perturbed, a ``Mask`` (``gradreg.masks``); None for all.
         ascent_steps: S ≥ 1: the perturbed point is reached in S steps of ``radius / S``, each along the direction found where the last one
             ended, for S − 1 more evaluations. Forward difference and ``Gradient()`` only.
-        reuse: when the penalty's part of the gradient is found: at every k-th step, and reused in between (``Reuse``); None finds it at
-            every step.
-        decoupled: where the result goes. True gives the optimizer g alone; P − g, P the weighted sum, is subtracted from the parameters
-            beside it, times the learning rate, so that momentum and preconditioner never see the penalty. The engine applies it after the
-            optimizer's step (``GradientRegularizer.decoupled_step``, ``gradreg.jax.decoupled_update``).
+        reuse: when the penalty's part of the gradient is computed: at every k-th step, and reused in between (``Reuse``); None computes
+            it at every step.
+        decoupled: where the result goes. True gives the optimizer g alone; P − g, with P the weighted sum, is subtracted from the
+            parameters separately, times the learning rate, so that momentum and preconditioner never see the penalty. The engine applies
+            it after the optimizer's step (``GradientRegularizer.decoupled_step``, ``gradreg.jax.decoupled_update``).
             Source: Yue et al. 2023, arXiv 2305.15817, algorithm 1.
 
     Raises:
         ValueError, TypeError: at construction, naming the argument, the rule, the value received and the remedy; also for parts that
-            have no meaning together.
+            cannot be combined.
 
     Cost in gradient evaluations per step: 2 (forward, backward), 3 (central; exact costs about as much), 1 where the strength is 0; see
     ``evaluations_at``.
@@ -171,7 +171,7 @@ class GradientPenalty:
         return ops.where(strength == 0.0, 0.0, strength / ops.where(strength == 0.0, 1.0, radius))
 
     def plan(self, values: StepValues, *, separate_ascent: bool = False) -> Plan:
-        """The passes of a step with these ``values``; of a step of which it is not known whether it acts, those that it has if it does.
+        """The passes of a step with these ``values``; if it is not known whether the step acts, those that it has if it does.
 
         Args:
             values: what ``at`` returned.
@@ -215,7 +215,7 @@ class GradientPenalty:
 
     @property
     def keeps_plain_apart(self) -> bool:
-        """Whether the whole plain gradient is held beside the weighted sum: one more gradient in memory during a step."""
+        """Whether the whole plain gradient is held in addition to the weighted sum: one more gradient in memory during a step."""
         return self.mixing.plain_gradient == "apart" or self.reuse is not None or self.decoupled
 
     @property
@@ -234,14 +234,14 @@ class GradientPenalty:
     def evaluations_at(self, step: int, *, ascent_share: float | None = None) -> float:
         """Gradient evaluations that ``step`` costs: one for each pass of its plan.
 
-        1 where the strength is 0 and between the fresh steps of ``reuse``. Else one for each perturbed point (central: two), one for the
-        plain gradient if it is part of the result, and one for each ascent step, the first of which shares the plain gradient.
-        A direction that needs no gradient has no ascent step. Forward and backward so cost 2, central 3; "exact" is counted as 3.
+        1 where the strength is 0 and between the fresh steps of ``reuse``. Otherwise one for each perturbed point (central: two), one for
+        the plain gradient if it is part of the result, and one for each ascent step, the first of which shares the plain gradient.
+        A direction that needs no gradient has no ascent step. So forward and backward cost 2, central 3; "exact" counts as 3.
 
         Args:
             step: the optimizer step, ≥ 0.
-            ascent_share: if the direction comes from a part of the batch, that part, > 0: an ascent step then costs this much, and shares
-                nothing with the plain gradient.
+            ascent_share: if the direction comes from part of the batch, that share, > 0: an ascent step then costs this much, and does
+                not share the plain gradient.
 
         Returns:
             A whole number unless ``ascent_share`` is a fraction.
@@ -254,7 +254,7 @@ class GradientPenalty:
         return self.plan(self.at(step), separate_ascent=separate).evaluations(1.0 if ascent_share is None else ascent_share)
 
     def check_ascent(self, received: str) -> None:
-        """Raise if the direction cannot come from closures of its own.
+        """Raise if the direction cannot come from separate closures.
 
         Raises:
             ValueError: for an exact penalty, one that needs the plain gradient of the same pass, and a direction that needs no gradient.
@@ -301,7 +301,7 @@ class GradientPenalty:
             k: optimizer steps, ≥ 1; 1 changes nothing.
             compensate: multiply the strength by k, so that it is the same on average.
 
-        Cost: a k-th of the further evaluations. Memories take in the plain gradients between.
+        Cost: a k-th of the further evaluations. EMAs are updated with the plain gradients in between.
 
         >>> from gradreg import sam
         >>> seldom = sam(rho=0.1).every(5)
@@ -322,7 +322,7 @@ class GradientPenalty:
             seed: a whole number from 0 to 2³² − 1.
             compensate: multiply the strength by 1 / p, so that it is the same on average.
 
-        Cost: on average a p-th of the further evaluations. Memories take in the plain gradients between.
+        Cost: on average the share p of the further evaluations. EMAs are updated with the plain gradients in between.
         """
         p = checks.probability("p", p, remedy=NO_PENALTY)
         checks.flag("compensate", compensate)
@@ -333,17 +333,17 @@ class GradientPenalty:
         return self if self.strength == 0.0 else replace(self, strength=schedules.as_schedule(self.strength) * gate)
 
     def only_norms(self) -> GradientPenalty:
-        """The same penalty moving only normalization layers' parameters (SAM-ON); all are updated. See ``gradreg.masks.OnlyNorms``."""
+        """The same penalty perturbing only normalization layers (SAM-ON); all parameters are updated. See ``gradreg.masks.OnlyNorms``."""
         return replace(self, mask=OnlyNorms())
 
     def sparse(self, sparsity: float, *, choice: Choice = "fisher", every: int = 100, seed: int = 0) -> GradientPenalty:
-        """The same penalty moving a share ``1 − sparsity`` of the coordinates (SSAM); all are updated. See ``gradreg.masks.Sparse``."""
+        """The same penalty perturbing a share ``1 − sparsity`` of the coordinates (SSAM); all are updated. See ``gradreg.masks.Sparse``."""
         return replace(self, mask=Sparse(sparsity=sparsity, choice=choice, every=every, seed=seed))
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary of numbers, strings and dictionaries (for YAML and JSON), from which ``from_dict`` builds an equal penalty.
 
-        The parts in which relatives differ are there where they are not the default; a mixing without arguments is its name.
+        Parts that are the default are left out; a mixing without arguments is its name.
         """
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OMITTED or getattr(self, f.name) != f.default}
         written = {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in plain.items()}
@@ -364,7 +364,7 @@ class GradientPenalty:
 
         Raises:
             ValueError: an unknown name or key (the nearest known one is named), or a bad value.
-            TypeError: no mapping, a missing key, or a value of the wrong type.
+            TypeError: not a mapping, a missing key, or a value of the wrong type.
         """
         return registry.from_dict(cls, data)
 
@@ -406,7 +406,7 @@ _OMITTED = ("direction", "mask", "ascent_steps", "reuse", "decoupled")
 
 
 def _check_composition(penalty: GradientPenalty) -> None:
-    """Raise where parts of ``penalty`` have no meaning together, by what the parts declare."""
+    """Raise where parts of ``penalty`` cannot be combined, by what the parts declare."""
     direction, mask, mixing = penalty.direction, penalty.mask, penalty.mixing
     if mixing.plain_gradient == "normalized" and not (direction.is_gradient and (penalty.power, penalty.difference) == (1, "forward")):
         raise ValueError(
@@ -466,7 +466,7 @@ def _part(name: str, value: object, kind: type, remedy: str) -> None:
 
 
 def value_of(name: str, value: object, *, allow_zero: bool) -> Value:
-    """``value`` as a checked float or schedule; the error speaks of ``name``, the symbol under which the caller knows it."""
+    """``value`` as a checked float or schedule; errors call it ``name``, the symbol that the caller used."""
     rule = ">= 0" if allow_zero else "> 0"
     if isinstance(value, Schedule):
         low, high = value.bounds()

@@ -13,7 +13,7 @@ Condition: TypeAlias = Any
 
 @dataclass(frozen=True)
 class StepValues:
-    """A penalty's numbers at one step: Python numbers where they are known, traced scalars in a JAX program that is told the step later.
+    """A penalty's numbers at one step: Python numbers, or traced scalars in a JAX program that receives the step when it runs.
 
     Args:
         step: the optimizer step.
@@ -21,7 +21,7 @@ class StepValues:
         radius: r or ε; None for an exact penalty.
         coefficient: c = strength / radius, the weight of the perturbed gradient; None for an exact penalty.
         acts: whether the strength differs from 0.
-        fresh: whether it acts and finds its part of the gradient at this step, instead of reusing what an earlier one found.
+        fresh: whether it acts and computes its part of the gradient at this step, instead of reusing that of an earlier step.
     """
 
     step: Any
@@ -39,10 +39,10 @@ class Pass:
     Args:
         offset: it is evaluated at θ + offset·radius·d.
         weight: the factor with which its gradient enters the result.
-        of: "loss", or "ascent" for the function that the direction comes from where that is another one.
-        gives_direction: whether its gradient is what the (next) perturbation is formed from.
-        keeps: what becomes of its gradient: "sum", it is added up; "apart", it is held whole, for what needs it beside the sum;
-            "nothing", it is dropped once the direction is formed.
+        of: "loss", or "ascent" for a separate function that the direction comes from.
+        gives_direction: whether the (next) perturbation is formed from its gradient.
+        keeps: what becomes of its gradient: "sum", it is added up; "apart", it is held separately, for what needs it in addition to the
+            sum; "nothing", it is dropped once the direction is formed.
     """
 
     offset: float = 0
@@ -60,7 +60,7 @@ class Plan:
         passes: at least one. Those at the perturbed parameters come after those that give the direction.
         plain_weight: the factor of the plain gradient where a pass keeps it apart, or divides it by its norm.
         exact: the single pass is differentiated twice ("double backpropagation").
-        reuses: what an earlier step found is added to the plain gradient.
+        reuses: the penalty's part from an earlier step is added to the plain gradient.
     """
 
     passes: tuple[Pass, ...] = (Pass(),)
@@ -69,7 +69,7 @@ class Plan:
     reuses: bool = False
 
     def evaluations(self, ascent_share: float = 1.0) -> float:
-        """Gradient evaluations: one a pass, ``ascent_share`` for one of the ascent's, 3 for an exact one. A whole number if it can be.
+        """Gradient evaluations: one per pass, ``ascent_share`` for a pass of ``ascent``, 3 for an exact one. An int if it is whole.
 
         "exact" calls the loss once; its double backward costs 9L − 5 matrix products on an MLP of L layers where a gradient costs 3L − 1.
         """
@@ -85,7 +85,7 @@ PLAIN = Plan()
 
 
 def vanishes(weight: Any) -> bool:
-    """Whether ``weight`` is known to be 0, and not only when a traced program runs."""
+    """Whether ``weight`` is known to be 0 now; a traced weight is not."""
     return isinstance(weight, (int, float)) and weight == 0.0
 
 

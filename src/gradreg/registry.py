@@ -24,7 +24,7 @@ _MODIFIERS = ("warmup", "every", "probability", "compensate")
 
 
 def constructor(build: Callable[P, T]) -> Callable[P, T]:
-    """Register a constructor under its name for recipes, and have it say what is forgotten or unknown among its arguments."""
+    """Register a constructor under its name for recipes, with errors that name missing and unknown arguments."""
     name = build.__name__
 
     @wraps(build)
@@ -101,7 +101,7 @@ def _call(key: str, method: Callable[..., Any], value: object) -> Any:
 def check_known(part: Part, function: Any, *, engine: str) -> None:
     """Raise unless ``function``, an engine's ``functools.singledispatch`` over parts, has an entry for exactly the type of ``part``.
 
-    ``singledispatch`` alone would hand a subclass to the function of its base class, and so train with another part than the one asked for.
+    ``singledispatch`` alone would pass a subclass to the function of its base class, and so train with a part other than the one requested.
 
     Raises:
         TypeError: naming the part, the engine and the function to register.

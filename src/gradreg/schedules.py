@@ -1,6 +1,6 @@
 """Values over optimizer steps: the schedules that a penalty's strength and radius may follow, and the three GR warm-ups.
 
-A schedule is immutable, compares by value, pickles, prints as a person would say it, and turns into a plain dictionary and back.
+A schedule is immutable, compares by value, pickles, prints readably, and converts to a plain dictionary and back.
 It is written once for both engines: ``evaluate(step, ops)`` uses only arithmetic and the functions of ``Operations``, which Python's
 ``math`` provides for plain numbers and ``jax.numpy`` for traced ones.
 """
@@ -19,7 +19,7 @@ from gradreg.serialization import from_plain, to_plain
 
 
 class Operations(Protocol):
-    """The functions a schedule may use beside + − × ÷ and the remainder; ``jax.numpy`` has all of them under these names."""
+    """The functions a schedule may use besides + − × ÷ and the remainder; ``jax.numpy`` has all of them under these names."""
 
     @property
     def minimum(self) -> Any: ...
@@ -327,7 +327,7 @@ def schedule_from_dict(data: Mapping[str, Any]) -> Schedule:
 
     Raises:
         ValueError: an unknown schedule or key (the nearest known one is named), or a bad value.
-        TypeError: no mapping, a missing key, or a value of the wrong type.
+        TypeError: not a mapping, a missing key, or a value of the wrong type.
     """
     return from_plain(data, "schedule", _NAMED, nested=schedule_from_dict)
 
@@ -338,7 +338,7 @@ def as_schedule(value: Value) -> Schedule:
 
 
 def where_it_acts(value: Value) -> Schedule:
-    """``value`` without what only switches it off at some steps: equal results are equal wherever both act.
+    """``value`` without the factors that only switch it off at some steps; two values with equal results are equal wherever both act.
 
     >>> where_it_acts(Delay(value=Constant(value=0.1) * Every(k=3), steps=5))
     Constant(value=0.1)
@@ -361,7 +361,7 @@ def warmup(kind: str, strength: Value, radius: Value | None, *, steps: int) -> t
     Args:
         kind: "zero", "radius" or "strength".
         strength: the strength λ or γ at the end of the warm-up, ≥ 0.
-        radius: the radius r or ε, > 0; None for the exact difference, which then knows no "radius" warm-up.
+        radius: the radius r or ε, > 0; None for the exact difference, which has no "radius" warm-up.
         steps: optimizer steps of the warm-up, ≥ 1.
 
     Source: Zhao et al. 2024, arXiv 2406.09723, section 4.
@@ -373,7 +373,7 @@ def warmup(kind: str, strength: Value, radius: Value | None, *, steps: int) -> t
         raise ValueError(
             "warm-up 'radius' needs a finite-difference radius; got an exact penalty, which has none. Use 'strength' or 'zero'."
         )
-    if strength == 0.0:  # no penalty has nothing to warm up
+    if strength == 0.0:  # without a penalty there is nothing to warm up
         return strength, radius
     ramp = Ramp(start=0.0, end=1.0, steps=steps)
     if kind == "zero":

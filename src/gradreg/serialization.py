@@ -59,7 +59,7 @@ class Part:
 
 
 def to_plain(part: Any, tag: str, kinds: Mapping[str, type]) -> dict[str, Any]:
-    """``{tag: kind, field: value, ...}``; a field that is itself a part describes itself by its own ``to_dict``."""
+    """``{tag: kind, field: value, ...}``; a field that is itself a part is converted by its own ``to_dict``."""
     kind = next((name for name, cls in kinds.items() if cls is type(part)), None)
     if kind is None:
         raise TypeError(
@@ -75,7 +75,7 @@ def from_plain(data: Mapping[str, Any], tag: str, kinds: Mapping[str, type[T]], 
 
     Raises:
         ValueError: an unknown kind or key (the nearest known one is named), or a bad value.
-        TypeError: no mapping, a missing key, or a value of the wrong type.
+        TypeError: not a mapping, a missing key, or a value of the wrong type.
     """
     if not isinstance(cast(object, data), Mapping) or tag not in data:
         raise TypeError(f"a {tag} must be a mapping with the key {tag!r}, one of {', '.join(kinds)}; got {checks.describe(data)}.")

@@ -1,9 +1,9 @@
-"""L2 that sets itself: a coefficient that decays by itself during training, and one predicted from a short run.
+"""Automatic L2: a coefficient that decays during training (AutoL2), and one predicted from a short run.
 
 The coefficient λ is that of loss + (λ/2)·‖θ‖², PyTorch's ``weight_decay`` in ``torch.optim.SGD``. The authors of both methods write
 loss + λ·‖θ‖² and average the cross entropy over the classes too: ``weight_decay_clock.l2_from_authors`` converts.
-Schedules that are fixed beforehand are those of ``gradreg.schedules``; ``gradreg.torch.weight_decay`` and ``gradreg.jax.weight_decay`` set
-either on an optimizer.
+Fixed schedules are those of ``gradreg.schedules``; ``gradreg.torch.weight_decay`` and ``gradreg.jax.weight_decay`` set either on an
+optimizer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DIVERGED = "Pass a plain number (.item() of a tensor); a run whose loss is not 
 
 
 class AutoL2:
-    """An L2 coefficient that starts large and is divided whenever training stops improving under it.
+    """An L2 coefficient that starts large and is reduced whenever training stops improving.
 
     Every ``measure_every`` steps the loss and the accuracy on the next training minibatch are measured, without L2, before the update.
     With i the step, λ the coefficient and the lowest loss and highest accuracy so far, λ becomes ``factor``·λ if
@@ -36,23 +36,23 @@ class AutoL2:
         refractory: steps × coefficient that must pass after a decay before the next one, > 0: with 0.1, 10 steps at λ = 0.01 and 10,000 at
             1e-5. With ``learning_rate`` given, steps × learning rate × coefficient.
         measure_every: optimizer steps from one measurement to the next, ≥ 1.
-        trigger: "either" of loss and accuracy may ask for a decay (the authors'), only the "loss", only the "accuracy", or "both" at once.
-        minimum: the coefficient never falls below, ≥ 0 and ≤ ``initial``.
+        trigger: what triggers a decay: "either" loss or accuracy (the authors'), only the "loss", only the "accuracy", or "both" at once.
+        minimum: lower bound of the coefficient, ≥ 0 and ≤ ``initial``.
         smoothing: share of the old value in an exponential average of the measurements, ≥ 0 and < 1; 0 (the authors') averages nothing.
-        learning_rate: None counts the refractory time in steps (the authors'); a number > 0 counts it on the clock of the dynamics,
-            ``refractory / (learning_rate · λ)`` steps. With momentum μ pass η/(1 − μ).
+        learning_rate: None counts the refractory time in steps (the authors'); a number > 0 makes it ``refractory / (learning_rate · λ)``
+            steps, the timescale of the training dynamics. With momentum μ pass η/(1 − μ).
 
     Raises:
         ValueError, TypeError: at construction, naming the argument, the rule, the value received and the remedy.
 
     Cost: one forward pass on one minibatch every ``measure_every`` steps; no extra gradient.
     Source: Lewkowycz and Gur-Ari 2020, arXiv 2006.08643 (AutoL2), after the authors' code.
-    Differs from the paper: by default in nothing but its λ, which is taken as it is where theirs stands for loss + λ·‖θ‖²; ``minimum``,
+    Differs from the paper: with the defaults only in λ, which is PyTorch's here and stands for loss + λ·‖θ‖² there. ``minimum``,
     ``smoothing``, ``learning_rate`` and the triggers other than "either" are additions.
 
-    Measurements on minibatches scatter, so that "either" is nearly always satisfied soon after the refractory time: with the defaults
-    the coefficient acts almost as a timer, which divides it some 10, 100, 1000, ... steps after the time before. The trigger "both",
-    ``smoothing`` and ``learning_rate`` make it listen.
+    Measurements on minibatches are noisy, so "either" is nearly always satisfied soon after the refractory time. With the defaults the
+    coefficient therefore acts almost as a timer: it is divided about 10, 100, 1000, ... steps after the last time. The trigger "both",
+    ``smoothing`` and ``learning_rate`` make it depend more on the measurements.
 
     >>> auto = AutoL2(measure_every=1)
     >>> [auto.update(step, loss=1.0, accuracy=0.5) for step in range(4)]
@@ -100,7 +100,7 @@ class AutoL2:
         return self._l2
 
     def due(self, step: int) -> bool:
-        """Whether ``update`` wants a measurement at ``step``, so that none need be made at the others."""
+        """Whether ``update`` needs a measurement at ``step``; none need be made at other steps."""
         return step % self.measure_every == 0
 
     def update(self, step: int, loss: float | None = None, accuracy: float | None = None) -> float:
@@ -113,7 +113,7 @@ class AutoL2:
 
         Raises:
             ValueError: a step that was measured already, or a measurement that is not finite; nothing has changed then.
-            TypeError: a measurement that is missing or no number.
+            TypeError: a measurement that is missing or not a number.
         """
         step = checks.whole("step", step, minimum=0, remedy="Count optimizer steps from 0.")
         if not self.due(step):
@@ -162,7 +162,7 @@ class AutoL2:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the object that gave ``state`` stood.
+        """Resume from ``state``.
 
         Raises:
             ValueError: a state of other settings, or one that lacks an entry; nothing has changed then.
@@ -206,10 +206,10 @@ def predict_l2(
         learning_rate: constant learning rate of the probe, > 0. It cancels out unless the budget's differs.
         probe_l2: coefficient λ₀ of the probe, large, > 0.
         best_step: step of the probe's best validation accuracy, ≥ 1.
-        budget_steps: optimizer steps of the run that is to come, not fewer than the probe's.
+        budget_steps: optimizer steps of the planned run, not fewer than the probe's.
         momentum: momentum μ of SGD, ≥ 0 and < 1, the same in both runs; 0 for decoupled weight decay. It cancels out in the answer.
-        probe_steps: optimizer steps of the probe; given, a ``best_step`` at its end is refused, and so is a budget shorter than it.
-        budget_learning_rate: mean learning rate of the run to come, if it has a schedule, > 0; None is ``learning_rate``.
+        probe_steps: optimizer steps of the probe; if given, a ``best_step`` at its end raises ``ValueError``, and so does a shorter budget.
+        budget_learning_rate: mean learning rate of the planned run, if it has a schedule, > 0; None is ``learning_rate``.
 
     Raises:
         ValueError: a probe whose best accuracy is at its end, a budget shorter than the probe, or a value out of range.

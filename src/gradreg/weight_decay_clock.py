@@ -1,4 +1,4 @@
-"""The clock of weight decay, η·λ·t, on which runs agree; its conventions, and its transfer to other batches, data and learning rates."""
+"""The clock of weight decay, η·λ·t; its conventions, and its transfer to other batch sizes, data sizes and learning rates."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gradreg.weight_decay import check_momentum
 
 @dataclass(frozen=True, kw_only=True)
 class DecayClock:
-    """What weight decay does over time: in each step it takes the share η·λ of the weights, so τ = 1/(η·λ) steps is its timescale.
+    """The timescale of weight decay: each step removes the share η·λ of the weights, so the timescale is τ = 1/(η·λ) steps.
 
-    Runs with equal η·λ·T (equal τ in units of the run) look alike: the law t* ≈ c/(η·λ), a λ predicted for a budget, and AdamW's averaging
-    timescale all say so.
+    Runs with equal η·λ·T (equal τ in units of the run) are comparable. The law t* ≈ c/(η·λ), the λ predicted for a budget, and AdamW's
+    averaging timescale are all based on it.
 
     Args:
         learning_rate: η, > 0; the mean over the run if it has a schedule.
@@ -21,7 +21,7 @@ class DecayClock:
         batch_size: examples a step, ≥ 1.
         samples: training examples in an epoch, ≥ 1.
         momentum: μ of SGD with coupled weight decay, ≥ 0 and < 1, whose clock is η/(1 − μ). 0 for decoupled weight decay (AdamW), which
-            momentum does not touch.
+            momentum does not affect.
 
     Source: Lewkowycz and Gur-Ari 2020, arXiv 2006.08643; the factor 1/(1 − μ) is derived here.
 
@@ -46,7 +46,7 @@ class DecayClock:
 
     @property
     def rate(self) -> float:
-        """Share of the weights that decay takes in a step: η·λ/(1 − μ)."""
+        """Share of the weights that decay removes in a step: η·λ/(1 − μ)."""
         return effective_learning_rate(self.learning_rate, self.momentum) * self.weight_decay
 
     @property
@@ -56,7 +56,7 @@ class DecayClock:
 
     @property
     def timescale_steps(self) -> float:
-        """τ = 1/(η·λ), in optimizer steps: after τ of them e⁻¹ of what the weights were is left by decay alone."""
+        """τ = 1/(η·λ), in optimizer steps: after τ steps decay alone leaves 1/e of the weights."""
         return 1 / self.rate
 
     @property
@@ -133,7 +133,7 @@ def l2_to_authors(lr: float, weight_decay: float, *, classes: int) -> tuple[floa
 
 
 def coupled_to_independent(learning_rate: float, weight_decay: float) -> float:
-    """The share η·λ of the weights that a step takes, which some papers on AdamW call the (independent) weight decay.
+    """The share η·λ of the weights that a step removes, which some papers on AdamW call the (independent) weight decay.
 
     PyTorch's and optax's AdamW multiply ``weight_decay`` by the learning rate; code in which the two are independent takes this product.
 

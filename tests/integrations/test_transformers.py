@@ -180,7 +180,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(restore_callbacks: bool, tmp
 def test_a_resumed_run_says_that_its_memory_begins_anew(tmp_path: Path):
     penalty, options = gradreg.friendly_sam(rho=0.3), {"save_strategy": "steps", "save_steps": 2}
     trained(tmp_path, penalty, **options)
-    with pytest.warns(UserWarning, match=r"checkpoints do not hold what .*friendly.* remembers: it begins anew"):
+    with pytest.warns(UserWarning, match=r"checkpoints do not contain the state of .*friendly.*, so it starts from zero"):
         trained(tmp_path, penalty, resume=str(tmp_path / "checkpoint-2"), **options)
 
 

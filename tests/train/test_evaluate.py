@@ -80,8 +80,8 @@ def test_in_words(run, capsys):
         (["--split", "train"], "unknown --split 'train'. Did you mean 'validation'? Known: test, validation."),
         (["--model.hidden", "[17]"], "Error(s) in loading state_dict for MLP: size mismatch for layers.1.weight: copying a param with"),
         (["--data.image_size", "9"], "It is built for the size of the images and the number of classes: name data that have those of the"),
-        (["--epochs", "9"], "--epochs must be left out, for an evaluation does not depend on it. It can change data, model,"),
-        (["--label_smoothing", "0.1"], "--label_smoothing must be left out, for an evaluation does not depend on it."),
+        (["--epochs", "9"], "--epochs must be left out, because an evaluation does not depend on it. It can change data, model,"),
+        (["--label_smoothing", "0.1"], "--label_smoothing must be left out, because an evaluation does not depend on it."),
         (["--data.name", "digit"], "unknown data set 'digit'. Did you mean 'digits'?"),
     ],
 )

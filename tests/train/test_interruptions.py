@@ -88,11 +88,11 @@ def test_a_run_told_to_stop_saves_itself_and_goes_on(tmp_path, capsys):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM after step" in said
-    assert f"Go on with: gradreg train --resume {stopped}" in said
+    assert f"Resume with: gradreg train --resume {stopped}" in said
     assert not (stopped / "result.json").exists()
     capsys.readouterr()
     assert cli.main(["train", "--resume", str(stopped)]) == 0
-    assert "going on from step-" in capsys.readouterr().out
+    assert "resuming from step-" in capsys.readouterr().out
     assert_same_run(stopped, tmp_path / "whole")
 
 
@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_to_be(tmp_path, capsys):
     assert cli.main(["train", "--resume", str(run)]) == 0
     said = capsys.readouterr().out
     assert f"checkpoint {newest.name} is damaged (optimizer.pt has {len(whole) // 2} bytes, not {len(whole)}); going back" in said
-    assert "going on from step-000000000010, with 2 of 3 epochs done" in said
+    assert "resuming from step-000000000010, with 2 of 3 epochs done" in said
     assert_same_run(run, expected)
 
 
@@ -170,19 +170,19 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(tmp_path, ca
     _, said = limited.communicate(timeout=60)
     assert limited.returncode == 2, said
     assert "gradreg: error: the checkpoint of step" in said
-    assert "The earlier ones are as they were: make room, and go on with gradreg train --resume." in said
+    assert "Earlier checkpoints are unchanged: free some space, and resume with gradreg train --resume." in said
     assert "Traceback" not in said
     left = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert left
     assert not any("unfinished" in name for name in left)
     assert cli.main(["train", "--resume", str(run)]) == 0
-    assert f"going on from {left[-1]}" in capsys.readouterr().out
+    assert f"resuming from {left[-1]}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["digits-noisy-labels"], ["--epochs", "3"], ["--out", "elsewhere"]])
 def test_resume_stands_alone(tmp_path, capsys, words):
     assert cli.main(["train", *words, "--resume", str(tmp_path)]) == 2
-    assert "--resume must stand alone, for a run goes on as it was begun" in capsys.readouterr().err
+    assert "--resume must be the only argument, because a run resumes with its own configuration" in capsys.readouterr().err
 
 
 def test_resume_wants_the_folder_of_a_run(tmp_path, capsys):

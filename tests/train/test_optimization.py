@@ -103,7 +103,7 @@ def test_adamw_and_decay_of_biases():
 
 
 def test_refused_options_are_named():
-    with pytest.raises(ValueError, match=r"optimizer 'adamw' refuses its options \{'betta': 1\}"):
+    with pytest.raises(ValueError, match=r"optimizer 'adamw' does not accept its options \{'betta': 1\}"):
         OptimizerConfig(name="adamw", options={"betta": 1}).build(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"optimizer.options.betas must be left out for 'sgd', which has none; got \[0.9, 0.95\]"):
         OptimizerConfig(name="sgd", options={"betas": [0.9, 0.95]}).build(torch.nn.Linear(2, 2))
@@ -134,7 +134,7 @@ def test_optimizers_of_torch_by_their_class():
             OptimizerConfig(name="torch.Rprop", weight_decay=0.1),
             "optimizer.weight_decay must be 0 for 'torch.Rprop', which has none; got 0.1",
         ),
-        (OptimizerConfig(name="torch.Adam", options={"beta": 1}), "refuses its options {'beta': 1}"),
+        (OptimizerConfig(name="torch.Adam", options={"beta": 1}), "does not accept its options {'beta': 1}"),
     ],
 )
 def test_what_an_optimizer_of_torch_refuses_is_said(config, words):

@@ -152,7 +152,7 @@ def test_a_launcher_told_otherwise_than_the_recipe_is_an_error(tmp_path, capsys,
 
 def test_a_model_is_not_divided_among_one(tmp_path, capsys):
     assert cli.main(["train", "digits-noisy-labels", "--parallel", "fsdp", "--out", str(tmp_path / "run")]) == 2
-    assert "parallel must be 'ddp' with one process, which has nobody to share the model with" in capsys.readouterr().err
+    assert "parallel must be 'ddp' with one process, which cannot shard the model" in capsys.readouterr().err
 
 
 def test_processes_that_are_told_to_stop_agree_on_the_step_and_save(tmp_path):

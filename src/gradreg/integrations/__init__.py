@@ -1,4 +1,4 @@
-"""Adapters for what people train with: a file each, which imports its framework and no other.
+"""Adapters for training frameworks: one file each, which imports its framework and no other.
 
 ``closure`` (anything that calls ``optimizer.step(closure)``), ``transformers`` (``Trainer``), ``trl`` (SFT and GRPO), ``lightning``.
 Accelerate needs none: ``docs/integrations.md`` has its loop.

@@ -1,4 +1,4 @@
-"""An optimizer for code that insists on ``optimizer.step(closure)``: it regularizes, or raises, but never trains plainly."""
+"""An optimizer for code that requires ``optimizer.step(closure)``: it regularizes or raises, and never trains without the penalty."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _READS_GRADIENT = torch.Tensor.grad.__get__  # type: ignore[attr-defined]  # a g
 
 
 class RegularizedOptimizer(torch.optim.Optimizer):
-    """``optimizer``, whose ``step(closure)`` takes its step along the gradient of ``loss + penalty``.
+    """Wraps ``optimizer`` so that ``step(closure)`` uses the gradient of ``loss + penalty``.
 
     ::
 
@@ -31,19 +31,19 @@ class RegularizedOptimizer(torch.optim.Optimizer):
 
         optimizer.step(closure)
 
-    The closure is the usual one; calling ``backward`` in it may also be left out. It is evaluated as often as the penalty asks. Parameter
-    groups, state and hooks are the base optimizer's own, so that schedulers and checkpoints work on either.
+    The closure is the usual one; ``backward`` in it is optional. It is evaluated as often as the penalty needs. Parameter groups, state
+    and hooks are the base optimizer's own, so schedulers and checkpoints work with either.
 
     Args:
         optimizer: the base optimizer, over parameters of the regularizer's model.
-        regularizer: gives the gradient. Its clock and counts travel in this optimizer's ``state_dict()``.
+        regularizer: computes the gradient. Its clock and counts are part of this optimizer's ``state_dict()``.
 
     Raises:
         TypeError: arguments of another kind, or ``torch.optim.LBFGS``.
         ValueError: ``optimizer`` trains parameters outside of the regularizer's model.
     """
 
-    # torch.optim.Optimizer.__init__ would make groups, state and hooks of its own; those of the base optimizer are to be the only ones.
+    # No super().__init__(): it would make separate groups, state and hooks, and only those of the base optimizer may exist.
     def __init__(self, optimizer: torch.optim.Optimizer, regularizer: GradientRegularizer) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
@@ -84,11 +84,11 @@ class RegularizedOptimizer(torch.optim.Optimizer):
         return f"RegularizedOptimizer({self.regularizer.penalty}, {self.optimizer!r})"
 
     def step(self, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]
-        """Evaluate ``closure`` as the penalty asks, from cleared gradients, and take the base optimizer's step.
+        """Evaluate ``closure`` as often as the penalty needs, from cleared gradients, and take the base optimizer's step.
 
         Args:
-            closure: runs a forward pass and calls ``backward`` on the loss or, if it does not, returns the loss. What it does with
-                ``zero_grad`` has no effect. To clip, register a step pre-hook; the gradient is not there while the closure runs.
+            closure: runs a forward pass and calls ``backward`` on the loss or, if it does not, returns the loss. ``zero_grad`` in it has
+                no effect. To clip, register a step pre-hook, because the gradient does not exist while the closure runs.
 
         Returns:
             The first pass's detached loss.
@@ -128,14 +128,14 @@ class RegularizedOptimizer(torch.optim.Optimizer):
         return {**self.optimizer.state_dict(), "regularizer": self.regularizer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from ``state_dict()``'s result.
+        """Resume from ``state_dict()``'s result.
 
         Raises:
             ValueError: the state of an optimizer without a regularizer.
         """
         if "regularizer" not in state_dict:
             raise ValueError(
-                f"state must hold the key regularizer; got {sorted(state_dict)}. To go on from plain training, load it into the base "
+                f"state must hold the key regularizer; got {sorted(state_dict)}. To resume plain training, load it into the base "
                 "optimizer: optimizer.optimizer.load_state_dict(state)."
             )
         self.optimizer.load_state_dict({key: value for key, value in state_dict.items() if key != "regularizer"})
@@ -143,7 +143,7 @@ class RegularizedOptimizer(torch.optim.Optimizer):
 
 
 def _loss_of(closure: Callable[[], Any], parameters: Sequence[torch.nn.Parameter]) -> Any:
-    """The loss that ``closure`` calls ``backward`` on (the sum, if several), or else what it returns; ``.grad`` is left as it was."""
+    """The loss that ``closure`` calls ``backward`` on (the sum, if several), or else what it returns; ``.grad`` is unchanged."""
     gathered = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
@@ -162,7 +162,7 @@ def _loss_of(closure: Callable[[], Any], parameters: Sequence[torch.nn.Parameter
 
 
 class _Captured(TorchFunctionMode):
-    """Notes the losses on which ``backward`` is called instead of running it."""
+    """Records the losses on which ``backward`` is called instead of running it."""
 
     def __init__(self) -> None:
         super().__init__()

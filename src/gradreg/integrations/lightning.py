@@ -1,4 +1,4 @@
-"""Lightning's automatic optimization with the gradient of ``loss + penalty``: a callback, and no change to the module."""
+"""Lightning's automatic optimization with the gradient of ``loss + penalty``: a callback, without changes to the module."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ class GradientRegularization(Callback):
 
         trainer = Trainer(callbacks=[GradientRegularization(gradreg.sam(rho=0.05))], accumulate_grad_batches=4, gradient_clip_val=1.0)
 
-    With ``accumulate_grad_batches`` one perturbation is made from the whole accumulated gradient: the batches wait (``training_step``
-    included) for the last of them, whose outputs hold the mean loss; those before have no outputs.
+    With ``accumulate_grad_batches`` one perturbation is made from the whole accumulated gradient: ``training_step`` is deferred for all
+    batches until the last one, whose outputs hold the mean loss; the others have no outputs.
 
-    The first pass is the one that counts: a repeated ``training_step`` logs nothing, and the states of torchmetrics in the module are put
-    back after it. One that writes elsewhere should ask ``callback.repeats_pass``. The hooks ``on_before_backward`` and
+    Only the first pass counts: a repeated ``training_step`` logs nothing, and the states of torchmetrics in the module are restored
+    after it. A ``training_step`` that writes elsewhere should ask ``callback.repeats_pass``. The hooks ``on_before_backward`` and
     ``on_after_backward`` run once a step, with the first pass's loss and the regularized gradient. The penalty's clock is the trainer's
     ``global_step``.
 
     Args:
-        penalty: what is penalised; None trains without, through the same path.
+        penalty: what is penalized; None trains without a penalty, through the same path.
         parameters: ``(name, parameter) -> bool`` with the module's own names: see ``parameters`` of ``GradientRegularizer``.
         scope: "local" or "global", under data parallelism: see ``GradientRegularizer``.
 
     Raises:
         ValueError: a decoupled penalty; when fitting starts: manual optimization (which needs no callback), a ``training_step`` that draws
-            batches by itself, or a strategy that runs the backward pass by itself.
+            its own batches, or a strategy that runs its own backward pass.
     """
 
     def __init__(self, penalty: GradientPenalty | None, *, parameters: Selection | None = None, scope: Scope = "local") -> None:
         super().__init__()
-        GradientRegularizer(nn.Linear(1, 1), penalty, scope=scope)  # so that a bad value fails here
+        GradientRegularizer(nn.Linear(1, 1), penalty, scope=scope)  # so that a bad value raises here
         refuse_decoupled(penalty, "Lightning")
         self.penalty = penalty
         self.parameters = parameters
@@ -60,7 +60,7 @@ class GradientRegularization(Callback):
         self._waiting: list[_Batch] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds: the regularizer's counts."""
+        """What a checkpoint stores: the regularizer's counts."""
         return dict(self._counts) if self.regularizer is None else self.regularizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ class GradientRegularization(Callback):
         self._counts = dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Build the regularizer from the model as the strategy has wrapped it, and take the place of the backward pass."""
+        """Build the regularizer from the model as the strategy has wrapped it, and replace the backward pass."""
         _check_supported(trainer, pl_module)
         names: dict[int, str] = {id(p): name for name, p in pl_module.named_parameters()}
         choose = self.parameters
@@ -96,7 +96,7 @@ class GradientRegularization(Callback):
         self.on_train_end(trainer, pl_module)
 
     def _gradient(self, trainer: Trainer) -> Tensor:
-        """Fill ``.grad`` with the regularized gradient of the batches that wait; returns their mean loss."""
+        """Fill ``.grad`` with the regularized gradient of the deferred batches; returns their mean loss."""
         module, regularizer = trainer.lightning_module, self.regularizer
         assert regularizer is not None
         scaler = getattr(trainer.strategy.precision_plugin, "scaler", None)
@@ -117,7 +117,7 @@ class GradientRegularization(Callback):
 
     @contextmanager
     def _repeating(self, module: LightningModule) -> Iterator[None]:
-        """Nothing is logged, and no metric changed, within."""
+        """A context in which nothing is logged and no metric changes."""
         metrics = [m for m in module.modules() if isinstance(m, Metric)]
         states = [(m, {**m._copy_state_dict(), **{name: getattr(m, name) for name in _BESIDE_THE_STATE}}) for m in metrics]
         vars(module)["log"] = vars(module)["log_dict"] = lambda *_, **__: None
@@ -133,7 +133,7 @@ class GradientRegularization(Callback):
 
 
 class _Batch:
-    """``training_step`` on one batch, as a closure: its first call counts and logs, the others do not."""
+    """``training_step`` on one batch, as a closure: only its first call counts and logs."""
 
     def __init__(self, owner: GradientRegularization, trainer: Trainer, step: Callable[[], ClosureResult], batch: Any) -> None:
         self.owner = owner
@@ -166,7 +166,7 @@ class _SkippedStep(Exception):
 
 
 class _RegularizedClosure(Closure):
-    """In place of forward, ``zero_grad`` and backward: all passes, at the last batch of an accumulation; before it, nothing."""
+    """Replaces forward, ``zero_grad`` and backward: all passes at the last batch of an accumulation, nothing before it."""
 
     def __init__(self, owner: GradientRegularization, trainer: Trainer, batch: _Batch, zero_grad: Callable[[], None] | None) -> None:
         super().__init__(batch.step, zero_grad_fn=zero_grad)

@@ -1,4 +1,4 @@
-"""What a framework that calls the optimizer by itself leaves no room for."""
+"""Penalties that cannot be used with frameworks that call the optimizer themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gradreg.penalties import GradientPenalty
 
 
 def refuse_decoupled(penalty: GradientPenalty | None, framework: str) -> None:
-    """Raise for a penalty of which a part must be applied after the optimizer's step.
+    """Raise for a penalty that must do something after the optimizer's step.
 
     Raises:
         ValueError: ``penalty.decoupled``.

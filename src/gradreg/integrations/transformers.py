@@ -23,7 +23,7 @@ _Base = Trainer if TYPE_CHECKING else object
 
 
 class RegularizerState(TrainerCallback, ExportableState):
-    """The regularizer's counts, as ``trainer_state.json`` of a checkpoint holds them."""
+    """The regularizer's counts, stored in ``trainer_state.json`` of a checkpoint."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -35,7 +35,7 @@ class RegularizerState(TrainerCallback, ExportableState):
 
 
 class RegularizedTrainerMixin(_Base):
-    """Put before a trainer class, gives it the arguments ``penalty``, ``parameters`` and ``scope``, and regularizes its gradient.
+    """A mixin for any trainer class: adds the arguments ``penalty``, ``parameters`` and ``scope``, and regularizes its gradient.
 
     ::
 
@@ -43,29 +43,28 @@ class RegularizedTrainerMixin(_Base):
 
         trainer = RegularizedSFTTrainer(model, args=args, train_dataset=data, penalty=gradreg.fgr(gamma=1e-2, epsilon=1e-3))
 
-    With ``gradient_accumulation_steps`` one perturbation is made from the whole accumulated gradient: the micro-batches wait (forward
-    passes included) for the last of them, whose ``training_step`` returns the loss of all; those before return 0, so that logged losses are
-    the same as ever. Clipping, schedules, ``accelerate`` and checkpoints work as before, and the penalty's clock is the Trainer's
-    ``global_step``.
+    With ``gradient_accumulation_steps`` one perturbation is made from the whole accumulated gradient: forward passes are deferred until the
+    last micro-batch, whose ``training_step`` returns the loss of all; the others return 0, so that logged losses do not change.
+    Clipping, schedules, ``accelerate`` and checkpoints work as before, and the penalty's clock is the Trainer's ``global_step``.
 
-    The first pass is the one that counts: what a repeated pass logs, or changes in the trainer's numbers and ``_metrics``, is undone, and
-    it starts from the same random numbers and the same trainer state. A ``compute_loss`` of your own that writes elsewhere should ask
+    Only the first pass counts: what a repeated pass logs, or changes in the trainer's numbers and ``_metrics``, is undone, and
+    it starts from the same random numbers and the same trainer state. A custom ``compute_loss`` that writes elsewhere should check
     ``self.repeats_pass`` first.
 
     Args:
-        penalty: what is penalised; None trains without, through the same path.
+        penalty: what is penalized; None trains without a penalty, through the same path.
         parameters: ``(name, parameter) -> bool`` with the model's own names: see ``parameters`` of ``GradientRegularizer``.
             ``without_embeddings(model)`` is one.
         scope: "local" or "global", under data parallelism: see ``GradientRegularizer``.
 
-    Logs beside the loss: ``first_gradient_norm`` (of the first pass), ``penalty_strength``, and ``gradient_evaluations`` so far.
+    Also logs ``first_gradient_norm`` (of the first pass), ``penalty_strength``, and ``gradient_evaluations`` so far.
 
     Raises:
-        ValueError: DeepSpeed, Megatron-LM, LOMO, or context or sequence parallelism, which run the backward pass by themselves.
+        ValueError: DeepSpeed, Megatron-LM, LOMO, or context or sequence parallelism, which run their own backward pass.
     """
 
     repeats_pass = False
-    """Whether the forward pass under way repeats one that has been counted and logged."""
+    """Whether the current forward pass repeats one that has been counted and logged."""
 
     def __init__(
         self, *args: Any, penalty: GradientPenalty | None, parameters: Selection | None = None, scope: Scope = "local", **kwargs: Any
@@ -77,18 +76,18 @@ class RegularizedTrainerMixin(_Base):
         self.regularizer: GradientRegularizer | None = None
         self._waiting: list[_MicroBatch] = []
         _check_supported(self)
-        GradientRegularizer(cast(nn.Module, self.model), penalty, parameters=parameters, scope=scope)  # refuses here what it refuses
+        GradientRegularizer(cast(nn.Module, self.model), penalty, parameters=parameters, scope=scope)  # so that bad arguments raise here
         refuse_decoupled(penalty, "the Trainer")
         self.add_callback(RegularizerState())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's own; the regularizer is built anew, from the model as it is wrapped then."""
+        """The trainer's own; the regularizer is built again, from the model as it is then wrapped."""
         self.regularizer = None
         self._waiting.clear()
         return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """The trainer's own, whose loss and backward pass are put off until the accumulation is complete."""
+        """The trainer's own, with loss and backward pass deferred until the accumulation is complete."""
         if self.regularizer is None:
             self._build(model)
         accelerator, loss = self.accelerator, torch.zeros((), device=self.args.device)
@@ -96,7 +95,7 @@ class RegularizedTrainerMixin(_Base):
 
         def wait(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
             self._waiting.append(_MicroBatch(self, lambda: compute_loss(model, copy.copy(inputs), *args, **kwargs)))
-            return torch.ones((), device=self.args.device)  # what the Trainer makes of it is the factor it puts before the loss
+            return torch.ones((), device=self.args.device)  # what the Trainer computes from 1 is the factor of the loss
 
         def finish(factor: Tensor, **options: Any) -> None:
             self._waiting[-1].factor = factor
@@ -104,7 +103,7 @@ class RegularizedTrainerMixin(_Base):
                 del vars(self)["compute_loss"]
                 loss.add_(self._regularized(lambda value: backward(value, **options)))
 
-        # On the instances, so that they stand before whatever a subclass overrides.
+        # Set on the instances, so that they take precedence over anything that a subclass overrides.
         vars(self)["compute_loss"], vars(accelerator)["backward"] = wait, finish
         try:
             super().training_step(model, *args, **kwargs)
@@ -133,15 +132,15 @@ class RegularizedTrainerMixin(_Base):
         saved = cast("dict[str, Any]", self.state.stateful_callbacks).get("RegularizerState") if self.state.global_step else None
         if saved and self.penalty is not None and self.penalty.has_memory:
             warnings.warn(
-                f"the Trainer's checkpoints do not hold what {self.penalty} remembers: it begins anew. Train without interruption, or in a "
-                "loop of your own that saves regularizer.state_dict().",
+                f"the Trainer's checkpoints do not contain the state of {self.penalty}, so it starts from zero. Train without "
+                "interruption, or in a loop of your own that saves regularizer.state_dict().",
                 stacklevel=2,
             )
         if saved:
             self.regularizer.load_state_dict({**self.regularizer.state_dict(), **saved["attributes"]})
 
     def _regularized(self, backward: Callable[[Tensor], object]) -> Tensor:
-        """The regularized gradient of the micro-batches that wait; returns their loss."""
+        """The regularized gradient of the deferred micro-batches; returns their loss."""
         regularizer, closures = self.regularizer, self._waiting
         assert regularizer is not None
         self._waiting = []
@@ -153,7 +152,7 @@ class RegularizedTrainerMixin(_Base):
 
     @contextmanager
     def _repeating(self, before: dict[str, Any]) -> Iterator[None]:
-        """The trainer as it was ``before`` a pass, for the time of a repetition of that pass."""
+        """A context that repeats a pass: the trainer has the attributes that it had ``before`` that pass."""
         now = dict(vars(self))
         self.__dict__.clear()
         self.__dict__.update(_copied(before), repeats_pass=True)
@@ -180,7 +179,7 @@ def without_embeddings(model: nn.Module) -> Selection:
     """
 
     def select(name: str, parameter: nn.Parameter) -> bool:
-        # Asked anew each time, for sharding replaces parameters.
+        # Looked up each time, because sharding replaces parameters.
         modules = [m for m in model.modules() if isinstance(m, nn.Embedding)]
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
         left_out = [p for m in [*modules, *([head] if isinstance(head, nn.Module) else [])] for p in m.parameters()]
@@ -190,7 +189,7 @@ def without_embeddings(model: nn.Module) -> Selection:
 
 
 class _MicroBatch:
-    """The closure of a micro-batch: its first call counts, the others leave the trainer as it is."""
+    """The closure of a micro-batch: only its first call changes the trainer."""
 
     def __init__(self, trainer: RegularizedTrainerMixin, forward: Callable[[], Any]) -> None:
         self.trainer = trainer
@@ -218,7 +217,7 @@ class _MicroBatch:
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The attributes, with lists of metrics of their own."""
+    """The attributes, with copies of the lists of metrics."""
     return {name: copy.deepcopy(value) if name == "_metrics" else value for name, value in attributes.items()}
 
 

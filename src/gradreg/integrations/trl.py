@@ -42,8 +42,8 @@ class RegularizedSFTTrainer(RegularizedTrainerMixin, SFTTrainer):
 class RegularizedGRPOTrainer(RegularizedTrainerMixin, GRPOTrainer):
     """``trl.GRPOTrainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``parameters`` and ``scope``.
 
-    On-policy, TRL takes the policy of each pass for the old one. Here the old policy is the first pass's in all passes, so that they
-    evaluate one loss.
+    On-policy, TRL uses the policy of each pass as the old one. Here the old policy is the first pass's in all passes, so that they
+    evaluate the same loss.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The part of a decoupled result that goes to the parameters beside the optimizer."""
+"""The part of a decoupled result that is applied to the parameters separately from the optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vector along which the parameters are perturbed, and the one by whose norm a normalised perturbation is divided.
+"""The vector along which the parameters are perturbed, and the one by whose norm a normalized perturbation is divided.
 
 One function for each direction, found by its type. A direction of your own is registered in the same way (``docs/extending.md``)::
 
@@ -31,8 +31,8 @@ class DirectionInputs:
     Args:
         params: where the gradient was taken: θ.
         gradients: g there; None for a direction that declares ``needs_gradient = False``.
-        average: the average m that the direction declares by ``averages``: of the gradients, this step's included, or of the results of
-            earlier steps; its leaves are those of ``params`` where they are not ``selected``. None for a direction without one.
+        average: the EMA m that the direction declares by ``averages``: of the gradients, including this step's, or of the results of
+            earlier steps; leaves that are not ``selected`` are those of ``params``. None for a direction without one.
         step: the optimizer step, an int or a traced integer.
         selected: for each leaf, in the order of ``jax.tree.leaves``, whether it is perturbed.
     """
@@ -48,7 +48,7 @@ class DirectionInputs:
 def ascent_direction(direction: Direction, inputs: DirectionInputs) -> tuple[Tree, Tree]:
     """The vectors v and w of the table in ``gradreg.directions``.
 
-    Both are trees like the parameters, whose leaves are not looked at where they are not ``inputs.selected``.
+    Both are trees like the parameters; leaves that are not ``inputs.selected`` are ignored.
     """
     raise TypeError(f"direction must be one that the JAX engine knows; got {checks.describe(direction)}. Register a function for it.")
 
@@ -88,7 +88,7 @@ def _(direction: EmaDirection, inputs: DirectionInputs) -> tuple[Tree, Tree]:
 @ascent_direction.register
 def _(direction: Random, inputs: DirectionInputs) -> tuple[Tree, Tree]:
     leaves, structure = jax.tree.flatten(inputs.params)
-    # The index counts all leaves, selected or not: a leaf has the same signs whatever is selected beside it.
+    # The index counts all leaves, so that the signs of a leaf do not depend on which other leaves are selected.
     numbered = enumerate(zip(leaves, inputs.selected, strict=True))
     v = structure.unflatten([signs(direction.seed, inputs.step, i, widened(leaf)) if chosen else leaf for i, (leaf, chosen) in numbered])
     return v, v

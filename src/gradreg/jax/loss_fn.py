@@ -14,7 +14,7 @@ from gradreg.jax.parallel import mean
 
 
 class Evaluated(NamedTuple):
-    """The loss, what the function returned beside it, and a gradient."""
+    """The loss, the function's aux, and a gradient."""
 
     value: jax.Array
     aux: Any
@@ -22,7 +22,7 @@ class Evaluated(NamedTuple):
 
 
 Evaluate: TypeAlias = Callable[[Tree], Evaluated]
-"""Parameters to loss, aux and gradient: the function with its batch, and its mean over shards where that is wanted, inside."""
+"""From parameters to loss, aux and gradient; the batch, and the mean over shards if there is one, are already inside."""
 
 
 def evaluate_with(

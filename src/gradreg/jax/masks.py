@@ -98,7 +98,7 @@ class MaskInputs:
 
 @singledispatch
 def coordinates(mask: Mask, inputs: MaskInputs) -> Tree:
-    """Whether each coordinate is perturbed: a tree of boolean arrays like the parameters, not looked at where not ``inputs.selected``."""
+    """Whether each coordinate is perturbed: a tree of boolean arrays like the parameters; leaves not ``inputs.selected`` are ignored."""
     raise _unknown(mask)
 
 
@@ -115,11 +115,13 @@ def _(mask: Sparse, inputs: MaskInputs) -> Tree:
 
 
 def largest(share: float, gradients: Tree, selected: Sequence[bool]) -> Tree:
-    """Whether each element is among the ``share`` of largest magnitude of all ``selected`` leaves together; ties with the smallest are too.
+    """Whether each element is among the ``share`` of largest magnitude of all ``selected`` leaves together, ties included.
 
-    None for a leaf that is not selected. The bound is found bit by bit, because non-negative floats are ordered as the integers with the
-    same bits: 31 or 63 counts, in place of a sort that would first gather all leaves, sharded or not, into one array.
+    None for a leaf that is not selected.
     """
+    # The smallest kept magnitude is found by bisection over its bits: non-negative floats have the same order as the integers with the
+    # same bits, so setting one bit after the other from the highest needs 31 or 63 counts. A sort would first have to gather all
+    # leaves, sharded or not, into one array.
     every, structure = jax.tree.flatten(gradients)
     leaves = [widened(leaf) if counted else None for leaf, counted in zip(every, selected, strict=True)]
     kept = [leaf for leaf in leaves if leaf is not None]
@@ -132,17 +134,18 @@ def largest(share: float, gradients: Tree, selected: Sequence[bool]) -> Tree:
     wanted = max(1, round(share * sum(leaf.size for leaf in kept)))
 
     def narrowed(i: Any, bound: jax.Array) -> jax.Array:
+        # Keep the bit if enough elements remain at or above the bound with it.
         candidate = bound | (jnp.ones((), integer) << (highest - i).astype(integer))
         count = sum(jnp.sum(ordered(leaf) >= candidate, dtype=jnp.uint32) for leaf in kept)
         return jnp.where(count >= wanted, candidate, bound)
 
-    zero = sum(jnp.sum(ordered(leaf)) for leaf in kept) & 0  # of the leaves, so that shard_map marks it as varying where they are
+    zero = sum(jnp.sum(ordered(leaf)) for leaf in kept) & 0  # computed from the leaves, so that shard_map marks it as varying as they are
     bound = jax.lax.fori_loop(0, highest + 1, narrowed, zero)
     return structure.unflatten([None if leaf is None else ordered(leaf) >= bound for leaf in leaves])
 
 
 def masked(vectors: Tree, masks: Sequence[jax.Array | None]) -> Tree:
-    """``vectors`` with zeros in coordinates that are not to be perturbed; leaves without a mask as they are."""
+    """``vectors`` with zeros in coordinates that are not perturbed; leaves without a mask are unchanged."""
     leaves, structure = jax.tree.flatten(vectors)
     return structure.unflatten([leaf if mask is None else jnp.where(mask, leaf, 0) for leaf, mask in zip(leaves, masks, strict=True)])
 

@@ -17,10 +17,9 @@ InAxes = int | None | tuple[int | None, ...]
 def microbatched(fun: Callable[..., Any], *, in_axes: InAxes = 0, has_aux: bool = False) -> Callable[..., Any]:
     """``fun`` averaged over micro-batches, with the activations of only one of them in memory at a time.
 
-    ``L(θ) = (1/n)·Σ fun(θ, part_i)``. Its gradient is gathered part by part inside a ``jax.lax.scan``, so that ``value_and_grad`` of it
-    makes one perturbation from the whole accumulated gradient, as it does for the undivided batch; with parts of equal size and a loss
-    that is a mean over examples the two agree to rounding. (``optax.MultiSteps`` around a regularized gradient perturbs by each part's
-    own.)
+    ``L(θ) = (1/n)·Σ fun(θ, part_i)``. Its gradient is accumulated part by part inside a ``jax.lax.scan``, so ``value_and_grad`` of it
+    makes one perturbation from the whole accumulated gradient, as for the undivided batch. With parts of equal size and a loss that is a
+    mean over examples the two agree to rounding. (``optax.MultiSteps`` around a regularized gradient perturbs by each part's gradient.)
 
     Args:
         fun: ``(params, *args, **kwargs) -> loss``, or ``-> (loss, aux)`` with ``has_aux``.
@@ -34,7 +33,7 @@ def microbatched(fun: Callable[..., Any], *, in_axes: InAxes = 0, has_aux: bool 
         It can be differentiated by ``params`` only, in reverse mode (and once more, as "exact" does).
 
     Cost: that of ``fun`` on all parts, one after another; memory for one part's activations and one more gradient. An "exact" penalty keeps
-    the activations of all parts, and so saves no memory.
+    the activations of all parts, so it saves no memory.
 
     Raises:
         TypeError, ValueError: ``in_axes`` of another form or length, nothing to divide, or parts that differ in number; when called.

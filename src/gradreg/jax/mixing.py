@@ -1,7 +1,7 @@
 """How the gradients of a step become its result: one function for each mixing, found by its type; and ``Reuse`` and ``decoupled``.
 
 A mixing that is a weighted sum ("summed" or "normalized" by its ``plain_gradient``) has an entry in ``weigh_plain``, one that needs the
-plain gradient beside the sum ("apart") in ``mix``.
+plain gradient in addition to the sum ("apart") in ``mix``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _(mixing: Unit, weight: Any, norm: jax.Array | None) -> Any:
 
 @dataclass(frozen=True)
 class MixingInputs:
-    """Gradients held side by side, the same on all shards.
+    """The gradients that a mixing combines, the same on all shards.
 
     Args:
         result: P, the sum of the weighted gradients, the plain one's included.

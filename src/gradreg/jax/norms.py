@@ -13,7 +13,7 @@ Tree: TypeAlias = Any
 
 
 def wide(dtype: Any) -> Any:
-    """The dtype in which leaves of ``dtype`` are computed with: itself, or float32 if it is narrower."""
+    """The dtype used to compute with leaves of ``dtype``: itself, or float32 if it is narrower."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
@@ -36,7 +36,7 @@ def inner_product(first: Tree, second: Tree) -> jax.Array:
 
 
 def safe_ratio(numerator: Any, denominator: Any) -> jax.Array:
-    """``numerator / denominator``, and 0 where the denominator is 0: a zero gradient has no direction, and is not perturbed."""
+    """``numerator / denominator``, and 0 where the denominator is 0, because a zero gradient has no direction."""
     positive = denominator > 0
     # The inner ``where`` keeps the division, and so its derivative, finite on the side that is not taken.
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1.0), 0.0)

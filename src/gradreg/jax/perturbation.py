@@ -35,7 +35,7 @@ def weighted_sum(terms: Sequence[tuple[Any, Tree]]) -> Tree:
 
     def total(*leaves: jax.Array) -> jax.Array:
         wider = [widened(leaf) for leaf in leaves]
-        # A weight of exactly 1 is not multiplied with, so that the plain gradient comes back bit for bit.
+        # A weight of exactly 1 skips the multiplication, so that the plain gradient is returned bit for bit.
         parts = [w if isinstance(c, float) and c == 1.0 else jnp.asarray(c, w.dtype) * w for c, w in zip(weights, wider, strict=True)]
         return sum(parts[1:], start=parts[0]).astype(leaves[0].dtype)
 

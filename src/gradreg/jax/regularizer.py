@@ -28,7 +28,7 @@ Scope = Literal["local", "global"]
 
 @dataclass(frozen=True, eq=False)
 class RegularizedValueAndGrad:
-    """From ``(params, *args, step=0, **kwargs)`` to loss and gradient; for a penalty that carries a state, with ``state=``, to it too.
+    """From ``(params, *args, step=0, **kwargs)`` to loss and gradient; with ``state=``, for a penalty that has a state, to the next state.
 
     Made by ``value_and_grad``, whose arguments these are.
     """
@@ -42,10 +42,10 @@ class RegularizedValueAndGrad:
     scope: Scope
 
     def init(self, params: Tree) -> State:
-        """The state before the first step, for penalties that carry one: a dictionary of arrays, placed as ``params`` are.
+        """The state before the first step, for penalties that have one: a dictionary of arrays, sharded as ``params`` are.
 
         Raises:
-            ValueError: the penalty carries none, and is called without.
+            ValueError: the penalty has no state.
         """
         if self.penalty is None or not carries_state(self.penalty):
             raise ValueError(
@@ -92,7 +92,7 @@ def _values(penalty: GradientPenalty, step: Any) -> StepValues:
 
 @dataclass(frozen=True, eq=False)
 class RegularizedGrad:
-    """What ``both`` returns without the loss. Made by ``grad``."""
+    """``both`` without the loss. Made by ``grad``."""
 
     both: RegularizedValueAndGrad
 
@@ -136,19 +136,19 @@ def value_and_grad(
 
     Args:
         fun: ``(params, *args, **kwargs) -> loss``, or ``-> (loss, aux)`` with ``has_aux``; ``loss`` a real floating scalar. Pure.
-        penalty: what is penalised; None for the plain gradient, through the same calls.
+        penalty: what is penalized; None for the plain gradient, through the same calls.
         has_aux: whether ``fun`` returns ``(loss, aux)``; ``aux`` (batch statistics, say) is what the first pass returned.
         parameters: ``(name, leaf) -> bool``: which leaves of ``params`` are perturbed and counted in the norm; all by default. ``name`` is
             the leaf's path joined by "/", as in "params/Dense_0/kernel". The others are not perturbed in the later passes, and
             their gradients are combined by the same rule.
         ascent: the function from which the direction d comes instead of ``fun``, called with the same arguments; usually ``fun`` on part
             of the batch: ``ascent=lambda params, x, y: loss(params, x[:32], y[:32])``. It returns what ``fun`` returns. If c is known to be
-            1 (``sam``; strength and radius alike), ``fun`` is evaluated only at the perturbed parameters and loss and aux are those of
-            ``ascent``; otherwise they are those of ``fun``, which is evaluated at θ first. Not for "exact", other mixings than "plain",
+            1 (``sam``, or strength equal to radius), ``fun`` is evaluated only at the perturbed parameters, and loss and aux are those of
+            ``ascent``; otherwise they are those of ``fun``, which is evaluated at θ first. Not for "exact", mixings other than "plain",
             ``reuse``, ``decoupled``, and directions that need no gradient.
         axis_name: the mapped axis, or axes, of ``jax.shard_map`` (or of ``jax.vmap(..., axis_name=...)``) over which the batch is
-            sharded. The loss and the gradient are then averaged over it, and are the same on every shard; ``aux`` stays each shard's own.
-            Leave it out for arrays sharded under plain ``jit``, where everything is global already.
+            sharded. The loss and the gradient are then averaged over it, and are the same on every shard; ``aux`` is not averaged.
+            Leave it out for arrays sharded under plain ``jit``, where everything is already global.
         scope: "local" perturbs each shard by its own gradient (one all-reduce a step; the m-sharpness of the SAM paper), "global" by
             the gradient averaged over ``axis_name`` (two all-reduces). The state is the same on every shard in either scope: with
             "local", the average of ``Friendly`` and the choice of a Fisher mask take one more all-reduce in the steps that change them.
@@ -160,27 +160,27 @@ def value_and_grad(
 
         For a penalty with memory (``penalty.has_memory``) and a decoupled one, the function takes the keyword ``state``, which is
         not passed on to ``fun`` either, and gives ``(loss, grads, state)`` or ``((loss, aux), grads, state)``. Its method
-        ``init(params)`` makes the first state, every call the next: a dictionary of arrays whose structure, shapes and dtypes stay as they
-        are, to be carried, donated, sharded and saved as an optimizer's is. See ``docs/jax.md``.
+        ``init(params)`` makes the first state, every call the next: a dictionary of arrays whose structure, shapes and dtypes never
+        change. Carry, donate, shard and save it like an optimizer state. See ``docs/jax.md``.
 
     Cost in gradient evaluations: 2 (forward, backward), 3 (central), 1 where the strength is 0. "exact" costs about 2.5 to 3.3: one
     ``jax.linearize`` of the gradient, forward over reverse. Measured on a CPU, that took 3.0 on an MLP and 2.5 on a convolutional network,
-    reverse over reverse 2.6 and 10.7. Where the strength is a schedule that may be 0 and ``step`` is traced, ``jax.lax.cond`` decides when
-    the program runs; under ``vmap`` over ``step`` itself both sides are paid. ``ascent`` costs its share of the batch, and 1 more
-    evaluation unless c = 1. A direction that needs no gradient (``remembered``, ``random_sam``) with c = 1 costs 1, and
-    ``Reuse`` 1 between its fresh steps. State: one more copy of the parameters, for a Fisher mask an eighth to a quarter of one.
+    reverse over reverse 2.6 and 10.7. Where the strength is a schedule that may be 0 and ``step`` is traced, ``jax.lax.cond`` decides at
+    run time; under ``vmap`` over ``step`` itself both branches run. ``ascent`` costs its share of the batch, and 1 more evaluation
+    unless c = 1. A direction that needs no gradient (``remembered``, ``random_sam``) with c = 1 costs 1, and ``Reuse`` 1 between its
+    fresh steps. State: one more copy of the parameters, for a Fisher mask an eighth to a quarter of one.
 
     Precision: leaves of fewer than 32 bits are perturbed, and their gradients combined, in float32 and rounded once; the norm is taken in
     float32 at least. ``fun`` still receives parameters of their own dtype, and a perturbation below half a unit in the last place of
-    a bfloat16 parameter does not move it: with small radii keep the parameters in float32 and cast to bfloat16 inside ``fun``.
+    a bfloat16 parameter does not change it: with small radii keep the parameters in float32 and cast to bfloat16 inside ``fun``.
 
     A zero gradient has no direction and is not perturbed: the result is finite. If schedules make the radius 0 at a traced step where
     the strength is not, the gradient is not finite (``GradientPenalty.coefficient_at`` raises for such a step).
 
     Raises:
         TypeError, ValueError: here, for arguments of the wrong kind and for a direction, mask or mixing of your own that has no function in
-            this engine (``docs/extending.md``); when traced, for a loss that is no real floating scalar, parameters
-            that are not real floating arrays, a predicate or a mask that selects none, a bad step, a state forgotten or not of these
+            this engine (``docs/extending.md``); when traced, for a loss that is not a real floating scalar, parameters
+            that are not real floating arrays, a predicate or a mask that selects none, a bad step, a missing state or one of other
             parameters, and an ``axis_name`` that is not mapped.
 
     Sources: those of each penalty's constructor; scope: Foret et al. 2021, arXiv 2010.01412, section 4.1 (m-sharpness).

@@ -1,4 +1,4 @@
-"""What a penalty hands from step to step: a dictionary of arrays, the same structure, shapes and dtypes at every step."""
+"""The state that a penalty passes from step to step: a dictionary of arrays of fixed structure, shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ AVERAGE = "average"
 """The exponential moving average (EMA) of gradients or of results that the direction declares, of the leaves that are perturbed."""
 
 MASK, PERIOD = "mask", "period"
-"""The coordinates that a mask chose from gradients, and which refresh it is of; −1 before the first."""
+"""The coordinates that a mask chose from gradients, and the number of that refresh; −1 before the first."""
 
 REUSED = "reused"
 """The part of the penalised gradient orthogonal to the plain one (``Reuse``)."""
 
 CORRECTION = "correction"
-"""What a decoupled penalty leaves to be applied to the parameters beside the optimizer."""
+"""What a decoupled penalty leaves to be applied to the parameters separately from the optimizer."""
 
 
 def carries_state(penalty: GradientPenalty | None) -> bool:
-    """Whether steps hand something on: a memory, or the second part of a decoupled result."""
+    """Whether steps pass on a state: that of a part, or the second half of a decoupled result."""
     return penalty is not None and (penalty.has_memory or penalty.decoupled)
 
 
 def initial(penalty: GradientPenalty, params: Tree, selected: Sequence[bool]) -> State:
-    """The state before the first step: all zeros. At least 32 bits wide, or small changes would be rounded away."""
+    """The state before the first step: zeros of at least 32 bits, because small changes would be rounded away in fewer."""
     leaves, structure = jax.tree.flatten(params)
 
     def zeros(which: Sequence[bool], dtype: Any = None) -> Tree:

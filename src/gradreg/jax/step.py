@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def maybe_cond(condition: Condition, if_true: Callable[[], T], if_false: Callable[[], T]) -> T:
-    """The result of one of the two functions; where ``condition`` is traced, the program decides when it runs and pays for that one."""
+    """The result of one of the two functions; where ``condition`` is traced, by ``jax.lax.cond``, which runs only that one."""
     if isinstance(condition, bool):
         return if_true() if condition else if_false()
     return jax.lax.cond(condition, if_true, if_false)
@@ -40,9 +40,9 @@ class Step:
         evaluate: loss, aux and gradient on the batch.
         ascend: the same for the function of the direction, or None for ``evaluate``.
         selected: for each leaf of the parameters, whether it is perturbed and counted in the norm.
-        axes: the mapped axes along which the parameters are marked as each shard's own.
+        axes: the mapped axes along which the parameters are marked as varying from shard to shard.
         unequal: those along which the evaluations still differ, and over which the result is averaged.
-        state: what the steps before handed on.
+        state: the state after the previous step.
     """
 
     penalty: GradientPenalty
@@ -77,13 +77,13 @@ class Step:
         if start.of != "loss" or start.offset != 0:
             evaluated, state = maybe_cond(fresh, lambda: self._run(plan, params), lambda: self._rest(self.evaluate(params)))
             return evaluated, None, state
-        # The first pass is the plain one, whether the penalty acts or not: it stands outside the condition, in the program once.
+        # The first pass is the plain one, whether the penalty acts or not. Outside the condition it is compiled only once.
         first = self.evaluate(params)
         gradients, state = maybe_cond(fresh, lambda: _gradients(self._run(plan, params, first)), lambda: _gradients(self._rest(first)))
         return first._replace(gradients=gradients), first.gradients if self.penalty.keeps_plain_apart else None, state
 
     def _run(self, plan: Plan, params: Tree, first: Evaluated | None = None) -> tuple[Evaluated, State]:
-        """The passes of ``plan``, of a step that acts; ``first``: what the first one gave, if it has been evaluated already.
+        """The passes of ``plan``, of a step that acts; ``first``: the result of the first one, if it has been evaluated already.
 
         Returns:
             Loss and aux of the first pass with the sum of weighted gradients, and the state with what the direction and the mask keep.
@@ -119,7 +119,7 @@ class Step:
         return results._replace(gradients=weighted_sum(terms)), state
 
     def _weight(self, plan: Plan, this: Pass, gradients: Tree) -> Any:
-        """The factor of a pass's gradient in the sum; the mixing decides about that of the plain one."""
+        """The factor of a pass's gradient in the sum; for the plain gradient the mixing determines it."""
         mixing = self.penalty.mixing
         if this.offset != 0:
             return this.weight
@@ -128,10 +128,10 @@ class Step:
         return weigh_plain(mixing, this.weight, None)
 
     def _prepared(self, params: Tree, gradients: Tree | None) -> tuple[Callable[[Tree, Tree | None], tuple[Tree, Any]], State]:
-        """What the direction's average and the mask keep, found once a step; and the function that forms a perturbation with them.
+        """The function that forms a perturbation, and the state with this step's average and mask, which are computed once a step.
 
         ``gradients``: what the direction is formed from at θ, None if it needs none. The function takes a point and the gradient there,
-        and gives the vector and the distance along it that an offset of 1 stands for.
+        and returns the vector and the distance along it that corresponds to an offset of 1.
         """
         penalty = self.penalty
         state = self.state if gradients is None else self._averaging(gradients)
@@ -168,18 +168,18 @@ class Step:
         return masks, {**state, MASK: jax.tree.structure(params).unflatten(masks), PERIOD: period}
 
     def _rest(self, evaluated: Evaluated) -> tuple[Evaluated, State]:
-        """A step at which the penalty rests: the average still takes the gradient."""
+        """A step at which the penalty does not act: the EMA is still updated with the gradient."""
         return evaluated, self._averaging(evaluated.gradients)
 
     def _averaging(self, gradients: Tree) -> State:
-        """The state, its average updated with ``gradients`` if the direction averages those."""
+        """The state, its EMA updated with ``gradients`` if the direction averages those."""
         direction = self.penalty.direction
         if direction.averages != "gradients":
             return self.state
         return update_ema(self.state, direction.average_decay, mean(gradients, self.unequal))
 
     def _mixed(self, plain: Tree | None, total: Tree, state: State) -> tuple[Tree, State]:
-        """The result, from the plain gradient and the weighted sum, which is the plain gradient too where the penalty rests."""
+        """The result, from the plain gradient and the weighted sum, which is the plain gradient too where the penalty does not act."""
         penalty, values, inputs = self.penalty, self.values, MixingInputs(total, plain)
         if penalty.decoupled:
             return plain, {**state, CORRECTION: with_dtypes_of(state[CORRECTION], correction(inputs))}
@@ -196,7 +196,7 @@ class Step:
         return total, state
 
     def _check_alike(self, this: Pass, evaluated: Evaluated, params: Tree) -> None:
-        """Raise if a step's loss and aux come from ``ascent`` or from ``fun``, as the program decides when it runs, and differ in form."""
+        """Raise if loss and aux come from ``ascent`` or ``fun``, depending on a traced condition, and differ in form."""
         if this.of == "loss" or isinstance(self.values.fresh, bool):
             return
         plain = jax.eval_shape(self.evaluate, params)
@@ -226,5 +226,5 @@ class Step:
 
 
 def _gradients(found: tuple[Evaluated, State]) -> tuple[Tree, State]:
-    """Without loss and aux, which need not pass through a condition that does not change them."""
+    """Gradients and state alone: loss and aux need not pass through a ``cond`` that does not change them."""
     return found[0].gradients, found[1]

@@ -1,4 +1,4 @@
-"""Weight decay that changes over a run, for optax: a hyperparameter that follows a schedule, or that ``AutoL2`` sets from outside."""
+"""Weight decay that changes over a run, for optax: a hyperparameter that follows a schedule or is set by ``AutoL2``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from gradreg import checks
 from gradreg.schedules import Schedule, as_schedule
 
 Mask = Any | Callable[[Any], Any] | None
-"""A tree of booleans like the parameters', or a function that makes it of them: which parameters decay. None: all."""
+"""Which parameters decay: a tree of booleans like the parameters, a function that makes it from them, or None for all."""
 
 
 def scheduled(
     decay: float | Schedule, *, learning_rate: Callable[[Any], Any] | None = None, peak_learning_rate: float | None = None
 ) -> Callable[[Any], Any]:
-    """The schedule as optax takes one: a function of the step count.
+    """The schedule as an optax schedule: a function of the step count.
 
     For ``optax.inject_hyperparams(optax.adamw)(lr, weight_decay=scheduled(...))``.
 
@@ -30,7 +30,7 @@ def scheduled(
         peak_learning_rate: η_max, > 0; goes with ``learning_rate``.
 
     Raises:
-        ValueError, TypeError: a coefficient below 0 or no number, or only one of the two last arguments.
+        ValueError, TypeError: a coefficient below 0 or not a number, or only one of the last two arguments.
 
     >>> from gradreg import LogTime
     >>> float(scheduled(LogTime(value=0.5, t0=100))(100))
@@ -54,7 +54,7 @@ def scheduled(
 def sgd(
     learning_rate: Any, weight_decay: Any = 0.0, momentum: float | None = None, nesterov: bool = False, mask: Mask = None
 ) -> optax.GradientTransformation:
-    """SGD with coupled weight decay, as ``torch.optim.SGD`` has it and optax's does not: λθ joins the gradient before the momentum.
+    """SGD with coupled weight decay, as in ``torch.optim.SGD`` and not in optax's: λθ is added to the gradient before the momentum.
 
     Args:
         learning_rate: η, or an optax schedule of it.
@@ -69,7 +69,7 @@ def sgd(
 def add_cautious_decayed_weights(weight_decay: Any, mask: Mask = None) -> optax.GradientTransformation:
     """Add λθ to the updates where the sign of θ is that of the update (or either is 0), so that decay never opposes the optimizer.
 
-    Stands where ``optax.add_decayed_weights`` stands in AdamW: after the preconditioning, before ``scale_by_learning_rate``.
+    Use it where AdamW uses ``optax.add_decayed_weights``: after the preconditioning, before ``scale_by_learning_rate``.
 
     Args:
         weight_decay: λ, ≥ 0, or a function of the step count under ``optax.inject_hyperparams``.
@@ -88,10 +88,10 @@ def add_cautious_decayed_weights(weight_decay: Any, mask: Mask = None) -> optax.
 
 
 def set_weight_decay(state: Any, l2: float) -> Any:
-    """The optimizer's state with ``weight_decay`` set to ``l2`` in every ``inject_hyperparams`` within it; what is exactly 0 stays 0.
+    """The optimizer's state with ``weight_decay`` set to ``l2`` in every ``inject_hyperparams`` within it; values of exactly 0 stay 0.
 
     For coefficients that are found during training: ``state = set_weight_decay(state, auto.update(step, loss, accuracy))``. Works under
-    ``jit``. The optimizer must have been built with a number for ``weight_decay``, not with a schedule, which would win.
+    ``jit``. Build the optimizer with a number for ``weight_decay``: a schedule would overwrite the value.
 
     Args:
         state: the optax state, nested as it may be.

@@ -1,1 +1,1 @@
-"""Comparing penalties on a task of one's own: at equal epochs, at equal gradient evaluations, over seeds, with a report."""
+"""Comparing penalties on a task: at equal epochs, at equal gradient evaluations, over seeds, with a report."""

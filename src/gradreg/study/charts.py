@@ -11,7 +11,7 @@ from gradreg.study.results import Run
 from gradreg.study.table import Row
 from gradreg.train.outcome import Epoch
 
-# Okabe and Ito's colors, which can be told apart with any kind of color vision; the baseline is gray.
+# Okabe and Ito's palette, which is distinguishable with any kind of color vision; the baseline is gray.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _BASELINE = "#666666"
 

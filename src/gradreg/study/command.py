@@ -14,7 +14,7 @@ from gradreg.train.arguments import CommandParser
 
 DEFAULT_RECIPE = "digits-noisy-labels"
 DESCRIPTION = (
-    "Train the variants of a recipe over several seeds, beside each the plain optimizer with as many gradient evaluations, and report. "
+    "Train the variants of a recipe, and plain training with as many gradient evaluations as each, over several seeds, and report. "
     "Any key of the recipe can be overridden for all of them, as in --epochs 30."
 )
 

@@ -16,17 +16,17 @@ from gradreg.weight_decay_clock import DecayClock
 USAGE = """usage: gradreg l2 probe RECIPE --budget-epochs N ...
        gradreg l2 clock --lr LR --weight-decay L2 --batch-size N --samples N ...
 
-probe  train a short while at a large L2 and predict the best L2 for N epochs
-clock  the clock of weight decay, its timescale, and the same for another batch, data size or learning rate
+probe  train briefly at a large L2 and predict the best L2 for N epochs
+clock  the clock of weight decay, its timescale, and the same for another batch size, data size or learning rate
 
 gradreg l2 probe --help and gradreg l2 clock --help explain the options."""
 
 PROBE = (
-    "Train the recipe a short while at a large L2 and a constant learning rate, and predict the best weight decay for a run of "
+    "Train the recipe briefly at a large L2 and a constant learning rate, and predict the best weight decay for a run of "
     "--budget-epochs: the time to the best accuracy is in proportion to 1 / (learning rate * L2). Any key of the recipe can be overridden."
 )
 CLOCK = (
-    "The clock of weight decay: lr * weight decay * steps. Runs that agree on its timescale in epochs behave alike. With any of --to-lr, "
+    "The clock of weight decay: lr * weight decay * steps. Runs with equal timescales in epochs are comparable. With any of --to-lr, "
     "--to-batch-size and --to-samples, also the weight decay that keeps that timescale."
 )
 
@@ -46,7 +46,7 @@ def clock(argv: Sequence[str]) -> int:
     """Run ``gradreg l2 clock``."""
     parser = argparse.ArgumentParser(prog="gradreg l2 clock", description=CLOCK, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--lr", type=float, required=True, help="learning rate; the mean over the run if it has a schedule")
-    parser.add_argument("--weight-decay", type=float, required=True, help="weight decay as PyTorch understands it")
+    parser.add_argument("--weight-decay", type=float, required=True, help="weight decay as in PyTorch")
     parser.add_argument("--batch-size", type=int, required=True, help="examples a step")
     parser.add_argument("--samples", type=int, required=True, help="training examples in an epoch")
     parser.add_argument("--momentum", type=float, default=0.0, help="momentum of SGD; 0 for decoupled weight decay (AdamW)")
@@ -102,7 +102,7 @@ def probe(argv: Sequence[str]) -> int:
     parser.add("--probe-l2", type=float, default=0.1, help="L2 of the probe: large, so that the best accuracy comes early")
     parser.add("--probe-epochs", type=int, default=2, help="epochs of the probe")
     parser.add("--measure-every", type=int, default=10, help="steps from one measurement to the next")
-    parser.add("--smooth", type=int, default=1, help="measurements in a centred mean before the best is picked, odd")
+    parser.add("--smooth", type=int, default=1, help="measurements in a centered mean before the best is picked, odd")
     parser.add("--out", type=str, help="folder for probe.json and probe.png (runs/RECIPE-l2-probe)")
     parser.add("--apply", type=str, help="write the recipe with the predicted weight decay and --budget-epochs to this file")
     options = parser.parse(argv)

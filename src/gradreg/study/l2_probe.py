@@ -1,4 +1,4 @@
-"""The probe: a short run at a large L2, from whose best validation accuracy the L2 for a long run follows."""
+"""The probe: a short run at a large L2, whose step of best validation accuracy predicts the L2 for a long run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 LATE = 0.9
-"""A best accuracy after this share of the probe is taken for one at its end: whether it would have risen further is not known."""
+"""A best accuracy after this share of the probe counts as one at its end: it might have risen further."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe measured, and what follows.
+    """What a probe measured, and the prediction from it.
 
     Args:
         l2: coefficient λ₀ of the probe.
@@ -28,9 +28,9 @@ class Probe:
         steps: optimizer steps at which the validation accuracy was measured.
         accuracies: the validation accuracy at each, 0 to 1.
         probe_steps: optimizer steps of the probe.
-        budget_steps: optimizer steps of the run to come.
-        budget_learning_rate: mean learning rate of the run to come, under its schedule.
-        smooth: measurements over which a centred mean is taken before the best is looked for; 1 takes them as they are.
+        budget_steps: optimizer steps of the planned run.
+        budget_learning_rate: mean learning rate of the planned run, under its schedule.
+        smooth: measurements over which a centered mean is taken before the best is picked; 1 does not smooth.
     """
 
     l2: float
@@ -45,7 +45,7 @@ class Probe:
 
     @property
     def smoothed(self) -> list[float]:
-        """The accuracies as they are judged: centred means of ``smooth`` of them, of fewer at the ends."""
+        """The accuracies smoothed by centered means of ``smooth`` of them, of fewer at the ends."""
         half = self.smooth // 2
         windows = [self.accuracies[max(0, i - half) : i + half + 1] for i in range(len(self.accuracies))]
         return [sum(window) / len(window) for window in windows]
@@ -90,7 +90,7 @@ class Probe:
         )
 
     def result(self) -> dict[str, Any]:
-        """All of it in plain values, with what follows."""
+        """All of it in plain values, with the prediction."""
         predicted = None if self.rejection else self.predicted_l2()
         return {**asdict(self), "best_step": self.best_step, "constant": self.constant, "predicted_l2": predicted}
 
@@ -100,7 +100,7 @@ class ProbePlan:
     """The probe of a configuration, before it runs.
 
     Args:
-        recipe: the run as it was configured, without the length and the validation images that the probe needs.
+        recipe: the run as configured, without the length and the validation split of the probe.
         budget: the run for which L2 is to be predicted.
         config: the probe's own run: constant learning rate, large L2, few epochs, a validation split.
         measure_every: optimizer steps from one measurement to the next.
@@ -133,15 +133,15 @@ def make_plan(
 
     Args:
         recipe: the run's configuration.
-        budget_epochs: epochs of the run to come, ≥ ``probe_epochs``.
+        budget_epochs: epochs of the planned run, ≥ ``probe_epochs``.
         probe_l2: λ₀, large, > 0.
         probe_epochs: epochs of the probe, ≥ 1.
         measure_every: optimizer steps from one measurement to the next, ≥ 1.
-        smooth: odd number of measurements in a centred mean, ≥ 1.
+        smooth: odd number of measurements in a centered mean, ≥ 1.
         validation: the validation split (see ``data.validation``) where the recipe has none.
 
     Raises:
-        ValueError, TypeError: a bad number, a budget shorter than the probe, or no image to validate on.
+        ValueError, TypeError: a bad number, a budget shorter than the probe, or no validation image.
     """
     budget_epochs = checks.whole("--budget-epochs", budget_epochs, minimum=1)
     probe_epochs = checks.whole("--probe-epochs", probe_epochs, minimum=1)

@@ -1,4 +1,4 @@
-"""Which runs answer the question: every variant and seed, and beside them the plain optimizer with as many gradient evaluations."""
+"""The runs of a comparison: every variant and seed, and compute-matched baselines, which spend as many gradient evaluations."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def make_plan(recipe: recipes.Recipe, base: Mapping[str, Any], *, penalties: Seq
     Args:
         recipe: where the variants come from; one without ``variants`` compares its own penalty to none.
         base: the recipe's nested keys with the command line's overrides.
-        penalties: names of the variants to compare; None takes all. The baseline is always there.
+        penalties: names of the variants to compare; None takes all. The baseline is always included.
         seeds: how many seeds, from the configuration's ``seed`` on, ≥ 1.
 
     Raises:

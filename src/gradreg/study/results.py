@@ -1,4 +1,4 @@
-"""What a comparison found: its runs, the rows of its table made from them, and ``results.json``."""
+"""The results of a comparison: its runs, the rows of its table, and ``results.json``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradreg.study.table import Row, json_row
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run, as it stands in ``results.json``.
+    """One finished run, as in ``results.json``.
 
     Args:
         variant: the variant that was trained; for a compute-matched baseline, the baseline.

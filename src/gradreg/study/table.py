@@ -21,10 +21,10 @@ class Row:
     """One line of the table: the runs of one variant at one budget. Accuracies and differences are in percent (points), 0 to 100.
 
     Args:
-        label: what to call it.
+        label: its name in the table.
         variant: the variant's name; for a compute-matched baseline, the baseline's.
         budget: "epochs", or "gradients" for a compute-matched baseline.
-        method: the penalty in words.
+        method: a description of the penalty.
         runs: how many runs.
         diverged: how many of them diverged; they are in no mean.
         accuracy: mean test accuracy.
@@ -74,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """All that is known of one column.
+    """The record of one column.
 
     Args:
         header: on the page and in the documentation.
@@ -183,7 +183,7 @@ def json_row(row: Row) -> dict[str, Any]:
 
 
 def terminal_table(rows: Sequence[Row], *, title: str, width: int) -> Table:
-    """The table for a terminal of ``width`` characters, with intervals on lines of their own if it is narrow."""
+    """The table for a terminal of ``width`` characters; if it is narrow, intervals are on separate lines."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

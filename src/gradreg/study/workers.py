@@ -1,4 +1,4 @@
-"""Runs in worker processes, each in its own folder, with progress; what is complete is not run again."""
+"""Runs in worker processes, each in its own folder, with progress; complete runs are not repeated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradreg.study.plan import Job
 
 
 def default_workers() -> int:
-    """A worker a core; one where an accelerator does the work."""
+    """One worker per core; one in all if there is an accelerator."""
     import torch
 
     if torch.accelerator.is_available():
@@ -36,7 +36,7 @@ def run_jobs(
         on_epoch: called for every epoch that any job finishes.
 
     Raises:
-        RuntimeError: a worker died (out of memory, say); what was complete stays.
+        RuntimeError: a worker died (out of memory, say); complete runs are kept.
     """
     context = multiprocessing.get_context("spawn")
     epochs = context.Queue()
@@ -58,7 +58,7 @@ def run_jobs(
                     ) from error
         _drain(epochs, on_epoch)
     except BaseException:
-        # An interrupted comparison leaves no process behind; unfinished runs are started afresh next time.
+        # An interrupted comparison leaves no process running; unfinished runs are started again next time.
         for process in list(pool._processes.values()):
             process.terminate()
         raise
@@ -72,7 +72,7 @@ _epochs: Any = None
 def _start_worker(epochs: Any, threads: int) -> None:
     global _epochs
     _epochs = epochs
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides which workers an interrupt ends
     import torch
 
     torch.set_num_threads(threads)
@@ -84,7 +84,7 @@ def _run(job: Job, folder: Path) -> dict[str, Any]:
 
     try:
         return RunFolder(folder / job.folder).run(job.config, on_epoch=lambda epoch: _epochs.put(1), track=False)
-    except Stopped as stopped:  # told by the parent, which wants no other job begun
+    except Stopped as stopped:  # stopped by the parent, which starts no further job
         os._exit(128 + stopped.signal_number)
 
 

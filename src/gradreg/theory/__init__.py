@@ -1,5 +1,5 @@
 """The theorems as small exact experiments: ``diagonal_network``, ``kernel_decay``, ``flooding`` and ``stability``.
 
-Each module has public functions that return plain arrays in a frozen dataclass; ``gradreg lab`` tabulates and draws them.
-NumPy and SciPy are all they need, except where the PyTorch engine itself is driven (``diagonal_network.train``, ``flooding``).
+Each module has public functions that return plain arrays in a frozen dataclass; ``gradreg lab`` tabulates and plots them.
+They need only NumPy and SciPy, except where they run the PyTorch engine itself (``diagonal_network.train``, ``flooding``).
 """

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     """Run ``gradreg lab``; returns the exit status.
 
     Raises:
-        ValueError, TypeError, OSError: bad input, in words; ``gradreg.cli`` prints them.
+        ValueError, TypeError, OSError: bad input; ``gradreg.cli`` prints the message.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
@@ -61,7 +61,7 @@ def _show(found) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    # Wide enough for the widest table when the output is no terminal, so that a redirected table is not cut.
+    # Wide enough for the widest table when the output is not a terminal, so that a redirected table is not truncated.
     console = Console() if sys.stdout.isatty() else Console(width=160)
     for table in found.tables.values():
         if table.title is None:

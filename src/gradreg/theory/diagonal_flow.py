@@ -1,4 +1,4 @@
-"""The right-hand side and the Jacobian of the diagonal network's regularized gradient flow, in the coordinates in which it is small.
+"""The right-hand side and the Jacobian of the diagonal network's regularized gradient flow, in n + d coordinates instead of 2d.
 
 ln u = ln α₀ − s + Xᵀν and ln v = ln α₀ − s − Xᵀν, because A lies in the row space of X: A = Xᵀa. Then ν̇ = −a and ṡ = γ g∘g′.
 """
@@ -45,7 +45,7 @@ class DiagonalFlow:
         return float(residual @ residual) / (4 * residual.size)
 
     def rate(self, time: float, state: Array) -> Array:
-        """d(ν, s)/dt; not finite where a trial step of the solver went too far, which makes it shorten the step."""
+        """d(ν, s)/dt; not finite after a trial step that went too far, on which the solver shortens the step."""
         X, n, gamma, epsilon = self.X, self.X.shape[0], self.gamma, self.epsilon
         with np.errstate(over="ignore", invalid="ignore"):
             log_u, log_v = self.log_weights(state)

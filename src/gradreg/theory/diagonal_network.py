@@ -1,4 +1,4 @@
-"""The diagonal linear network β = u∘u − v∘v under gradient regularization: its flow, its implicit bias, and real training of it.
+"""The diagonal linear network β = u∘u − v∘v under gradient regularization: its flow, its implicit bias, and training it by SGD.
 
 Loss L = ‖Xβ − y‖² / 4n, weights u(0) = v(0) = α₀, and with K = XᵀX/n, g = Xᵀ(Xβ − y)/n: ∇_u L = g∘u, ∇_v L = −g∘v.
 
@@ -20,18 +20,18 @@ from gradreg.theory.diagonal_flow import DiagonalFlow
 from gradreg.theory.sparse_regression import Array, checked_data, checked_scale, require_interpolation
 
 MOST_STEPS = 50_000
-"""Solver steps after which a flow that has neither arrived nor collapsed is given up; the reference runs take about 700."""
+"""Solver steps after which a flow that has neither converged nor collapsed is stopped; the reference runs take about 700."""
 
 ROUNDING = 1e-13
-"""‖Xβ − y‖ / ‖y‖ below which float64 cannot be asked to go."""
+"""The smallest ‖Xβ − y‖ / ‖y‖ that float64 can reach."""
 
 VANISHED = -150.0
-"""ln u or ln v below which a coordinate counts as gone: e^−150 would need longer to come back than any run lasts."""
+"""ln u or ln v below which a coordinate counts as collapsed: growing back from e^−150 would take longer than any run."""
 
 
 @dataclass(frozen=True, eq=False)
 class DiagonalNetworkFlow:
-    """Where a gradient flow went. m is the number of solver steps, d the number of features.
+    """The result of a gradient flow. m is the number of solver steps, d the number of features.
 
     Attributes:
         beta: β at the end, shape (d,).
@@ -79,7 +79,7 @@ def simulate(
 
         d ln u/dt = −A − γ g∘g′        d ln v/dt = +A − γ g∘g′
 
-    Both g and g′ lie in the row space of X, so ln u and ln v are n + d numbers and not 2d; that is what is integrated, by BDF with the
+    Both g and g′ lie in the row space of X, so n + d numbers determine ln u and ln v, not 2d. These are integrated by BDF with the
     analytic Jacobian.
 
     Args:
@@ -89,16 +89,16 @@ def simulate(
         gamma: strength γ ≥ 0.
         epsilon: ε > 0 is F-GR, ε < 0 is B-GR with radius |ε|, ε = 0 is the exact penalty (DB). Of no effect where γ = 0.
         tolerance: relative error allowed per step in ln u and ln v, > 0.
-        loss_target: the flow has arrived where L is below it, > 0.
-        end_time: stop at this time whether it has arrived or not, > 0; None (the default) runs until it has.
+        loss_target: the flow has converged when L is below it, > 0.
+        end_time: stop at this time, converged or not, > 0; None (the default) runs until convergence.
 
     Returns:
         DiagonalNetworkFlow, whose first point is t = 0 and whose last is the end.
 
     Raises:
-        ValueError: shapes that disagree, data that nothing interpolates, a value outside its range, or a flow that never arrives
+        ValueError: shapes that disagree, data that nothing interpolates, a value outside its range, or a flow that never converges
             because γ or ε is too large; the message says which.
-        TypeError: something that is no number.
+        TypeError: something that is not a number.
 
     Cost: 0.1 s at d = 60, n = 30. Each of the about 100 factorizations takes (n + d)³ operations, and n²d where d > 4n and the Jacobian
     is kept sparse.
@@ -131,7 +131,7 @@ def simulate(
             break
         alive = int(np.sum(np.maximum(log_u, log_v) > VANISHED))
         still = len(losses) % 100 == 0 and np.abs(flow.rate(solver.t, solver.y)).max() < tolerance * np.sqrt(target)
-        # BDF's first steps subtract rows of differences that it has not filled yet: harmless, but whatever stood in that memory may warn.
+        # BDF's first steps subtract rows of differences that it has not filled yet: harmless, but uninitialized memory may warn.
         with np.errstate(over="ignore", invalid="ignore"):
             message = solver.step() if len(losses) <= MOST_STEPS else "the flow takes too many steps"
         failed = solver.status == "failed" or len(losses) > MOST_STEPS or not np.isfinite(losses[-1])
@@ -170,11 +170,11 @@ def implicit_bias(X: ArrayLike, y: ArrayLike, alpha: float | Array) -> Array:
     """The interpolating β towards which a diagonal network with α = √(u∘v) is biased.
 
     ``argmin over Xβ = y of Σ α_i² q(β_i/α_i²)`` with q(z) = 2 − √(4 + z²) + z·arcsinh(z/2). Small α makes that an ℓ₁ norm, large α an
-    ℓ₂ norm. Solved through the dual, which has no constraint: β = 2α²∘sinh(Xᵀν) where ν minimises Σ 2α_i² cosh((Xᵀν)_i) − νᵀy.
+    ℓ₂ norm. Solved through the dual, which has no constraint: β = 2α²∘sinh(Xᵀν) where ν minimizes Σ 2α_i² cosh((Xᵀν)_i) − νᵀy.
 
-    Newton's method, damped so that no exponent changes by more than 2 a step, with the Newton equation solved through a QR
-    factorization of √W Xᵀ (W the Hessian's weights, which span e.g. α² to 1). Exponents are kept together with 2 ln α, so that neither
-    a tiny α nor a large argument overflows.
+    Newton's method, damped so that no exponent changes by more than 2 per step. The Newton equation is solved through a QR
+    factorization of √W Xᵀ, where W, the Hessian's weights, may span α² to 1: forming XWXᵀ would square its condition number.
+    Exponents are combined with 2 ln α before exponentiation, so that neither a tiny α nor a large argument overflows.
 
     Args:
         X: samples as rows, shape (n, d); dependent rows are allowed.
@@ -253,7 +253,7 @@ def penalty_of(gamma: float, epsilon: float) -> GradientPenalty | None:
 
 @dataclass(frozen=True, eq=False)
 class TrainedDiagonalNetwork:
-    """What training left behind.
+    """The result of training.
 
     Attributes:
         beta: β = u∘u − v∘v, shape (d,).

@@ -1,4 +1,4 @@
-"""Flooding near its level is gradient regularization: two of its steps are one step of F-GR or B-GR with ε = η, and nothing else.
+"""Flooding near its level is gradient regularization: two of its steps equal one step of F-GR or B-GR with ε = η.
 
 Flooding with level b trains on |L − b| + b, whose gradient is sign(L − b)·g. With steps of size η on one batch:
 
@@ -62,7 +62,7 @@ class _Regression:
         return ((self.model(self.X) - self.y) ** 2).mean()
 
     def gradient(self, penalty: GradientPenalty | None = None) -> tuple[float, torch.Tensor]:
-        """The loss and the regularized gradient at the present weights, from ``GradientRegularizer``."""
+        """The loss and the regularized gradient at the current weights, from ``GradientRegularizer``."""
         import torch
 
         from gradreg.torch import GradientRegularizer
@@ -81,7 +81,7 @@ class TwoSteps:
     Attributes:
         forward_error: largest difference of a weight, a step below the level then one above, against F-GR.
         backward_error: the same, above then below, against B-GR.
-        moved: ‖η²ΔR_F‖, the size of what is compared.
+        moved: ‖η²ΔR_F‖, the size of the compared steps.
     """
 
     forward_error: float
@@ -132,7 +132,7 @@ def two_steps(*, learning_rate: float = 0.1, width: int = 32, seed: int = 0) -> 
 
 @dataclass(frozen=True, eq=False)
 class FloodingRun:
-    """Flooding near its level beside explicit F-GR. p is the number of pairs of steps; index 0 is the start of the comparison.
+    """Flooding near its level compared with explicit F-GR. p is the number of pairs of steps; index 0 is the start of the comparison.
 
     Attributes:
         loss: L of flooding, shape (p + 1,).
@@ -142,8 +142,8 @@ class FloodingRun:
         moved: distance of flooding from its start, shape (p + 1,).
         distance: distance between the two paths, shape (p + 1,).
         distance_held: distance of flooding from a third path, F-GR that also takes the two plain steps of every slip, shape (p + 1,).
-        slips: whether both steps of pair i went the same way, shape (p,); only these part the paths.
-        approach: plain steps that it took to reach the level.
+        slips: whether both steps of pair i went the same way, shape (p,); only these separate the paths.
+        approach: the number of plain steps to reach the level.
     """
 
     loss: Array
@@ -160,12 +160,12 @@ class FloodingRun:
 def simulate(
     *, level: float = 0.2, learning_rate: float = 0.1, pairs: int = 1000, width: int = 32, seed: int = 0, approach: int = 20_000
 ) -> FloodingRun:
-    """Descend to the level, then go on with flooding on one path and with nothing but F-GR's regularizer on another.
+    """Descend to the level, then continue with flooding on one path and with only F-GR's regularizer on another.
 
-    A pair of flooding steps is set beside one explicit step θ ← θ − η²·ΔR_F(η), with η·ΔR_F from ``fgr(gamma=η, epsilon=η)``. While
-    flooding alternates, the two agree to rounding. As the penalty lowers the loss too, flooding now and then takes two steps up in a
-    row ("slips"), which hold it at its level and which the explicit path does not take. A third path, F-GR with those plain steps
-    added, shows that they are all that parts the two. Whenever a pair begins above the level, flooding performs B-GR (−η²ΔR_B) instead.
+    A pair of flooding steps is compared with one explicit step θ ← θ − η²·ΔR_F(η), with η·ΔR_F from ``fgr(gamma=η, epsilon=η)``. While
+    flooding alternates, the two agree to rounding. Because the penalty lowers the loss too, flooding sometimes takes two steps up in a
+    row ("slips"). They hold it at its level, and the explicit path does not take them. A third path, F-GR with those plain steps
+    added, shows that nothing else separates the two. When a pair begins above the level, flooding performs B-GR (−η²ΔR_B) instead.
 
     Args:
         level: b > 0, in units of the mean squared error.

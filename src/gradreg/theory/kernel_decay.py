@@ -1,4 +1,4 @@
-"""How the kernel of a wide bias-free ReLU network decays under L2, and how its outputs then follow a linear equation.
+"""The decay of the tangent kernel of a wide bias-free ReLU network under L2, and the linear equation for its outputs.
 
 A network with k weight layers and no biases is k-homogeneous. Under gradient flow on ½Σ(f − y)² + ½λ‖θ‖², at infinite width:
 
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class KernelDecay:
-    """One network's flow beside the theorem. m is the number of recorded times, s the number of samples.
+    """One network's flow compared with the theorem. m is the number of recorded times, s the number of samples.
 
     Attributes:
         time: shape (m,), in units of the flow's time (learning rate × steps).
@@ -108,7 +108,7 @@ def simulate(
     points: int = 31,
     seed: int = 0,
 ) -> KernelDecay:
-    """Follow a ReLU network under L2 by gradient flow and set it beside the infinite-width theorem.
+    """Follow a ReLU network under L2 by gradient flow and compare it with the infinite-width theorem.
 
     Inputs and targets are N(0, 1); weights are N(0, 1) in NTK parameterization with ReLU's factor √2.
 

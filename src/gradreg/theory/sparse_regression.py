@@ -12,7 +12,7 @@ from gradreg import checks
 Array = NDArray[np.float64]
 
 CONSISTENCY = 1e-8
-"""‖Xβ − y‖ / ‖y‖ of the least-squares solution above which no β is said to interpolate."""
+"""The relative residual ‖Xβ − y‖ / ‖y‖ of least squares above which the data count as not interpolable."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ def sparse_regression(*, features: int = 60, samples: int = 30, nonzeros: int = 
         features: d, ≥ 1.
         samples: n, ≥ 1.
         nonzeros: k, the number of non-zero coordinates of β*, 1 ≤ k ≤ d.
-        shift: μ, the mean of every feature; 0 gives centred data.
+        shift: μ, the mean of every feature; 0 gives centered data.
         seed: of ``numpy.random.default_rng``, ≥ 0.
 
     Raises:
@@ -64,7 +64,7 @@ def sparse_regression(*, features: int = 60, samples: int = 30, nonzeros: int = 
 
 
 def checked_data(X: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
-    """``X`` (n, d) and ``y`` (n,) as float64 arrays, or an error that says how their shapes or values disagree."""
+    """``X`` (n, d) and ``y`` (n,) as float64 arrays; ``ValueError`` if their shapes disagree or values are not finite."""
     matrix, vector = np.asarray(X, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"X must be a non-empty matrix (samples, features); got shape {matrix.shape}. Stack the samples as rows.")
@@ -92,7 +92,7 @@ def require_interpolation(X: Array, y: Array) -> None:
 
 
 def checked_scale(name: str, value: object, d: int) -> Array:
-    """``value`` as d finite numbers > 0; a single number stands for all of them."""
+    """``value`` as d finite numbers > 0; a single number is repeated."""
     if np.ndim(value) == 0:  # type: ignore[arg-type]
         return np.full(d, checks.positive(name, value))
     scale = np.asarray(value, dtype=np.float64)

@@ -2,8 +2,8 @@
 
 On a quadratic every finite difference is exact, so one statement covers F-GR, B-GR, C-GR and DB. Along an eigenvector of curvature h:
 
-- power 2 (γ): θ ← (1 − ηh(1 + γh))·θ. With heavy-ball momentum μ it is stable exactly when 0 < ηh(1 + γh) < 2(1 + μ). A negative
-  curvature is escaped only if γ|h| < 1, and is a trap beyond.
+- power 2 (γ): θ ← (1 − ηh(1 + γh))·θ. With heavy-ball momentum μ it is stable exactly when 0 < ηh(1 + γh) < 2(1 + μ). Negative
+  curvature is escaped only if γ|h| < 1, and is a trap for larger γ.
 - power 1 (strength λ; ρ for SAM, α·r for GNP): G = Aθ + λ·A(Aθ)/‖Aθ‖ does not vanish towards the minimum, and the iterates end in a
   two-cycle ±δ along the sharpest eigenvector, δ = ηhλ / (2(1 + μ) − ηh).
 
@@ -25,7 +25,7 @@ from gradreg.theory.sparse_regression import Array
 
 
 class Fate(IntEnum):
-    """What becomes of a small displacement along an eigenvector."""
+    """What happens to a small displacement along an eigenvector."""
 
     SETTLES = 0
     """h ≥ 0 and it shrinks: a minimum that training can stay in."""
@@ -74,9 +74,9 @@ def fate(curvature: ArrayLike, gamma: ArrayLike, *, learning_rate: float, moment
 def simulated_fate(
     curvature: ArrayLike, gamma: ArrayLike, *, learning_rate: float, momentum: float = 0.0, steps: int = 2000
 ) -> NDArray[np.int64]:
-    """The same by running ``steps`` regularized steps from θ = 1: did |θ| end below 1 or above? Knows nothing of the formula.
+    """The same by running ``steps`` regularized steps from θ = 1: does |θ| end below or above 1? Independent of the formula.
 
-    The gradient is g + γ·(∇L(θ + g) − g), the forward difference with ε = 1, which on a quadratic is as exact as any.
+    The gradient is g + γ·(∇L(θ + g) − g), the forward difference with ε = 1, which is exact on a quadratic.
 
     Args:
         curvature: h, any shape.
@@ -149,7 +149,7 @@ def trapping_curvature(largest_curvature: float, *, learning_rate: float, moment
     """How negative a curvature must be for SAM and GNP to be trapped at its saddle: |h| above ηH² / (2(1 + μ) − ηH), whatever the strength.
 
     While iterates bounce along the sharpest direction H, ‖g‖ stays at Hδ, and the penalty adds λh²/‖g‖ to a negative curvature h. Only
-    displacements small against δ are held.
+    displacements much smaller than δ are trapped.
 
     Args:
         largest_curvature: H > 0, with ηH < 2(1 + μ).
@@ -214,10 +214,10 @@ def settle(
 
 @dataclass(frozen=True)
 class Advice:
-    """What a quadratic with these curvatures says about a penalty.
+    """The analysis of a penalty on a quadratic with these curvatures.
 
     Attributes:
-        problems: a sentence each, with the value that would do; empty if there is nothing to say.
+        problems: one sentence each, with a value that is small enough; empty if there are none.
         largest_strength: the largest stable strength (power 2), or the one that settles at ``tolerated_distance`` (power 1; ∞ without).
         settling_distance: of power 1; 0 for power 2, which converges.
     """
@@ -245,12 +245,12 @@ def advise(
         largest_curvature: largest eigenvalue of the Hessian, > 0.
         smallest_curvature: smallest eigenvalue; negative values ask whether the penalty turns that direction into a trap.
         momentum: μ, 0 ≤ μ < 1.
-        tolerated_distance: for power 1, how far from the minimum iterates may settle, > 0; None asks nothing.
-        step: optimizer step at which schedules are read, ≥ 0.
+        tolerated_distance: for power 1, how far from the minimum iterates may settle, > 0; None sets no limit.
+        step: optimizer step at which schedules are evaluated, ≥ 0.
 
     Returns:
-        Advice. On a quadratic the radius of power 2 has no effect; a sentence says so where ε·h > 1, because there the second gradient is
-        taken further away than the minimum lies, and only a true quadratic forgives that.
+        Advice. On a quadratic the radius of power 2 has no effect. Where ε·h > 1 a sentence warns that the second gradient is evaluated
+        beyond the minimum, which is harmless only on a true quadratic.
     """
     rate, inertia = _checked_optimizer(learning_rate, momentum)
     sharp, flat = checks.positive("largest_curvature", largest_curvature), checks.real("smallest_curvature", smallest_curvature)

@@ -1,12 +1,12 @@
-"""What forward passes read and write: buffers, frozen parameters, what modules hold as plain attributes, and random numbers.
+"""What forward passes read and write: buffers, frozen parameters, plain attributes of modules, and random numbers.
 
 All passes of a step over one closure must evaluate one function, so each later pass starts from what the first one read. Which state a
-forward pass writes is found by comparison at the first regularized step and after a change of mode (``train()``, ``eval()``, freezing, new
-buffers), whatever way it is written: in place, through ``.data``, by kernels that move no version counter, or by assignment. From then on
-only that is copied, and what is small enough to cost nothing; other tensors are watched by version counter and address. One that shows as
-written only then is copied from the next step on.
+forward pass writes is found by comparing it before and after, at the first regularized step and after a change of mode (``train()``,
+``eval()``, freezing, new buffers). This finds writes in place, through ``.data``, by kernels that leave the version counter unchanged, and
+by assignment. From then on only what was written is copied, and tensors so small that copying is free; the others are watched by
+version counter and address. A tensor that is first written later is copied from the next step on.
 
-Of an attribute that is no tensor the object counts, not what a list or dictionary holds.
+Attributes that are not tensors are compared and restored as objects, not by the contents of a list or dictionary.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from gradreg.torch.norms import is_sharded, local_shards
 from gradreg.torch.rng import RandomSources, is_generator
 
 _SMALL = 1 << 16
-"""Bytes of tensors that are copied in any case, so that writers that show late (every 100th step) are too."""
+"""Bytes of small tensors that are always copied, so that state that is written rarely (every 100th step) is covered."""
 _AFFORDABLE = 1 << 26
-"""Bytes that may be copied while writers are searched for, or as many as the trainable parameters have; beyond it a checksum tells."""
+"""Bytes that may be copied while searching for writers (or the size of the trainable parameters, if larger); the rest is checksummed."""
 _CHUNK = 1 << 20
 """Elements that a checksum reads at a time."""
 
@@ -34,16 +34,16 @@ _ABSENT: Any = object()
 _OWN = frozenset(vars(nn.Module()))
 """Attributes that are PyTorch's own."""
 _WRAPPERS = ("torch.nn.parallel", "torch.distributed", "torch._dynamo")
-"""Where modules come from whose attributes are bookkeeping of the passes themselves."""
+"""Packages of modules whose attributes are bookkeeping of the passes themselves."""
 
 Address = tuple[int, str]
 
 
 @dataclass(frozen=True, eq=False)
 class _Slot:
-    """Where one piece of state stands: under ``key`` in a dictionary of a module.
+    """The location of one piece of state: ``key`` in a dictionary of a module.
 
-    FSDP2 puts gathered copies in the place of its shards during a pass, so of a ``DTensor`` the object itself is the slot.
+    FSDP2 replaces its shards by gathered copies during a pass, so for a ``DTensor`` the object itself is kept.
     """
 
     holder: dict[str, Any]
@@ -66,11 +66,11 @@ class _Slot:
 
 @dataclass
 class Snapshot:
-    """What stood in some slots: the objects, and the contents, by slot, of tensors that can be written to (this rank's shards).
+    """The state in some slots: the objects, and by slot the contents of tensors that can be written to (this rank's shards).
 
     Args:
         slots: the slots.
-        values: what stood in each.
+        values: the object in each.
         contents: tensor and copy.
         random: the states of the random generators, or None.
     """
@@ -102,23 +102,23 @@ class ForwardState:
         self._keeps_state = self._replays_random = True
 
     def begin(self, trainable: Sequence[nn.Parameter], *, state: bool, random: bool) -> None:
-        """Before the passes of a step: see whether writers must be searched for.
+        """Before the passes of a step: decide whether to search for writers.
 
         Args:
             trainable: the parameters that require a gradient.
-            state: whether passes share what they read and write; if not, snapshots hold nothing of it.
+            state: whether passes share what they read and write; if not, snapshots leave it out.
             random: whether they share random numbers.
         """
         self._taken = 0
         self._keeps_state, self._replays_random = state, random
         self._searching = self._mode_now(trainable) != self._mode
         if self._searching:
-            self._mode = None  # until the search has ended: after a step that failed it begins again
+            self._mode = None  # until the search has finished, so that it is repeated after a step that failed
             self._begin_search(trainable)
 
     @torch.no_grad()
     def snapshot(self) -> Snapshot:
-        """What stands in the slots that are copied."""
+        """A copy of the current state."""
         slots: Sequence[_Slot] = self._compared if self._searching else self._writers
         slots = slots if self._keeps_state else ()
         if self._taken == len(self._pool):
@@ -141,7 +141,7 @@ class ForwardState:
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
-        """Have in the slots of ``snapshot`` what stood there."""
+        """Write ``snapshot`` back."""
         for slot, value in zip(snapshot.slots, snapshot.values, strict=True):
             slot.put(value)
         for tensors, copies in _alike(snapshot.contents.values()):
@@ -160,7 +160,7 @@ class ForwardState:
             self._mode = self._mode_now(trainable)
             return
         late = [slot for slot, value, version in self._watched if slot.value() is not value or _version_of(value) != version]
-        if late:  # what they held before is not known
+        if late:  # too late for this step, because their former contents were not copied
             self._writers = [*self._writers, *late]
             self._watch([slot for slot, _, _ in self._watched if slot not in late])
 
@@ -204,7 +204,7 @@ class ForwardState:
         self._watched = [(slot, slot.value(), _version_of(slot.value())) for slot in slots]
 
     def _slots(self) -> Iterator[_Slot]:
-        """All state that is looked at, each tensor once."""
+        """All state that is considered, each tensor once."""
         seen: set[int] = set()
         for module in self._modules:
             own = [] if type(module).__module__.startswith(_WRAPPERS) else [key for key in vars(module) if key not in _OWN]
@@ -234,12 +234,12 @@ def _bytes_of(value: object) -> int:
 
 
 def _version_of(tensor: Tensor) -> tuple[int, int]:
-    """What tells that a tensor was written in place, or given other memory; nothing tells of writes through ``.data``."""
+    """Changes when a tensor is written in place or gets other memory, but not with writes through ``.data``."""
     return -1 if tensor.is_inference() else tensor._version, tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else 0
 
 
 def _differs(slot: _Slot, before: object, start: Snapshot) -> bool:
-    """Whether ``slot`` holds another object than ``before``, or that object another content than at ``start``."""
+    """Whether ``slot`` holds an object other than ``before``, or that object's content differs from ``start``."""
     if slot.value() is not before:
         return True
     return slot.address in start.contents and not torch.equal(*start.contents[slot.address])
@@ -247,7 +247,7 @@ def _differs(slot: _Slot, before: object, start: Snapshot) -> bool:
 
 @torch.no_grad()
 def _checksum(tensor: Tensor) -> tuple[int, ...]:
-    """Numbers that change with the content of a tensor too large to be copied: sums of its bits, plain and weighted by position."""
+    """A checksum of a tensor too large to be copied: sums of its 32-bit words, plain and weighted by position (odd weights)."""
     (shard,) = local_shards([tensor])
     flat = shard.contiguous().view(-1).view(torch.uint8)
     words, rest = flat[: len(flat) // 4 * 4].view(torch.int32), flat[len(flat) // 4 * 4 :]
@@ -261,7 +261,7 @@ def _checksum(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _alike(pairs: Any) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Pairs of tensors as two lists for each dtype and device, as operations over many tensors want them."""
+    """Pairs of tensors as two lists for each dtype and device, which is the form that ``torch._foreach`` operations need."""
     groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
     for a, b in pairs:
         ours, theirs = groups.setdefault((a.dtype, a.device), ([], []))

@@ -1,7 +1,7 @@
-"""Evaluating closures: forward and backward passes whose weighted gradients gather in ``.grad``, each time of the same function.
+"""Evaluating closures: forward and backward passes whose weighted gradients accumulate in ``.grad``, all of the same function.
 
 Every later evaluation of a closure starts from the state and the random numbers that its own first evaluation read, and what that first
-evaluation wrote stands at the end.
+evaluation wrote is kept at the end.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Evaluator:
 
     @contextmanager
     def sharing_state(self, plan: Plan) -> Iterator[None]:
-        """A context of several passes, which start alike; at its end, whatever is raised, stands what the first evaluation wrote."""
+        """A context of several passes that all start from the same state; at its end the first evaluation's writes are restored."""
         self._state.begin(self.trainable, **self._shares)
         self._sharing = True
         group = self._groups[plan.passes[0].of]
@@ -110,19 +110,19 @@ class Evaluator:
             finally:
                 self._end(group)
         except BaseException:
-            self._end(group)  # again, for an interruption may have struck in the midst of the first time
+            self._end(group)  # again, because an interrupt may have come during the first time
             raise
 
     def _end(self, group: _Group) -> None:
         self._sharing = self.repeats_pass = False
         if group.end is not None:
-            self._go_to(group.end)  # but for whether DDP broadcasts in its next forward pass: that is as the last pass left it
+            self._go_to(group.end)  # without the flag for DDP's next broadcast, which stays as the last pass left it
 
     def run(self, of: Literal["loss", "ascent"], weight: float, *, synchronise: bool) -> tuple[Tensor, Any]:
-        """Forward and backward through every closure, ``weight`` times its gradient accumulating.
+        """Forward and backward through every closure, accumulating ``weight`` times its gradient.
 
         Returns:
-            The summed, detached loss, and what the closures returned beside it: one aux, or a list for a sequence of closures.
+            The summed, detached loss, and the closures' aux: one, or a list for a sequence of closures.
         """
         group = self._groups[of]
         first = not group.starts
@@ -140,11 +140,11 @@ class Evaluator:
         return total(losses), self.aux_of(auxiliary)
 
     def aux_of(self, auxiliary: list[Any]) -> Any:
-        """What a step returns of the closures' aux: a list for a sequence of closures, however short."""
+        """The aux that a step returns: a list for a sequence of closures, even one of length 1."""
         return auxiliary if self._in_sequence else auxiliary[0]
 
     def finish_first(self, of: Literal["loss", "ascent"]) -> None:
-        """All closures of a group have been evaluated for the first time: note what they wrote."""
+        """Record what the closures of a group wrote, after all of them have been evaluated for the first time."""
         group = self._groups[of]
         if not self._sharing or not group.starts:
             return
@@ -164,7 +164,7 @@ class Evaluator:
                 self._go_to(group.starts[i])
             else:
                 other = self._groups["ascent" if group is self._groups["loss"] else "loss"]
-                if i == 0 and other.starts:  # another function, which starts where the first one did
+                if i == 0 and other.starts:  # a different function, which starts from the same state as the first one
                     self._go_to(other.starts[0])
                 group.starts.append(self._here())
         loss, aux = self._checked(group.closures[i]())
@@ -229,7 +229,7 @@ class Evaluator:
         return value if self.scaler is None else value / self.scale(value)
 
     def scale(self, like: Tensor) -> float | Tensor:
-        """The loss scale on the device of ``like``; nobody waits for its value."""
+        """The loss scale on the device of ``like``, without a device sync."""
         return 1.0 if self.scaler is None else self.scaler.scale(torch.ones((), dtype=like.dtype, device=like.device))
 
 
@@ -257,7 +257,7 @@ def as_closures(name: str, value: object) -> Sequence[Closure]:
 
 
 def _warn_of_late_binding(name: str, closures: Sequence[Closure]) -> None:
-    """Warn of two functions that are one in all but name: a loop made them, and both read the loop variable as its last turn left it."""
+    """Warn of two functions made by the same line that read the same variables: both see the values of the loop's last iteration."""
     seen: dict[Any, Closure] = {}
     for closure in closures:
         if not isinstance(closure, FunctionType) or not (closure.__code__.co_freevars or closure.__code__.co_names):

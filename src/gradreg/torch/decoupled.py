@@ -11,15 +11,15 @@ from gradreg.torch.norms import local_shards, norm_of_shards
 
 
 class Correction:
-    """What a step leaves to be subtracted from the parameters beside the optimizer, until that is done."""
+    """What a step leaves to be subtracted from the parameters separately from the optimizer, until that is done."""
 
     def __init__(self) -> None:
         self._pending: dict[nn.Parameter, Tensor] | None = None
 
     def keep(self, correction: Mapping[nn.Parameter, Tensor], *, finite_only: bool) -> None:
-        """Hold ``correction``, this rank's shards; with ``finite_only``, which waits for the device, nothing if it is not finite.
+        """Hold ``correction``, this rank's shards; with ``finite_only``, which takes a device sync, drop it if it is not finite.
 
-        A gradient scaler then skips the optimizer's step, and the other part with it.
+        A gradient scaler then skips the optimizer's step, so the other half must be skipped too.
         """
         if not correction:
             return
@@ -27,7 +27,7 @@ class Correction:
         self._pending = dict(correction) if finite else None
 
     def check_applied(self, before: str) -> None:
-        """Fail if something is still held."""
+        """Raise ``RuntimeError`` if a correction is still pending."""
         if self._pending is not None:
             raise RuntimeError(
                 f"regularizer.decoupled_step(optimizer) must come after optimizer.step() and before {before}; it is missing, and half of "
@@ -36,7 +36,7 @@ class Correction:
 
     @torch.no_grad()
     def apply(self, optimizer: torch.optim.Optimizer) -> None:
-        """Subtract lr times what is held, with the lr of each parameter's group in ``optimizer``."""
+        """Subtract lr times the pending correction, with the lr of each parameter's group in ``optimizer``."""
         pending, placed = self._pending or {}, set()
         groups: list[tuple[float | Tensor, list[nn.Parameter]]] = []
         for group in optimizer.param_groups:

@@ -1,6 +1,6 @@
-"""The vectors along which the parameters are perturbed: one function per direction, and the length by which a normalised step divides.
+"""The vectors along which the parameters are perturbed: one function per direction, and the norm by which a normalized step divides.
 
-To teach the engine a direction of your own, register a function for its class::
+To add a direction of your own, register a function for its class::
 
     @ascent_direction.register
     def _(direction: Mine, inputs: DirectionInputs) -> Ascent:
@@ -29,7 +29,7 @@ class Ascent:
     Args:
         parameters: what is perturbed.
         vectors: v times ``weight`` and ``scale``: this rank's shards.
-        norm: ‖w‖ times the same, or a function that measures it if it is asked for.
+        norm: ‖w‖ times the same, or a function that measures it if it is needed.
         weight: a factor of the vectors, that of the pass whose gradient they are.
         scale: another, > 0: the loss scale of that pass.
     """
@@ -41,10 +41,10 @@ class Ascent:
     scale: float | Tensor = 1.0
 
     def distance(self, power: int, radius: float) -> float | Tensor:
-        """By what the vectors are multiplied for a step of ``radius``, which is negative for a step back."""
+        """The factor of the vectors for a step of ``radius``, which is negative for a step backward."""
         if power == 2:
             return radius / self.weight / self.scale
-        # The weighted vector is w·v and its norm |w|·‖v‖: the sign of w is all that is left of it, and nothing of a loss scale.
+        # The weighted vector is w·v and its norm |w|·‖v‖: only the sign of w remains, and the loss scale cancels.
         signed = radius if self.weight > 0 else -radius
         norm = self.norm() if callable(self.norm) else self.norm
         return safe_ratio(signed, norm) if isinstance(norm, Tensor) else signed / norm
@@ -58,13 +58,13 @@ class DirectionInputs:
         parameters: those that are perturbed in this step. Of sharded ones all lists below hold this rank's shards.
         indices: the index of each in the model.
         step: the optimizer step.
-        gradients: of each, the gradient times ``weight`` and ``scale``, or none if the direction needs no gradient. To be read only,
+        gradients: of each, the gradient times ``weight`` and ``scale``, or none if the direction needs no gradient. Read-only
             unless ``consumable``.
         norm: measures the L2 norm of ``gradients`` over all of them.
-        average: what ``Direction.averages`` asks for, with this step's gradient in it if it averages gradients; else empty.
+        average: the EMA that ``Direction.averages`` declares, including this step's gradient if it averages gradients; else empty.
         weight: the weight with which the gradients enter the result; never 0.
         scale: the loss scale, > 0.
-        consumable: whether nobody else needs ``gradients``, so that they may be overwritten.
+        consumable: whether nothing else needs ``gradients``, so that they may be overwritten.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -123,7 +123,7 @@ def _(direction: Adaptive, inputs: DirectionInputs) -> Ascent:
 
 @ascent_direction.register
 def _(direction: Friendly, inputs: DirectionInputs) -> Ascent:
-    # The gradients carry weight and scale, the average does not: it gets them, so that one factor is common to both.
+    # The gradients carry weight and scale, the average does not: multiply it by both, so that they have one common factor.
     vectors, average, share = inputs.gradients, inputs.average, -direction.sigma * inputs.weight * inputs.scale
     if isinstance(share, Tensor):
         average, share = list(torch._foreach_mul(average, share)), 1.0

@@ -1,4 +1,4 @@
-"""Random numbers for the coordinates of parameters, from ``gradreg.hashing``: the same for whoever holds a coordinate."""
+"""Random numbers for the coordinates of parameters, from ``gradreg.hashing``: the same on every rank, however tensors are sharded."""
 
 from __future__ import annotations
 
@@ -34,9 +34,12 @@ def signs(seed: int, counter: int, parameters: Iterable[tuple[int, Tensor]]) -> 
     found: list[Tensor] = []
     for key, p in _keyed(seed, counter, parameters):
         rows = held_rows(p)
+        # A shard may start inside a word: hash whole words and skip the ``before`` bits that belong to other ranks.
         before = rows.first % 32
         count = -(-(before + prod(rows.shape)) // 32)
         words = _words(key, rows.first // 32, torch.arange(count, dtype=torch.int32, device=p.device))
+        # Shift bit i of each word to the highest bit, the sign of a float. Inverted (bit 1 is +1) and combined with the bits of 1.0, it
+        # is read as ±1.0 directly, without a comparison, a multiplication or an integer-to-float conversion of every coordinate.
         raised = words.unsqueeze(1) << torch.arange(31, -1, -1, dtype=torch.int32, device=p.device)
         drawn = raised.bitwise_not_().bitwise_and_(_HIGHEST).bitwise_or_(_ONE).view(torch.float32).view(-1)
         found.append(rows.held(drawn[before : before + prod(rows.shape)]).to(p.dtype))
@@ -44,19 +47,20 @@ def signs(seed: int, counter: int, parameters: Iterable[tuple[int, Tensor]]) -> 
 
 
 def chosen(share: float, seed: int, counter: int, parameters: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
-    """Whether each coordinate is chosen, each for itself with probability ``share``: where its own word is below share·2³²."""
+    """Whether each coordinate is chosen, independently with probability ``share``: where its own word is below share·2³²."""
     bound = round(share * 2**32)
     found: list[Tensor] = []
     for key, p in _keyed(seed, counter, parameters):
         rows = held_rows(p)
         below = torch.ones(prod(rows.shape), dtype=torch.bool, device=p.device)
-        if bound < 2**32:  # itself one more than 32 bits can say
+        if bound < 2**32:  # 2³² does not fit into 32 bits, and chooses all
+            # In blocks on a CPU, so that the words of a block stay in cache through the dozen operations that make them.
             size = min(_BLOCK, len(below)) if p.device.type == "cpu" else len(below)
             numbers = torch.arange(size, dtype=torch.int32, device=p.device)
             for i, block in enumerate(below.split(max(1, size))):
                 words = _words(key, rows.first + i * size, numbers[: len(block)])
-                # Signed numbers compare as unsigned ones do once the highest bits are flipped. In place and then copied, for
-                # comparing int32 into bool takes four times as long on a CPU.
+                # With the highest bits flipped, signed numbers compare as unsigned ones. In place, then copied, because comparing
+                # int32 into bool takes four times as long on a CPU.
                 block.copy_(words.bitwise_xor_(_HIGHEST).lt_(bound + _HIGHEST))
         found.append(rows.held(below))
     return found
@@ -71,8 +75,8 @@ def _keyed(seed: int, counter: int, parameters: Iterable[tuple[int, Tensor]]) ->
 def _words(key: int, first: int, numbers: Tensor) -> Tensor:
     """``hashing.hashed(key, first + i)`` for each i of ``numbers``, all int32.
 
-    In place, for memory is what it costs. Sums and products of int32 are those of unsigned numbers modulo 2³²; a shift to the right is
-    not, so what it drags in is cleared.
+    In place, because memory traffic is the cost. int32 sums and products equal those of unsigned numbers modulo 2³². A right shift does
+    not: it copies the sign bit, so the bits that it shifts in are cleared.
     """
     words = numbers + _signed(hashing.masked(hashing.mixed(key) + first))
     spare = torch.empty_like(words)
@@ -95,12 +99,12 @@ def _signed(word: int) -> int:
 
 @dataclass(frozen=True)
 class HeldRows:
-    """Where this rank's shard lies in a whole tensor: in successive rows of its first dimension, of which it holds a part.
+    """Where this rank's shard lies in the whole tensor: in consecutive rows of its first dimension, of which it holds a part.
 
     Args:
         first: the index of the first row's first element in the whole flattened tensor.
         shape: of the rows, complete in every other dimension.
-        part: which of their elements are held.
+        part: which of their elements this rank holds.
     """
 
     first: int
@@ -108,7 +112,7 @@ class HeldRows:
     part: tuple[slice, ...]
 
     def held(self, rows: Tensor) -> Tensor:
-        """The shard, of values for all elements of the rows, flattened."""
+        """The shard, from flattened values for all elements of the rows."""
         return rows.view(self.shape)[self.part].contiguous()
 
 

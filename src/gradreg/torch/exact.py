@@ -83,7 +83,8 @@ class DoubleBackward:
                 pairs = [(g, d) for g, d in zip(gradients, held, strict=True) if g is not None and d is not None]
                 correction = factor * sum(((g * d).sum() for g, d in pairs), start=torch.zeros_like(loss))
                 if penalty.power == 2 and evaluator.backward is not None and pairs:
-                    # `backward` may divide the loss, as the objective asks; γ/2·‖g‖² divides twice. The product tells by how much.
+                    # `backward` may divide the loss by a factor of the objective, which γ/2·‖g‖² must be divided by twice. The gradient
+                    # that arrives here is that factor.
                     correction.register_hook(lambda received: received * evaluator.unscaled(received))
                 unreached = [p for p, g in zip(self.perturbed, gradients, strict=True) if g is None and p.grad is None]
                 evaluator.backpropagate(loss + correction, 1.0)
@@ -93,7 +94,7 @@ class DoubleBackward:
         return Result(total(losses), evaluator.aux_of(auxiliary), norm)
 
     def _check_unreached(self, unreached: list[nn.Parameter]) -> None:
-        """Raise if ``backward`` reached parameters of which ``autograd.grad`` knows nothing: their penalty would be missing."""
+        """Raise if ``backward`` reached parameters that ``autograd.grad`` did not: their penalty would be missing."""
         if self.evaluator.parallelism.averages or all(p.grad is None for p in unreached):
             return
         for p in self.evaluator.trainable:

@@ -1,4 +1,4 @@
-"""What stands in ``.grad``: stashing what was there before a step, reading what a step has gathered, and adding the two."""
+"""Reading and writing ``.grad``: stashing what it held before a step, reading what a step has accumulated, and adding the two."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Gradients:
 
     @contextmanager
     def stashed(self, *, overwritten: bool) -> Iterator[Stash]:
-        """``.grad`` is empty within; what was there is the value, and is put back if anything is raised."""
-        stash: Stash = [p.grad for p in self._trainable]  # before anything is emptied, so that an interruption finds it whole
+        """A context in which ``.grad`` is empty; its value is what was there, which is restored if anything is raised."""
+        stash: Stash = [p.grad for p in self._trainable]  # before anything is emptied, so that it is complete at any interrupt
         try:
             stash = self._emptied(stash, overwritten)
             yield stash
@@ -57,12 +57,12 @@ class Gradients:
             p.grad = None
 
     def restore(self, stash: Stash) -> None:
-        """Have in ``.grad`` what ``stash`` returned, and nothing else."""
+        """Set ``.grad`` to what ``stash`` returned."""
         for p, gradient in zip(self._trainable, stash, strict=True):
             p.grad = gradient
 
     def of(self, parameters: Sequence[nn.Parameter]) -> ByParameter:
-        """The gradients of those ``parameters`` that have one, whole and placed as they are."""
+        """The gradients of those ``parameters`` that have one, with their present placements."""
         held = [(p, p.grad) for p in parameters if p.grad is not None]
         if not held:
             return {}
@@ -75,7 +75,7 @@ class Gradients:
         return dict(zip(found, local_shards(list(found.values())), strict=True))
 
     def all_reduced(self, *, averaged: bool) -> ByParameter:
-        """The gradients on which all ranks agree: as they are if ``averaged`` already, else averages of copies, 0 where a rank has none."""
+        """The gradients averaged over all ranks: as they are if ``averaged`` already, else averages of copies, 0 where a rank has none."""
         if averaged or not self._parallelism.averages:
             return self.of(self._trainable)
         whole = [torch.zeros_like(p, requires_grad=False) if p.grad is None else p.grad.clone() for p in self._trainable]
@@ -83,13 +83,13 @@ class Gradients:
         return dict(zip(self._trainable, whole, strict=True))
 
     def redistribute(self) -> None:
-        """Have the gradients placed as their parameters are, for arithmetic that is not linear in them."""
+        """Redistribute the gradients to the placements of their parameters, for arithmetic that is not linear in them."""
         for p, gradient in self.of(self._trainable).items():
             if gradient is not p.grad:
                 p.grad = gradient
 
     def add(self, stash: Stash) -> None:
-        """Add ``stash`` to what this step has gathered."""
+        """Add ``stash`` to what this step has accumulated."""
         both: list[tuple[Tensor, Tensor]] = []
         for p, before in zip(self._trainable, stash, strict=True):
             if before is None:
@@ -104,7 +104,7 @@ class Gradients:
             torch._foreach_add_(local_shards([g for g, _ in both]), local_shards([g for _, g in both]))
 
     def add_after_averaging(self, stash: Stash) -> None:
-        """``add`` once the ranks have averaged what this step has gathered: ``stash`` is averaged by itself."""
+        """``add`` after the ranks have averaged this step's gradients: ``stash`` is averaged separately."""
         if all(g is None for g in stash):
             return
         if self._parallelism.averages:

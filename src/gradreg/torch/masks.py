@@ -47,7 +47,7 @@ class MaskInputs:
         parameters: those to choose from; the masks are of this rank's shards.
         indices: the index of each in the model.
         refresh: how often the mask has been chosen before: the step divided by ``Mask.refresh_every``.
-        gradients: of each, up to a common factor > 0, alike on all ranks; empty if the mask needs none.
+        gradients: of each, up to a common factor > 0, the same on all ranks; empty if the mask needs none.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -81,7 +81,7 @@ class CoordinateMask:
 
     Args:
         mask: the specification.
-        state: holds a choice by gradients, so that it outlives an interruption.
+        state: holds a choice made from gradients, so that checkpoints contain it.
         indices: the index of each parameter in the model.
     """
 
@@ -93,12 +93,12 @@ class CoordinateMask:
         self._drawn_at: int | None = None
 
     def needs_gradients(self, step: int) -> bool:
-        """Whether gradients decide what is perturbed at ``step``."""
+        """Whether ``step`` chooses the coordinates from gradients."""
         return self._mask.needs_gradient and self._state.period != self._refresh(step)
 
     @torch.no_grad()
     def at(self, step: int, parameters: Sequence[nn.Parameter], gradients: Mapping[nn.Parameter, Tensor]) -> list[Tensor]:
-        """Whether each coordinate of ``parameters`` is perturbed at ``step``; ``gradients``, this rank's shards, decide where they must."""
+        """Whether each coordinate of ``parameters`` is perturbed at ``step``; chosen from ``gradients`` (shards) if the step needs them."""
         refresh = self._refresh(step)
         if self.needs_gradients(step):
             among, shards = list(gradients), list(gradients.values())
@@ -116,7 +116,7 @@ class CoordinateMask:
         return self.again(parameters)
 
     def again(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """The same choice, for another ascent step; of a parameter that had no gradient when it was made, nothing."""
+        """The same choice, for another ascent step; all False for a parameter that had no gradient when it was made."""
         here = local_shards(parameters)
         return [
             self._chosen[p] if p in self._chosen else torch.zeros_like(shard, dtype=torch.bool)
@@ -131,10 +131,13 @@ class CoordinateMask:
 
 
 def largest(share: float, gradients: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-    """Whether each element is among the ``share`` of largest magnitude of all together; ties with the smallest of these are too.
+    """Whether each element is among the ``share`` of largest magnitude of all ``gradients`` together, ties included.
 
-    The bound is found bit by bit: non-negative floats are ordered as the integers with the same bits. 31 or 63 counts, whatever the size.
+    ``like`` are the whole parameters: the share is of their elements, and ranks that hold shards count together.
     """
+    # The smallest kept magnitude is found by bisection over its bits: non-negative floats have the same order as the integers with the
+    # same bits, so setting one bit after the other from the highest needs 31 or 63 counts. Counts add up over ranks with one small
+    # all-reduce each, where ``topk`` or a sort would need all gradients in one place; and no device sync is needed.
     wide = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
     integer, highest = (torch.int64, 62) if wide == torch.float64 else (torch.int32, 30)
     device = gradients[0].device if gradients else torch.device("cpu")
@@ -155,6 +158,6 @@ def largest(share: float, gradients: Sequence[Tensor], like: Sequence[Tensor]) -
                 for group in over:
                     all_reduce(own, group=group)
             count = count + own
-        bound = torch.where(count >= wanted, candidate, bound)
+        bound = torch.where(count >= wanted, candidate, bound)  # keep the bit if enough elements remain at or above the bound with it
     smallest = bound.view(wide)
     return [g.to(wide).abs() >= smallest.to(g.device) for g in gradients]

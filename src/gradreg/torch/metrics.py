@@ -1,4 +1,4 @@
-"""What a regularized step did, for loggers: read without a device synchronisation until a value is looked at."""
+"""What a regularized step did, for loggers; there is no device sync until a value is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Metrics(Mapping[str, float]):
 
     Keys:
         gradient_norm: L2 norm of the first pass's gradient over all perturbed parameters; NaN before the first step, and at steps of one
-            plain pass that began with a gradient already in ``.grad`` or without ``measure_norm``. Reading it is what waits for the device.
+            plain pass that began with a gradient already in ``.grad`` or without ``measure_norm``. Reading it takes a device sync.
         strength: the penalty's strength at that step (λ or γ).
         radius: its radius at that step (r, ρ or ε); NaN for an exact penalty.
         coefficient: c = strength / radius, the weight of the second gradient; NaN for an exact penalty.
@@ -35,7 +35,7 @@ class Metrics(Mapping[str, float]):
         return value
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # asked for by copying and pickling before there is anything to look into
+        if name.startswith("_"):  # copying and pickling ask for these before there are any values
             raise AttributeError(name)
         if name not in self._values:
             raise AttributeError(f"metrics has no {name!r}; it has {', '.join(self._values)}.")
@@ -69,12 +69,12 @@ class Alignment:
         self._before: list[Tensor] = []
 
     def before_pass(self) -> None:
-        """Remember what ``.grad`` holds before the second pass adds to it."""
+        """Copy ``.grad`` before the second pass adds to it."""
         self._before = self._gathered()
 
     @torch.no_grad()
     def after_pass(self, weight: float) -> Tensor:
-        """The cosine, from what the pass of ``weight`` added: 1 − ‖û − v̂‖²/2 of the normalised two; 0 if one of them is 0."""
+        """The cosine, from what the pass of ``weight`` added: 1 − ‖û − v̂‖²/2 of the normalized gradients; 0 if one of them is 0."""
         second = self._gathered()
         torch._foreach_sub_(local_shards(second), local_shards(self._before))
         norms = gradient_norm(self._first), gradient_norm(second)

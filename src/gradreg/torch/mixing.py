@@ -17,7 +17,7 @@ from gradreg.torch.norms import inner_products, norm_of_shards, ratio_or_zero
 
 @dataclass
 class MixingInputs:
-    """Gradients held side by side, of parameters ``like``.
+    """The gradients that a mixing combines, of parameters ``like``.
 
     Args:
         result: P, the sum of the weighted gradients, the plain one's included; to be overwritten by the result.

@@ -1,7 +1,7 @@
-"""Arithmetic over many tensors together, whichever ranks hold their shards: norms and inner products as 0-dimensional tensors.
+"""Norms and inner products over many tensors together, sharded or not, as 0-dimensional tensors.
 
-On a GPU nobody waits for their values. Of a ``DTensor`` (FSDP2, tensor parallelism) each rank computes with its local shard, and sums
-over shards are added up over the process groups that hold them.
+They avoid device syncs. For a ``DTensor`` (FSDP2, tensor parallelism) each rank computes with its local shard, and the partial sums are
+all-reduced over the process groups that hold the shards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 def dtensor_class() -> Any:
-    """The class ``DTensor`` if anything has loaded it: until then no tensor can be one, and nobody pays for the import."""
+    """The class ``DTensor`` if anything has imported it; until then no tensor can be one, and this avoids the import."""
     module = sys.modules.get("torch.distributed.tensor")
     return None if module is None else module.DTensor
 
@@ -38,7 +38,7 @@ def local_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def placed_like(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients with the placements of their parameters: sums that are still spread over ranks are summed, for the direction."""
+    """The gradients with the placements of their parameters: partial sums over ranks are reduced, as the direction needs."""
     dtensor = dtensor_class()
     if dtensor is None:
         return list(gradients)
@@ -50,7 +50,7 @@ def placed_like(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> li
 
 
 def reducing_groups(tensors: Sequence[Tensor]) -> list[tuple[tuple[Any, ...], list[int]]]:
-    """Indices into ``tensors`` by the process groups over which sums over local shards must be added up; ``()`` for whole tensors."""
+    """Indices into ``tensors`` by the process groups over which sums over local shards must be reduced; ``()`` for whole tensors."""
     dtensor = dtensor_class()
     if dtensor is None or not any(isinstance(t, dtensor) for t in tensors):
         return [((), list(range(len(tensors))))]
@@ -65,15 +65,15 @@ def reducing_groups(tensors: Sequence[Tensor]) -> list[tuple[tuple[Any, ...], li
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The L2 norm over all ``gradients`` together, a 0-dimensional tensor on the first one's device; no synchronisation.
+    """The L2 norm over all ``gradients`` together, a 0-dimensional tensor on the first one's device, without a device sync.
 
-    Sharded gradients count whole, whichever ranks hold them. Half precision is summed in float32, where its squares fit.
+    Sharded gradients count whole. Half precision is summed in float32, which can hold the squares.
     """
     return norm_of_shards(local_shards(gradients), gradients)
 
 
 def norm_of_shards(shards: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
-    """The L2 norm over tensors of which this rank holds ``shards``, spread over the ranks as ``like``."""
+    """The L2 norm over tensors of which this rank holds ``shards``, sharded as ``like``."""
     if not shards:
         return torch.zeros(())
     norms: list[Tensor] = []
@@ -91,7 +91,7 @@ def norm_of_shards(shards: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
 
 
 def tensor_norms(shards: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-    """The L2 norm of each tensor by itself."""
+    """The L2 norm of each tensor."""
     norms: list[Tensor] = list(shards)
     for over, indices in reducing_groups(like):
         own = torch._foreach_norm([shards[i] for i in indices], 2)
@@ -110,7 +110,7 @@ def tensor_norms(shards: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tenso
 def inner_products(first: Sequence[Tensor], second: Sequence[Tensor], like: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """⟨a, a⟩, ⟨a, b⟩ and ⟨b, b⟩ over the shards a of ``first`` and b of ``second``.
 
-    ⟨a, b⟩ = (⟨a, a⟩ + ⟨b, b⟩ − ‖a − b‖²) / 2, because norms come in a few operations over all tensors and products do not.
+    ⟨a, b⟩ = (⟨a, a⟩ + ⟨b, b⟩ − ‖a − b‖²) / 2, because ``torch._foreach`` has norms over many tensors at once and no inner products.
     """
     a, b = _squared(norm_of_shards(first, like)), _squared(norm_of_shards(second, like))
     difference = _squared(norm_of_shards(torch._foreach_sub(list(first), list(second)), like)) if first else a
@@ -118,27 +118,27 @@ def inner_products(first: Sequence[Tensor], second: Sequence[Tensor], like: Sequ
 
 
 def safe_ratio(numerator: float, norm: Tensor) -> Tensor:
-    """``numerator / norm``, and 0 where the norm is too small to be known: better no perturbation than one that is longer than the radius.
+    """``numerator / norm``, and 0 where the norm is too small to be accurate, so that no perturbation is longer than the radius.
 
-    Squares of numbers below 1e-19 underflow in float32, so a sum of them is right from about 1e-15 on (1e-150 in float64). On a CPU such a
-    norm has been taken again in float64, and is right down to 1e-36.
+    Squares of numbers below 1e-19 underflow in float32, so a norm is accurate from about 1e-15 on (1e-150 in float64). On a CPU smaller
+    norms were computed again in float64, and are accurate down to 1e-36.
     """
     smallest = 1e-36 if norm.dtype == torch.float32 and reading_is_free(norm) else _underflowing(norm.dtype)
     return numerator / torch.threshold(norm, smallest, torch.inf)
 
 
 def ratio_or_zero(numerator: float | Tensor, norm: Tensor) -> Tensor:
-    """``numerator / norm``, and 0 where the norm is 0: for what is multiplied with more than the gradient that has this norm."""
+    """``numerator / norm``, and 0 where the norm is 0: for factors of more than the gradient that has this norm."""
     return (numerator / norm).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _squared(norm: Tensor) -> Tensor:
-    """``norm²``, in float64 where that is at hand: the square of a small norm underflows like those of its elements."""
+    """``norm²``, in float64 on a CPU, because the square of a small norm underflows like those of its elements."""
     return (norm.double() if reading_is_free(norm) else norm).square()
 
 
 def reading_is_free(tensor: Tensor) -> bool:
-    """Whether the value of ``tensor`` can be looked at without waiting for a device."""
+    """Whether the value of ``tensor`` can be read without a device sync."""
     return tensor.device.type == "cpu"
 
 

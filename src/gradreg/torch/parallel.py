@@ -1,8 +1,8 @@
-"""What wraps a model for data parallelism, and what the engine asks of it: when gradients are averaged, and that no stale copy is used.
+"""Data parallelism: when the wrappers of a model average gradients, and which copies of the parameters must be dropped.
 
 ``DistributedDataParallel``, wherever it sits in the module tree, averages gradients in a backward pass outside of ``no_sync()``.
 ``fully_shard`` (FSDP2) holds a shard of every parameter on each rank and gathers a copy for a pass; autocast holds copies in low
-precision, and ``torch.nn.utils.parametrize.cached()`` what parametrizations compute. A pass at perturbed parameters must see none of those.
+precision, and ``torch.nn.utils.parametrize.cached()`` the results of parametrizations. A pass at perturbed parameters must not use these.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REMEDY = "Pass all micro-batches to one backward([...]) call outside of no_sync(
 
 
 class Parallelism:
-    """The data parallelism of ``model``, read from the modules in it; a model without any is the trivial case.
+    """The data parallelism of ``model``, found among its modules; it may have none.
 
     Raises:
         TypeError: the model holds ``FullyShardedDataParallel`` (FSDP1), whose flattened parameters cannot be perturbed from outside.
@@ -36,7 +36,7 @@ class Parallelism:
         self._replicas: list[Any] = [m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel)]
         self._groups = {p: m.process_group for m in self._replicas for p in m.parameters()}
         self.averages = bool(self._replicas)
-        """Whether there is a DDP module, whose gradients are each rank's own until they are averaged."""
+        """Whether there is a DDP module, whose gradients differ between ranks until they are averaged."""
         self.drop_copies()
 
     def drop_copies(self) -> None:
@@ -65,7 +65,7 @@ class Parallelism:
             )
 
     def check_averaging(self, rule: str, received: str, remedy: str) -> None:
-        """Raise with ``rule`` where an average is needed that the caller has switched off, or that other ranks may not take part in."""
+        """Raise with ``rule`` if an average is needed that the caller has switched off, or in which other ranks may not take part."""
         for replica in self._replicas:
             if replica.require_backward_grad_sync is False:
                 raise ValueError(f"{rule} inside no_sync(), where no gradient is averaged; got {received}. {REMEDY} {remedy}.")
@@ -83,7 +83,7 @@ class Parallelism:
     def average(self, tensors: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
         """Average ``tensors``, one for each of ``parameters``, over the ranks of their DDP module, in place; one all-reduce a dtype.
 
-        Those of parameters outside of DDP stay each rank's own, as their gradients do.
+        Those of parameters outside of DDP are not averaged, like their gradients.
         """
         if not self._replicas:
             return
@@ -100,10 +100,10 @@ class Parallelism:
             torch._foreach_copy_(these, [f.view_as(t) for f, t in zip(flat.split([t.numel() for t in these]), these, strict=True)])
 
     def forward_synchronisation(self) -> list[bool]:
-        """Whether the next forward pass of each DDP module broadcasts its buffers: part of what a pass starts from."""
+        """Whether the next forward pass of each DDP module broadcasts its buffers; this is part of the state that a pass starts from."""
         return [replica.require_forward_param_sync for replica in self._replicas]
 
     def set_forward_synchronisation(self, flags: Sequence[bool]) -> None:
-        """Have the next forward passes broadcast buffers as they did when ``forward_synchronisation`` was asked."""
+        """Restore what ``forward_synchronisation`` returned."""
         for replica, flag in zip(self._replicas, flags, strict=True):
             replica.require_forward_param_sync = flag

@@ -1,15 +1,15 @@
 """Perturbing the parameters along a direction, and restoring them bit for bit.
 
-Two ways, chosen for each parameter:
+There are two ways, chosen for each parameter:
 
 - **swap**: θ + δ is written into a buffer, and the parameter is pointed at it; restoring points it back. θ itself is never written to. This
-  takes three memory accesses per element (read θ, read δ, write) where copying, adding and copying back takes seven, and is what large
-  tensors on a CPU get if nothing else shares their memory.
-- **copy**: θ is copied, changed in place, and copied back, all in a few ``torch._foreach`` operations. For everything else: memory that
-  views, NumPy arrays or other processes share, shards of a ``DTensor``, accelerators (CUDA graphs know parameters by address), and
-  small tensors, of which a few operations over all of them cost less than one operation each.
+  takes three memory accesses per element (read θ, read δ, write) instead of seven for copying, adding and copying back. It is used for
+  large tensors on a CPU whose memory nothing else shares.
+- **copy**: θ is copied, changed in place, and copied back, in a few ``torch._foreach`` operations. It is used for everything else: memory
+  shared with views, NumPy arrays or other processes, shards of a ``DTensor``, accelerators (CUDA graphs identify parameters by address),
+  and small tensors, for which a few operations over all of them cost less than one operation each.
 
-Both keep one copy of the parameters between steps, and come back bit for bit: adding and subtracting the same step does not.
+Both keep one copy of the parameters between steps. Restoring is bit for bit; subtracting the step again would not be.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _LARGE = 1 << 15
 """Elements from which a parameter is swapped rather than copied."""
 
 _CHUNK = 1 << 10
-"""Elements of which rounding is looked at at a time, at least."""
+"""The smallest number of elements for which rounding is measured at a time."""
 
 _FAITHFUL = 0.9
-"""The cosine between the perturbation asked for and the one left by rounding, below which a user should hear of it."""
+"""The cosine between the requested perturbation and what rounding leaves of it, below which the user is warned."""
 
 
 @dataclass
 class _Swapped:
-    """A parameter that points at ``buffer``, where ``original`` is its own memory."""
+    """A parameter that points at ``buffer``; ``original`` is its own memory."""
 
     parameter: Tensor
     original: Tensor
@@ -47,7 +47,7 @@ class _Swapped:
         self.parameter.data = self.original
 
     def is_untouched(self) -> bool:
-        """Whether nobody else has written to the parameter since it was perturbed."""
+        """Whether nothing else has written to the parameter since it was perturbed."""
         return self.parameter.data_ptr() == self.buffer.data_ptr() and self.parameter._version == self.version
 
 
@@ -64,11 +64,11 @@ class _Copied:
 class Perturbation:
     """θ → θ + δ → … → θ.
 
-    ``restoring()`` is a context; whatever is raised within it, at whatever instruction, θ is restored. If a second interruption strikes
-    while it restores, ``recover()`` does what is left, before the next step does anything.
+    ``restoring()`` is a context that restores θ after any exception, at any instruction. If a second interrupt comes while it restores,
+    ``recover()`` finishes the work before the next step starts.
 
     Args:
-        drop_copies: called whenever the parameters have changed, to drop what was computed from their former values.
+        drop_copies: called whenever the parameters have changed, to drop what was computed from their old values.
     """
 
     def __init__(self, drop_copies: Callable[[], None] = lambda: None) -> None:
@@ -78,34 +78,34 @@ class Perturbation:
         self._copied: list[_Copied] = []
         self._checked_rounding = False
         self.looks_for_writes = False
-        """Whether ``restore`` looks whether somebody else wrote to a perturbed parameter, and says so in ``was_written``."""
+        """Whether ``restore`` checks if something else wrote to a perturbed parameter, and sets ``was_written``."""
         self.was_written = False
 
     @property
     def is_perturbed(self) -> bool:
-        """Whether any parameter stands elsewhere than at θ."""
+        """Whether any parameter differs from θ."""
         return bool(self._swapped or self._copied)
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
-        """θ is put back at the end, whatever is raised."""
+        """A context at whose end θ is restored, after any exception too."""
         try:
             try:
                 yield
             finally:
                 self.restore()
         except BaseException:
-            self.restore()  # again, for an interruption may have struck in the midst of the first time
+            self.restore()  # again, because an interrupt may have come during the first time
             raise
 
     @torch.no_grad()
     def perturb(
         self, parameters: Sequence[nn.Parameter], vectors: list[Tensor], step: float | Tensor, *, check_rounding: bool = True
     ) -> None:
-        """θ ← θ + step·v, from wherever an earlier call left θ.
+        """Add step·v to the parameters, which an earlier call may have perturbed already.
 
-        ``step`` is a number, or a 0-dimensional tensor so that nobody waits for its value. ``vectors``, of sharded parameters this
-        rank's shards, are only read. Without parameters (those selected have no gradient in this step) nothing is perturbed.
+        ``step`` is a number, or a 0-dimensional tensor, which avoids a device sync. ``vectors`` are only read; for sharded parameters they
+        are this rank's shards. Without parameters (if the selected ones have no gradient in this step) nothing is perturbed.
         """
         if not parameters:
             return
@@ -115,7 +115,7 @@ class Perturbation:
             return
         here = local_shards(parameters)
         swapped = [_can_be_swapped(p, v) for p, v in zip(parameters, vectors, strict=True)]
-        # Everything is allocated and computed before anything is registered or moved.
+        # Allocate and compute everything before anything is registered or perturbed, so that running out of memory changes nothing.
         buffers = [self._buffer_of(p, shard) for p, shard in zip(parameters, here, strict=True)]
         copied = [i for i, swap in enumerate(swapped) if not swap]
         new: list[_Swapped] = []
@@ -127,7 +127,7 @@ class Perturbation:
         copies = [buffers[i] for i in copied]
         if copied:
             torch._foreach_copy_(copies, [here[i] for i in copied])
-        # From here on parameters move, each after what restores it is registered.
+        # From here on parameters change, each after the record that restores it is registered.
         self._swapped = new
         for one in new:
             one.parameter.data = one.buffer
@@ -170,7 +170,7 @@ class Perturbation:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put θ back, bit for bit; nothing happens if it is there."""
+        """Restore θ bit for bit; does nothing if it is not perturbed."""
         if not self.is_perturbed:
             return
         if self.looks_for_writes:
@@ -186,14 +186,14 @@ class Perturbation:
 
     @torch.no_grad()
     def recover(self) -> None:
-        """``restore`` what an interrupted step left perturbed, but keep what has been written since (a checkpoint that was loaded)."""
+        """Restore what an interrupted step left perturbed, but keep what was written since (a loaded checkpoint, for example)."""
         for one in self._swapped:
             if one.is_untouched():
                 one.point_back()
             else:
-                self._buffers.pop(one.parameter, None)  # the parameter's own memory from now on
+                self._buffers.pop(one.parameter, None)  # it is the parameter's own memory from now on
         for record in self._copied:
-            versions = record.versions or [-1] * len(record.parameters)  # interrupted while it was perturbed
+            versions = record.versions or [-1] * len(record.parameters)  # empty if it was interrupted while being perturbed
             for p, shard, copy, version in zip(record.parameters, record.shards, record.copies, versions, strict=True):
                 if version in (-1, p._version):
                     shard.copy_(copy)
@@ -207,7 +207,7 @@ class Perturbation:
 
 
 def _can_be_swapped(p: nn.Parameter, vector: Tensor) -> bool:
-    """Whether ``p`` is a large tensor of the CPU whose memory nobody else uses."""
+    """Whether ``p`` is a large CPU tensor whose memory nothing else uses."""
     if p.numel() < _LARGE or type(p) is not nn.Parameter or p.device.type != "cpu" or vector.dtype != p.dtype:
         return False
     if not p.data.is_contiguous() and not p.data.is_contiguous(memory_format=torch.channels_last):
@@ -224,7 +224,7 @@ _ALONE: list[int] = []
 
 
 def _users_of_a_parameter() -> int:
-    """What ``_users_of`` says of a parameter whose memory nobody else uses; it differs between releases of PyTorch."""
+    """``_users_of`` for a parameter whose memory nothing else uses; it differs between releases of PyTorch."""
     if not _ALONE:
         lonely = nn.Parameter(torch.zeros(1))
         storage = lonely.untyped_storage()
@@ -241,11 +241,11 @@ def _added(original: Tensor, vector: Tensor, step: float | Tensor, out: Tensor) 
 
 
 def _add(shards: list[Tensor], vectors: list[Tensor], step: float | Tensor, originals: list[Tensor] | None) -> None:
-    """``shards += step·vectors`` in place; ``originals``, where ``shards`` still equal them, allow it in fused operations on a GPU."""
+    """``shards += step·vectors`` in place; ``originals``, if ``shards`` still equal them, allow fused operations on a GPU."""
     if not isinstance(step, Tensor):
         torch._foreach_add_(shards, vectors, alpha=step)
     elif originals is not None and step.device.type != "cpu" and all(t.device == step.device for t in shards):
-        # On an accelerator addcmul with a broadcast factor would launch a kernel a tensor; these three are fused over all of them.
+        # On an accelerator addcmul with a broadcast factor would launch one kernel per tensor; these three are fused over all of them.
         torch._foreach_copy_(shards, vectors)
         torch._foreach_mul_(shards, step)
         torch._foreach_add_(shards, originals)
@@ -254,10 +254,10 @@ def _add(shards: list[Tensor], vectors: list[Tensor], step: float | Tensor, orig
 
 
 def _warn_of_rounding(before: Sequence[Tensor], after: Sequence[Tensor], vectors: Sequence[Tensor], step: float | Tensor) -> None:
-    """Warn if ``after − before`` is far from ``step·v``. Reads values: called once, at the first step.
+    """Warn if ``after − before`` is far from ``step·v``. Synchronizes with the device, so it is called once, at the first full step.
 
-    Rounding to the nearest, which the perturbation does once and from float32, keeps more of a small perturbation than stochastic rounding
-    does (``benchmarks/low_precision.py``); nothing finer fits between two neighbouring numbers.
+    Rounding to nearest, which the perturbation does once and from float32, keeps more of a small perturbation than stochastic rounding
+    does (``benchmarks/low_precision.py``).
     """
     changed = asked = along = 0.0
     for whole in zip(before, after, vectors, strict=True):

@@ -32,7 +32,7 @@ Scope = Literal["local", "global"]
 
 
 class GradientRegularizer:
-    """Gives a training loop the gradient of ``loss + penalty`` in place of the plain one.
+    """Gives a training loop the gradient of ``loss + penalty`` instead of the plain one.
 
     ::
 
@@ -42,38 +42,38 @@ class GradientRegularizer:
             loss = regularizer.backward(lambda: criterion(model(x), y))
             optimizer.step()
 
-    This is not an optimizer; use it with any. Schedulers, clipping and checkpoints work as before. Build it, like an optimizer, when the
+    This is not an optimizer; use it with any. Schedulers, clipping and checkpoints work as before. Like an optimizer, build it when the
     model's parameters are final (on their device, wrapped, adapters added).
 
     All passes of a step over a closure evaluate the same function: each later evaluation starts from the buffers, frozen parameters, module
-    attributes and random numbers that the closure's own first evaluation read, and what that first evaluation wrote stands at the end. What
-    ``closure`` computes must come from the model, its arguments and those sources: forward pass included, nothing computed before.
+    attributes and random numbers that the closure's own first evaluation read, and what that first evaluation wrote is kept at the end.
+    What ``closure`` computes must come from the model, its arguments and those sources. It must run the forward pass itself.
 
     Args:
-        model: the module whose parameters are perturbed and whose buffers are kept. A loss with parameters of its own must be
-            part of it: those outside would gather the plain gradients of all passes.
-        penalty: what is penalised; None trains without a penalty, through the same calls.
-        parameters: ``(name, parameter) -> bool``: which parameters are perturbed and counted in the norm; all by default. The others stay
-            where they are in the second pass, and their two gradients are combined by the same rule. Parameters that do not require a
-            gradient are never touched or counted, whenever that changes.
+        model: the module whose parameters are perturbed and whose state is restored. If the loss has parameters, they must be
+            part of it: outside they would accumulate the plain gradients of all passes.
+        penalty: what is penalized; None trains without a penalty, through the same calls.
+        parameters: ``(name, parameter) -> bool``: which parameters are perturbed and counted in the norm; all by default. The others are
+            not perturbed in the second pass, and their two gradients are combined by the same rule. Parameters that do not require a
+            gradient are never touched or counted; this may change between steps.
         scope: under ``DistributedDataParallel``, "local" perturbs each rank by its own gradient (one all-reduce a step; the m-sharpness of
             the SAM paper), "global" perturbs all by the averaged gradient (two all-reduces). Without it they are the same.
         freeze_batch_statistics: the state that a forward pass changes (running statistics, codebooks, queues, momentum teachers in frozen
             parameters, counters) is that of the first pass at the end of a step, and later passes start from what it read. False lets
-            every pass read and write what the one before it left.
+            every pass read and write what the previous one left.
         replay_rng: every pass over a closure draws the same random numbers (dropout masks) from the global generators of PyTorch, of the
-            CPU and of the parameters' devices, of NumPy and of Python, and from generators that modules hold as attributes. A generator of
-            the closure's own is not replayed.
+            CPU and of the parameters' devices, of NumPy and of Python, and from generators that modules hold as attributes. A generator
+            that only the closure holds is not replayed.
         measure_cosine: put the cosine between the two gradients into ``metrics``; costs two more copies of the gradients during a step. Not
-            under ``DistributedDataParallel``, where the second gradient is seen only after it was averaged with the first.
-        measure_norm: put the norm of the gradient into ``metrics`` also at steps that do nothing else with it: those of one plain pass, of
-            a penalty on the squared norm, and of a direction with a length of its own. With False it is NaN there, and a read of all
-            gradients is saved (about 1 % of a step of a small multi-layer perceptron). May be changed from step to step, to measure where
-            something is logged.
+            under ``DistributedDataParallel``, where the second gradient is available only after it was averaged with the first.
+        measure_norm: put the norm of the gradient into ``metrics`` also at steps that do not need it otherwise: those of one plain pass, of
+            a penalty on the squared norm, and of a direction that is not normalized by it. With False it is NaN there, which saves a
+            read of all gradients (about 1 % of a step of a small multi-layer perceptron). May be changed from step to step, to measure
+            only what is logged.
 
-    Memory: one copy of the perturbed parameters from the first regularized step on, what the penalty remembers (see its constructor), and
+    Memory: one copy of the perturbed parameters from the first regularized step on, the penalty's state (see its constructor), and
     two copies of the state that forward passes write. Where c = strength / radius is not 1,
-    the first gradient is part of the result and stays in ``.grad`` through the second pass, as it does in gradient accumulation.
+    the first gradient is part of the result and stays in ``.grad`` through the second pass, as in gradient accumulation.
 
     Raises:
         TypeError, ValueError: a model without trainable parameters, a predicate that selects none, a part of the penalty that this engine
@@ -170,11 +170,11 @@ class GradientRegularizer:
 
     @property
     def metrics(self) -> Metrics:
-        """What the last step did (see ``Metrics``); a value on a device is waited for only when it is read."""
+        """What the last step did (see ``Metrics``); values on a device are synchronized only when they are read."""
         return self._metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to resume: plain numbers and, of a penalty that remembers, ``memory``: tensors by parameter name.
+        """What a checkpoint must hold to resume: plain numbers and, for a penalty with state, ``memory``: tensors by parameter name.
 
         Raises:
             RuntimeError: between ``backward`` and ``decoupled_step``, where half a step is pending.
@@ -187,7 +187,7 @@ class GradientRegularizer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from ``state_dict()``'s result; a step whose ``decoupled_step`` is pending is given up.
+        """Resume from ``state_dict()``'s result; a pending ``decoupled_step`` is discarded.
 
         Raises:
             ValueError: a missing or unknown key, a negative count, or a memory that does not fit the model.
@@ -207,14 +207,14 @@ class GradientRegularizer:
     def decoupled_step(self, optimizer: torch.optim.Optimizer) -> None:
         """After ``optimizer.step()``: subtract ``lr·(P − g)`` from the parameters, the part that a decoupled penalty keeps out of it.
 
-        ``lr`` is the present learning rate of each parameter's group. Nothing happens for other penalties, and after a step that a gradient
+        ``lr`` is the current learning rate of each parameter's group. It does nothing for other penalties, or after a step that a gradient
         scaler skips, so a training loop may always call it.
 
         Args:
             optimizer: the optimizer of the model's parameters.
 
         Raises:
-            ValueError: the optimizer does not hold a parameter that is to be changed.
+            ValueError: the optimizer does not hold a parameter that must be changed.
         """
         self._correction.apply(optimizer)
 
@@ -253,35 +253,35 @@ class GradientRegularizer:
         scaler: Scaler | None = None,
         step: int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Evaluate the closure as often as the penalty asks, and leave the regularized gradient in ``.grad``.
+        """Evaluate the closure as often as the penalty needs, and leave the regularized gradient in ``.grad``.
 
         Args:
             closure: runs a forward pass and returns the scalar loss; it must not call ``backward``. Or a sequence of such closures
-                (micro-batches): their gradients add up, as those of successive ``loss.backward()`` calls do, and one perturbation is made
+                (micro-batches): their gradients add up, as in successive ``loss.backward()`` calls, and one perturbation is made
                 from the whole sum. For the gradient of the mean, multiply each loss by its share of the samples. Functions made in a loop
                 must bind what differs between them: ``lambda x=x, y=y: criterion(model(x), y) / n``.
-            has_aux: whether closures return ``(loss, aux)``, aux any nest of tuples, lists and dictionaries of tensors and others.
-            ascent: closure(s) from which the direction comes instead, usually a part of the batch: then ``closure`` is evaluated only at
-                the perturbed parameters if c = strength / radius = 1, and first of all at the unperturbed ones if not. Not for "exact",
-                for a mixing other than "plain", for ``reuse`` and ``decoupled``, and for a direction that needs no gradient.
+            has_aux: whether closures return ``(loss, aux)``; aux is any nest of tuples, lists and dictionaries.
+            ascent: closure(s) from which the direction comes instead, usually part of the batch: then ``closure`` is evaluated only at
+                the perturbed parameters if c = strength / radius = 1, and otherwise at the unperturbed ones first. Not for "exact",
+                a mixing other than "plain", ``reuse``, ``decoupled``, or a direction that needs no gradient.
             ascent_share: which part of the batch ``ascent`` evaluates, in (0, 1]: what it adds to ``metrics.evaluations``.
             backward: replaces ``loss.backward()``, for instance ``accelerator.backward``. It is called with a multiple of the loss and
-                must be linear in it. What it multiplies the loss with belongs to the objective, except for the scale of ``scaler``: the
+                must be linear in it. Its factors are part of the objective, except for the scale of ``scaler``: the
                 division by ``gradient_accumulation_steps`` makes a sequence of closures the mean of its micro-batches.
             scaler: the ``torch.amp.GradScaler`` in use (``accelerator.scaler``). Without ``backward`` it scales the losses here; with it,
-                ``backward`` must do so. The direction is formed from unscaled values, ``.grad`` stays scaled for ``scaler.unscale_`` and
-                ``scaler.step``. A first pass that overflows is followed by passes at the unperturbed parameters whose gradients are
-                NaN, so that the scaler skips the step; to see that, the norm is waited for.
-            step: the optimizer step, ≥ 0, for loops that count their own: sets the clock of this step, and leaves it at ``step + 1``.
+                ``backward`` must do so. The direction is formed from unscaled values; ``.grad`` stays scaled for ``scaler.unscale_`` and
+                ``scaler.step``. After a first pass that overflows, the remaining passes run at the unperturbed parameters and give NaN
+                gradients, so that the scaler skips the step. Detecting this takes one device sync.
+            step: the optimizer step, ≥ 0, for loops that keep their own count: this step uses it, and the clock is then ``step + 1``.
 
-        A gradient already in ``.grad`` is kept and added to, and never enters the norm; with ``.grad is None`` that costs nothing.
-        After it returns or raises, the parameters hold bit for bit what they held before; if a finite difference raises, so does ``.grad``.
+        A gradient already in ``.grad`` is added to, and never enters the norm; with ``.grad is None`` that costs nothing.
+        After it returns or raises, the parameters are bit for bit what they were before; if a finite difference raises, so is ``.grad``.
 
         Returns:
-            The detached loss of the first pass, summed over the closures: what plain training would log; with ``has_aux``
-            ``(loss, aux)``, aux that of the first pass, its tensors detached; for a sequence of closures a list of aux.
-            (With ``ascent`` and c = 1 loss and aux are the ascent's, there being no other at the unperturbed parameters; for a direction
-            that needs no gradient and c = 1 they are those at the perturbed parameters.)
+            The detached loss of the first pass, summed over the closures: what plain training would log. With ``has_aux``
+            ``(loss, aux)``, where aux is that of the first pass with its tensors detached; for a sequence of closures a list of aux.
+            (With ``ascent`` and c = 1, loss and aux are those of ``ascent``, because ``closure`` is not evaluated at the unperturbed
+            parameters; for a direction that needs no gradient and c = 1 they are those at the perturbed parameters.)
 
         Cost: see ``GradientPenalty.evaluations_at``; one evaluation at steps where the strength is 0.
 
@@ -291,7 +291,7 @@ class GradientRegularizer:
             RuntimeError: the last step's ``decoupled_step`` is missing; a loss computed outside of the closure; an optimizer that steps
                 inside the backward pass.
         """
-        self._perturbation.recover()  # of a step that was interrupted twice
+        self._perturbation.recover()  # from a step that was interrupted twice
         closures = [closure] if callable(closure) else as_closures("closure", closure)
         ascents = None if ascent is None else as_closures("ascent", ascent)
         share = 1.0 if ascent_share == 1.0 else checks.probability("ascent_share", ascent_share)
@@ -334,7 +334,7 @@ class GradientRegularizer:
             with torch.enable_grad():
                 result = self._result(evaluator, perturbed, values, plan)
         except BaseException:
-            self._perturbation.restore()  # for an interruption that struck on the way out of the step's own contexts
+            self._perturbation.restore()  # in case the interrupt came while the step's own contexts were exiting
             raise
         finally:
             self._evaluator = None
@@ -375,7 +375,7 @@ class GradientRegularizer:
             return step.run()
 
     def _check_averaging(self, plan: Plan) -> None:
-        """Raise where the step needs gradients averaged over the ranks and the caller has switched that off."""
+        """Raise if the step needs gradients averaged over the ranks and the caller has switched that off."""
         penalty, remedy = self.penalty, "build the regularizer with scope='local'"
         if self.scope == "global" and plan != PLAIN and not plan.reuses:
             self._parallelism.check_averaging("scope must be 'local'", "'global'", remedy)
@@ -400,7 +400,7 @@ class GradientRegularizer:
 
 
 def _is_full(penalty: GradientPenalty | None, values: StepValues | None) -> bool:
-    """Whether the radius of a step is of the size that it has in most: the beginning of a warm-up says nothing about rounding."""
+    """Whether the radius of a step is at least half its largest: the start of a warm-up says nothing about rounding."""
     if penalty is None or values is None or penalty.radius is None:
         return False
     return not isinstance(penalty.radius, Schedule) or values.radius >= penalty.radius.bounds()[1] / 2
@@ -424,7 +424,7 @@ def _check_real(penalty: GradientPenalty | None, selected: dict[nn.Parameter, st
 
 
 def _is_scale_free(penalty: GradientPenalty) -> bool:
-    """Whether an unannounced factor on all gradients of a step only multiplies its result."""
+    """Whether an unknown factor on all gradients of a step only multiplies its result."""
     return penalty.power == 1 and not penalty.has_memory and not penalty.decoupled
 
 
@@ -442,7 +442,7 @@ def _checked(backward: Callable[[Tensor], object] | None, scaler: Scaler | None)
 
 
 def _refuse_scaling(backward: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
-    """``backward``, failing if it multiplies the loss by more than 1: a loss scale that would go into the perturbation unseen."""
+    """``backward``, raising if it multiplies the loss by more than 1: a loss scale that would enter the perturbation unnoticed."""
 
     def checked(loss: Tensor) -> None:
         received: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The random numbers that forward passes draw: their sources captured and put back, so that passes of a step draw the same."""
+"""The random numbers that forward passes draw: the states of their generators, so that all passes of a step draw the same numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 class RandomSources:
     """Python's, NumPy's and torch's global generators, of the CPU and of the given devices, and generators that modules hold.
 
-    NumPy's counts once something has imported it.
+    NumPy's is included once something has imported NumPy.
 
     Args:
         devices: where parameters are.
@@ -42,7 +42,7 @@ class RandomSources:
         ]
 
     def restore(self, states: list[Any]) -> None:
-        """Put back what ``capture`` returned."""
+        """Restore what ``capture`` returned."""
         cpu, devices, python, numpy, generators = states
         torch.set_rng_state(cpu)
         for device, state in zip(self._devices, devices, strict=True):

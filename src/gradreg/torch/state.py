@@ -1,4 +1,4 @@
-"""What a penalty remembers from step to step: tensors by kind and parameter, changed only when a step has succeeded."""
+"""The state of a penalty between steps: tensors by kind and parameter, changed only when a step has succeeded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MASK = "mask"
 
 
 def remembered_kinds(penalty: GradientPenalty | None) -> dict[str, torch.dtype | None]:
-    """What ``penalty`` remembers of each parameter, and in which dtype: None for that of the parameter, or float32 if that has 16 bits."""
+    """The state of ``penalty`` for each parameter, and its dtype: None for that of the parameter, or float32 if that has 16 bits."""
     kinds: dict[str, torch.dtype | None] = {}
     if penalty is not None and penalty.direction.averages is not None:
         kinds[AVERAGE] = None
@@ -43,11 +43,11 @@ class _Staged:
 
 
 class State:
-    """Tensors like the parameters (sharded as they are), zero until something is remembered.
+    """Tensors like the parameters (sharded as they are), zero at first.
 
     Args:
-        names: the parameters that may be remembered, and their names in a checkpoint.
-        kinds: what is remembered of each, and in which dtype: None for the parameter's own, or float32 if that has 16 bits.
+        names: the parameters that may have state, and their names in a checkpoint.
+        kinds: the kinds of state and their dtypes: None for the parameter's own, or float32 if that has 16 bits.
     """
 
     def __init__(self, names: Mapping[nn.Parameter, str], kinds: Mapping[str, torch.dtype | None]) -> None:
@@ -56,10 +56,10 @@ class State:
         self._tensors: dict[str, dict[nn.Parameter, Tensor]] = {kind: {} for kind in kinds}
         self._staged: list[_Staged] = []
         self.period: int | None = None
-        """Of a mask that is chosen again from time to time: how often it had been when it was last; None before the first."""
+        """The number of the last refresh of a mask chosen from gradients; None before the first."""
 
     def shards(self, kind: str, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """What is remembered of ``parameters``: this rank's shards, to be read only."""
+        """The state of ``parameters``: this rank's shards, read-only."""
         return local_shards([self._tensor(kind, p) for p in parameters])
 
     def stage(
@@ -71,19 +71,19 @@ class State:
         evidence: Sequence[Tensor] | None = None,
         period: int | None = None,
     ) -> None:
-        """Have ``commit`` remember ``shards`` of ``parameters``, and ``period``, if ``evidence`` (``shards`` by default) is finite.
+        """Stage ``shards`` of ``parameters``, and ``period``, for ``commit``, if ``evidence`` (``shards`` by default) is finite.
 
-        The memory may keep ``shards`` themselves, so nobody may change them afterwards.
+        ``shards`` are not copied and must not be changed afterwards.
         """
         self._staged.append(_Staged(kind, parameters, shards, shards if evidence is None else evidence, period))
 
     def discard_staged(self) -> None:
-        """The step failed: what it staged is not remembered."""
+        """Discard what a failed step staged."""
         self._staged = []
 
     @torch.no_grad()
     def commit(self, *, finite_only: bool) -> None:
-        """Remember what was staged; with ``finite_only``, which waits for the device, only what is finite."""
+        """Store what was staged; with ``finite_only``, which takes a device sync, only if it is finite."""
         for new in self._staged:
             if new.parameters and (not finite_only or _finite(new.evidence, new.parameters)):
                 self._keep(new)
@@ -109,14 +109,14 @@ class State:
         *,
         finite_only: bool,
     ) -> None:
-        """``m ← decay·m + (1 − decay)·factor·gradients`` at once: for a step that cannot fail any more. ``finite_only``: see ``commit``."""
+        """``m ← decay·m + (1 − decay)·factor·gradients`` in place, once a step can no longer fail. ``finite_only``: see ``commit``."""
         if not parameters or (finite_only and not _finite(gradients, parameters)):
             return
         remembered = self.shards(kind, parameters)
         torch._foreach_lerp_(remembered, _comparable(gradients, remembered, factor), 1.0 - decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """The tensors by kind and by name of the parameter, and ``period``; of frozen parameters, what they had before."""
+        """The tensors by kind and parameter name, and ``period``; frozen parameters keep the state that they had."""
         tensors = {
             kind: {name: self._tensor(kind, p) for p, name in self._names.items() if p.requires_grad or p in held}
             for kind, held in self._tensors.items()
@@ -125,10 +125,10 @@ class State:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Remember what ``state_dict`` returned, zero for parameters that it lacks.
+        """Restore what ``state_dict`` returned, zero for parameters that it lacks.
 
         Raises:
-            ValueError: kinds or names that are not known, or another shape; nothing has been changed then.
+            ValueError: unknown kinds or names, or another shape; nothing is changed then.
         """
         kinds = [*self._kinds, "period"]
         if not isinstance(state, Mapping) or set(state) != set(kinds):  # type: ignore[unnecessary-isinstance]  # a checkpoint's
@@ -156,7 +156,7 @@ class State:
                     mine.copy_(theirs)
 
     def _keep(self, new: _Staged) -> None:
-        """Have the staged tensors take the place of the old ones, or, where those are shards or of another kind, copy them there."""
+        """Replace the old tensors by the staged ones, or copy into them where they are shards or have another dtype."""
         copied: list[tuple[Tensor, Tensor]] = []
         for p, shard in zip(new.parameters, new.shards, strict=True):
             mine = self._tensor(new.kind, p)
@@ -170,7 +170,7 @@ class State:
     def _tensor(self, kind: str, p: nn.Parameter) -> Tensor:
         tensors = self._tensors[kind]
         if p not in tensors:
-            wide = torch.float32 if p.dtype in LOW_PRECISION else p.dtype  # in 16 bits an average would stop short of what it averages
+            wide = torch.float32 if p.dtype in LOW_PRECISION else p.dtype  # in 16 bits small updates of an EMA would be rounded away
             tensors[p] = torch.zeros_like(p, dtype=self._kinds[kind] or wide, requires_grad=False)
         return tensors[p]
 
@@ -180,6 +180,6 @@ def _finite(shards: Sequence[Tensor], like: Sequence[Tensor]) -> bool:
 
 
 def _comparable(gradients: Sequence[Tensor], remembered: Sequence[Tensor], factor: float | Tensor) -> list[Tensor]:
-    """``factor·gradients`` in the dtypes of what is ``remembered``."""
+    """``factor·gradients`` in the dtypes of ``remembered``."""
     wide = [g if g.dtype == m.dtype else g.to(m.dtype) for g, m in zip(gradients, remembered, strict=True)]
     return wide if isinstance(factor, float) and factor == 1.0 else list(torch._foreach_mul(wide, factor))

@@ -1,4 +1,4 @@
-"""One step: running the passes of a plan and gathering their weighted gradients in ``.grad``."""
+"""One step: running the passes of a plan and accumulating their weighted gradients in ``.grad``."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ NAN = float("nan")
 
 @dataclass
 class Result:
-    """What a step found, beside the gradients that it leaves in ``.grad``.
+    """The results of a step, besides the gradients in ``.grad``.
 
     Args:
         loss: the loss of the first pass, detached and summed over the closures.
-        aux: what the closures returned beside it.
+        aux: the aux of the first pass.
         norm: of the first gradient over the perturbed parameters; NaN if it was not measured.
         cosine: between the first gradient and the next; NaN if it was not measured.
-        correction: what a decoupled penalty leaves to be applied beside the optimizer, without the loss scale.
+        correction: what a decoupled penalty leaves to be applied separately from the optimizer, without the loss scale.
     """
 
     loss: Tensor
@@ -48,20 +48,20 @@ class Step:
     """What one call of ``GradientRegularizer.backward`` works on.
 
     Args:
-        penalty: what is penalised; None for nothing.
+        penalty: what is penalized; None for nothing.
         values: its numbers at this step.
-        plan: the passes to make; not an exact one, which is ``gradreg.torch.exact``'s.
+        plan: the passes to make; not an exact one, which ``gradreg.torch.exact`` runs.
         evaluator: evaluates the closures.
-        gradients: what they leave in ``.grad``.
+        gradients: reads and writes ``.grad``.
         perturbed: the parameters that are perturbed and counted in the norm.
         indices: the index of each parameter in the model.
         perturbation: perturbs and restores them.
-        state: what earlier steps left.
+        state: the penalty's state from earlier steps.
         mask: which coordinates are perturbed, or None for all.
         average_direction: under data parallelism, average the first gradient over the ranks before it becomes the direction.
         measure_cosine: measure the cosine between the first gradient and the next.
-        measure_norm: measure the norm of the gradient where it is of no other use.
-        check_rounding: whether the radius is one of which rounding may be judged.
+        measure_norm: measure the norm of the gradient where nothing else needs it.
+        check_rounding: whether the radius is large enough to judge rounding by.
         must_reach: whether a first pass that gives no perturbed parameter a gradient is an error.
     """
 
@@ -89,7 +89,7 @@ class Step:
         return self._one_pass() if self.plan.passes == (Pass(),) else self._several_passes()
 
     def _one_pass(self) -> Result:
-        """As without a penalty, but for what is remembered or reused."""
+        """As without a penalty, except for EMAs that are updated and gradients that are reused."""
         remembers = self.penalty is not None and self.penalty.direction.averages is not None
         if not remembers and not self.plan.reuses:
             alone = self.measure_norm and all(p.grad is None for p in self.evaluator.trainable)
@@ -116,7 +116,7 @@ class Step:
         add_reused(list(gradients.values()), self.state.shards(REUSED, parameters), self.penalty.reuse.a, parameters)
 
     def _several_passes(self) -> Result:
-        """The passes in order. A gradient that is only added up arrives already weighted, because its loss is, and accumulates in place."""
+        """The passes in order. A gradient that is only summed is weighted through its loss, and accumulates in ``.grad`` in place."""
         assert self.penalty is not None
         assert self.values is not None
         alone = any(p.keeps == "apart" for p in self.plan.passes) or self.penalty.direction.averages == "results"
@@ -139,7 +139,7 @@ class Step:
         return work.result
 
     def _mix(self, work: _Work) -> None:
-        """Turn what the passes gathered into the result, with the plain gradient that was held apart.
+        """Turn what the passes accumulated into the result, with the plain gradient that was held apart.
 
         Where only one of them reached a parameter, the other's gradient is 0 there.
         """
@@ -159,7 +159,7 @@ class Step:
             self.state.stage(REUSED, inputs.like, self._without_scale(orthogonal_part(inputs)))
         elif penalty.decoupled:
             torch._foreach_sub_(inputs.result, inputs.plain)
-            torch._foreach_add_(inputs.plain, inputs.result, alpha=0.0)  # 0, or NaN where a pass overflowed: a scaler must see that
+            torch._foreach_add_(inputs.plain, inputs.result, alpha=0.0)  # adds 0, or NaN where a pass overflowed, which a scaler must see
             for p in apart:
                 p.grad = apart[p]
             work.result.correction = dict(zip(apart, self._without_scale(inputs.result), strict=True))
@@ -180,12 +180,12 @@ class Step:
         self.state.update_ema(AVERAGE, list(gradients), shards, decay, unscaling, finite_only=self.evaluator.scaler is not None)
 
     def unscaling(self, weight: float, shards: Sequence[Tensor]) -> float | Tensor:
-        """What takes ``weight`` and the loss scale off ``shards``."""
+        """The factor that removes ``weight`` and the loss scale from ``shards``."""
         return 1.0 / (weight * self.evaluator.scale(shards[0])) if shards else 1.0
 
 
 class _Work:
-    """The passes of a step under way.
+    """The passes of a step while it runs.
 
     Args:
         step: the step.
@@ -209,7 +209,7 @@ class _Work:
         return self._result
 
     def make(self, i: int, this: Pass, last: bool) -> None:
-        """Make pass ``i`` of the plan: go to where it is evaluated, run it, and see what becomes of its gradient."""
+        """Make pass ``i`` of the plan: perturb the parameters to its offset, run it, and handle its gradient."""
         step = self.step
         if this.offset * self._offset < 0:
             step.perturbation.mirror()
@@ -222,7 +222,7 @@ class _Work:
         measured = self._alignment if this.offset != 0 else None
         if measured is not None:
             measured.before_pass()
-        weight = NAN if self._overflow else this.weight  # parameters stay where they are after an overflow, and NaN tells the scaler
+        weight = NAN if self._overflow else this.weight  # after an overflow nothing is perturbed, and NaN tells the scaler
         loss, aux = step.evaluator.run(this.of, weight, synchronise=last)
         if self._result is None:
             self._result = Result(loss, aux)
@@ -233,7 +233,7 @@ class _Work:
             self._alignment = None
 
     def _look_at_plain(self, this: Pass) -> None:
-        """A plain pass that gives no direction: measure what is to be known of it."""
+        """Measure the norm, and prepare the cosine, of a plain pass that gives no direction."""
         step = self.step
         first = step.gradients.of(step.perturbed)
         self.result.norm = self._unweighted(gradient_norm(list(first.values())), this.weight) if step.measure_norm else NAN
@@ -245,7 +245,7 @@ class _Work:
         return norm if self.step.evaluator.scaler is None else self.step.evaluator.unscaled(norm)
 
     def _make_first(self, i: int, this: Pass) -> None:
-        """A pass from whose gradient the direction is formed, or whose gradient is held apart."""
+        """A pass whose gradient gives the direction, or is held apart."""
         step, evaluator = self.step, self.step.evaluator
         kept = step.gradients.stash(overwritten=step.average_direction) if i > 0 else None
         synchronise = this.gives_direction and step.average_direction
@@ -289,7 +289,7 @@ class _Work:
             step.gradients.restore(kept)
 
     def _put_by(self, this: Pass, agreed: ByParameter, factor: float | Tensor | None) -> None:
-        """What becomes of the first gradient."""
+        """Keep, scale or drop the first gradient, as the plan says."""
         gradients = self.step.gradients
         if this.keeps == "apart":
             held_by_ranks = self.step.average_direction and self.step.evaluator.parallelism.reuses_gradients
@@ -301,7 +301,7 @@ class _Work:
             torch._foreach_mul_(list(gradients.shards().values()), factor)
 
     def _looks_at_gradients(self, this: Pass) -> bool:
-        """Whether something but the perturbation depends on the first gradient, on which all ranks must then agree."""
+        """Whether something other than the perturbation depends on the first gradient, so that all ranks must agree on it."""
         mask = self.step.mask
         return (
             this.keeps == "apart"
@@ -318,7 +318,7 @@ class _Work:
 
     @torch.no_grad()
     def _direction(self, this: Pass, first: ByParameter, norm: _Lazily, agreed: ByParameter) -> Ascent:
-        """The direction from the gradient ``first``; averages are updated with ``agreed``."""
+        """The direction from the gradient ``first``; EMAs are updated with ``agreed``."""
         step, parameters = self.step, list(first)
         shards = local_shards(list(first.values()))
         counted = set(step.perturbed)
@@ -342,7 +342,7 @@ class _Work:
         return self._masked(ascent, agreed_shards if this.offset == 0 else None)
 
     def _staged_average(self, this: Pass, agreed: Mapping[nn.Parameter, Tensor], wanted: Sequence[nn.Parameter]) -> list[Tensor]:
-        """The EMA of gradients with ``agreed`` in it, remembered if the step succeeds."""
+        """The EMA updated with ``agreed``; it is staged, and committed if the step succeeds."""
         parameters, shards, decay = list(agreed), list(agreed.values()), self.penalty.direction.average_decay
         fresh = self.step.state.next_ema(AVERAGE, parameters, shards, decay, self.step.unscaling(this.weight, shards))
         self.step.state.stage(AVERAGE, parameters, fresh)
@@ -353,7 +353,7 @@ class _Work:
         return [self.step.indices[p] for p in parameters]
 
     def _masked(self, ascent: Ascent, agreed: Mapping[nn.Parameter, Tensor] | None) -> Ascent:
-        """``ascent`` without the coordinates that are not perturbed, chosen by ``agreed`` or, with None, as before; its norm stays."""
+        """``ascent`` with zeros in unperturbed coordinates, chosen from ``agreed`` or, with None, as before; its norm is unchanged."""
         mask = self.step.mask
         if mask is not None and ascent.vectors:
             norm = ascent.norm() if callable(ascent.norm) else ascent.norm
@@ -363,7 +363,7 @@ class _Work:
         return ascent
 
     def _perturb(self, ascent: Ascent, by: float) -> None:
-        """Perturb along ``ascent`` by the share ``by`` of the radius."""
+        """Perturb along ``ascent`` by ``by`` times the radius."""
         step = self.step
         if ascent.vectors:
             distance = ascent.distance(self.penalty.power, by * self.values.radius)
@@ -372,7 +372,7 @@ class _Work:
 
 
 class _Lazily:
-    """The norm of ``vectors`` over all of them, measured at most once, and only if it is asked for."""
+    """The norm over all ``vectors``, measured at most once, and only if it is needed."""
 
     def __init__(self, vectors: Sequence[Tensor]) -> None:
         self._vectors = vectors

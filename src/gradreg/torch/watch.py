@@ -1,4 +1,4 @@
-"""What would make the gradient wrong without a word: parameters that joined the model later, and optimizers that step inside backward."""
+"""Checks against silently wrong gradients: parameters that joined the model later, and optimizers that step inside backward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from gradreg.torch.perturbation import Perturbation
 
 _HOOKS = ("_post_accumulate_grad_hooks", "_in_backward_optimizers")
-"""Attributes of a parameter whose gradient something waits for."""
+"""Attributes of a parameter that has hooks which run when its gradient is ready."""
 
 
 class Watch:
@@ -44,7 +44,7 @@ class Watch:
 
     @contextmanager
     def first_step(self, perturbation: Perturbation) -> Iterator[None]:
-        """A context of the first step that perturbs parameters, whose passes must leave them alone otherwise.
+        """A context for the first step that perturbs parameters, which checks that its passes do not change them otherwise.
 
         Raises:
             RuntimeError: hooks of the backward pass changed them, as an optimizer does that steps inside of it; they are restored.

@@ -17,11 +17,11 @@ Decay = float | Schedule | AutoL2
 
 
 class WeightDecay:
-    """Sets the optimizer's ``weight_decay`` before each step: a schedule's value, or what ``AutoL2`` says.
+    """Sets the optimizer's ``weight_decay`` before each step: the value of a schedule or of ``AutoL2``.
 
-    What a coefficient does is the optimizer's business: ``SGD`` and ``Adam`` add λθ to the gradient (coupled), ``AdamW`` takes η·λ·θ off
-    the weights (decoupled). Groups whose ``weight_decay`` is 0 when this is built stay without; the others keep their ratio to the
-    largest. Only ``weight_decay`` is written, so learning-rate schedulers, clipping and ``GradScaler`` never learn of it.
+    The optimizer decides how the coefficient acts: ``SGD`` and ``Adam`` add λθ to the gradient (coupled), ``AdamW`` subtracts η·λ·θ from
+    the weights (decoupled). Groups whose ``weight_decay`` is 0 when this is built stay at 0; the others keep their ratio to the
+    largest. Only ``weight_decay`` is written, so learning-rate schedulers, clipping and ``GradScaler`` are not affected.
 
     Args:
         optimizer: with parameter groups that have the key ``weight_decay``. Any value > 0 marks a group that decays; it is replaced.
@@ -29,15 +29,15 @@ class WeightDecay:
         peak_learning_rate: None, or the largest learning rate η_max of the run, > 0: the coefficient becomes λ·η/η_max with each group's
             current learning rate η, so that the decay of a step, η·λ·η/η_max, follows the learning rate's square.
         scale: factor on every coefficient, > 0: 2·classes turns an ``AutoL2`` in its authors' convention into PyTorch's weight decay.
-        cautious: decay only the entries that the optimizer's own update moves towards 0 or leaves where they are. The optimizer's decay
-            is then 0, and after its step η·λ·θ is taken off those entries, so that the decay is decoupled whatever the optimizer.
+        cautious: decay only the entries that the optimizer's own update moves towards 0 or leaves unchanged. The optimizer's decay
+            is then 0, and after its step η·λ·θ is subtracted from those entries, so that the decay is decoupled for any optimizer.
 
     Raises:
         ValueError, TypeError: at construction: a bad coefficient, or an optimizer none of whose groups decays.
 
     Cost: none; cautious decay one copy of the decayed parameters, and three passes over them.
     Source: decay following the square of the learning rate: AdamC (Defazio 2025, arXiv 2506.02285), which does so for normalized layers
-    alone. Cautious: Chen et al. 2025, arXiv 2510.12402.
+    only. Cautious: Chen et al. 2025, arXiv 2510.12402.
 
     >>> from gradreg import Cosine
     >>> weight = torch.nn.Parameter(torch.ones(1))
@@ -108,11 +108,11 @@ class WeightDecay:
         return self._apply(self.schedule(checks.whole("step", step, minimum=0, remedy="Count optimizer steps from 0.")))
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs, as plain values: which groups decay, and where ``AutoL2`` stands. Schedules know all from the step."""
+        """What resuming needs, as plain values: which groups decay, and the state of ``AutoL2``. Schedules depend on the step alone."""
         return {"shares": list(self._shares), "auto": None if self.auto is None else self.auto.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the object that gave ``state`` stood; before or after the optimizer's own ``load_state_dict``.
+        """Resume from ``state``; before or after the optimizer's own ``load_state_dict``.
 
         Raises:
             ValueError: a state of an optimizer with another number of groups, or of another kind of decay.

@@ -1,4 +1,4 @@
-"""From a command line to plain keys: a command's own options, and the keys of a recipe that are typed over it, ``--epochs 3``."""
+"""From a command line to plain keys: a command's own options, and overrides of a recipe's keys such as ``--epochs 3``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class CommandParser:
     Args:
         command: the command's name, for usage and errors.
         description: what it does, for ``--help``.
-        default_recipe: the recipe taken when none is named; None makes it obligatory.
-        positional: name and explanation of the positional argument, where it is not a recipe.
+        default_recipe: the recipe used when none is named; None makes the argument required.
+        positional: name and help of the positional argument, if it is not a recipe.
     """
 
     def __init__(
@@ -33,14 +33,14 @@ class CommandParser:
         self.add(name, metavar=name.upper(), type=str, help=explanation, **optional)
 
     def add(self, option: str, **keywords: Any) -> None:
-        """Add an option of the command's own, as ``argparse.ArgumentParser.add_argument`` does."""
+        """Add an option to the command, as ``argparse.ArgumentParser.add_argument`` does."""
         self._options.append((option, keywords))
 
     def parse(self, argv: Sequence[str]) -> dict[str, Any]:
-        """The command's own options (and nothing of the configuration) as a dictionary.
+        """The command's own options, without the configuration, as a dictionary.
 
         Raises:
-            ValueError: an unknown option (the nearest known one is named), or a value that it does not take.
+            ValueError: an unknown option (the nearest known one is named), or an invalid value.
         """
         own, _ = separate(argv)
         if {"-h", "--help"} & set(own):
@@ -72,7 +72,7 @@ class CommandParser:
                 settings[one.mapping] = {**block, one.path[0]: one.value}
             else:
                 settings[one.mapping] = {**block, **one.value} if isinstance(one.value, Mapping) else one.value
-        # After the blocks: options may also have come with theirs, as in --optimizer '{name: adamw, options: {eps: 1e-6}}'.
+        # After the blocks, because a block may contain options too, as in --optimizer '{name: adamw, options: {eps: 1e-6}}'.
         for key in FREE:
             keys = [one for one in typed if one.mapping == key]
             block, _, option = key.rpartition(".")
@@ -99,8 +99,8 @@ class Typed:
 
     Args:
         mapping: the mapping of ``FREE``, the block or the key that it changes.
-        path: the keys inside that lead to the changed one; empty for the whole of it.
-        value: what the text of the option's value holds as YAML for a mapping, the text itself for any other key.
+        path: the keys inside that lead to the changed one; empty for the whole mapping.
+        value: the option's value, parsed as YAML for a mapping, and as text for any other key.
     """
 
     mapping: str
@@ -141,7 +141,7 @@ def separate(argv: Sequence[str]) -> tuple[list[str], list[Typed]]:
 
 
 def changed(before: Mapping[str, Any] | None, typed: Sequence[Typed]) -> Any:
-    """The mapping ``before`` with what was typed laid over it, one after the other; under a new ``name`` nothing of it is left."""
+    """The mapping ``before`` with the overrides applied in order; a new ``name`` discards its other keys."""
     named = [one.value for one in typed if one.path == ("name",)]
     result: Any = before if not before or not named or named[-1] == before.get("name") else {}
     for one in typed:
@@ -164,7 +164,7 @@ def keys_of_configuration() -> tuple[str, ...]:
 
 _BLOCKS = [name for name, kind in get_type_hints(Config).items() if is_dataclass(kind)]
 _DEFAULTS = {f.name: f.default_factory() for f in fields(Config) if f.name == "model" and f.default_factory is not MISSING}
-"""What a mapping holds that neither the recipe nor the command line names, where that is not nothing."""
+"""The defaults of mappings that are not empty when neither the recipe nor the command line names them."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     if devices.processes > 1 and options["out"] is None and options["resume"] is None:
         raise ValueError("--out must be given with several processes, which write one folder; got none. Write --out runs/NAME.")
     console = Console(soft_wrap=True, quiet=not devices.main, highlight=False)
-    penalty = config.resolved_penalty(1)  # how many steps an epoch has is not known before the data are loaded
+    penalty = config.resolved_penalty(1)  # the number of steps in an epoch is not known before the data are loaded
     console.print(f"{name}: {config.model['name']} on {config.data.name}, {config.optimizer.name}, {penalty}", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not (devices.main and console.is_terminal)) as progress:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
                 warnings.showwarning = lambda message, *_, **__: report(f"warning: {message}")
                 result = RunFolder(folder).run(config, show, report=report, devices=devices)
         except Stopped as stopped:
-            report(f"{stopped}. Go on with: gradreg train --resume {folder}")
+            report(f"{stopped}. Resume with: gradreg train --resume {folder}")
             return 128 + stopped.signal_number
         finally:
             devices.close()
@@ -80,8 +80,8 @@ def _interrupted(folder: str, argv: Sequence[str]) -> tuple[Path, str, Config]:
 
     if list(argv) not in (["--resume", folder], [f"--resume={folder}"]):
         raise ValueError(
-            f"--resume must stand alone, for a run goes on as it was begun; got {' '.join(argv)!r}. "
-            "Write gradreg train --resume RUN, or train anew with the changed keys in another --out."
+            f"--resume must be the only argument, because a run resumes with its own configuration; got {' '.join(argv)!r}. "
+            "Write gradreg train --resume RUN, or start another run with the changed keys and another --out."
         )
     return Path(folder), Path(folder).name, RunFolder(Path(folder)).configuration()
 

@@ -1,7 +1,7 @@
-"""Every key of a recipe: typed, documented, checked. What stands here and in the blocks is what ``gradreg train --help`` explains.
+"""Every key of a recipe: typed, documented, checked. ``gradreg train --help`` is made from these docstrings and those of the blocks.
 
-A block stands beside what it builds: ``optimizer`` and ``schedule`` in ``optimization``, ``weight_decay`` and ``penalty`` in the files of
-their names, ``data`` and ``augmentation`` in ``data.configuration``.
+A block is in the same file as what it builds: ``optimizer`` and ``schedule`` in ``optimization``, ``weight_decay`` and ``penalty`` in the
+files of these names, ``data`` and ``augmentation`` in ``data.configuration``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class CheckpointConfig:
     Args:
         every_epochs: epochs from one checkpoint to the next, >= 1; null writes none by epochs.
         every_minutes: minutes from one checkpoint to the next, > 0, also in the middle of an epoch; null writes none by the clock.
-        keep: how many of the newest are kept, >= 1; a damaged one is passed over for the one before it.
-        final: whether the end of the run is one too, with the optimizer's state.
+        keep: how many of the newest are kept, >= 1; if one is damaged, the run resumes from the one before it.
+        final: whether one is written at the end of the run too, with the optimizer's state.
         best: whether the weights of the best epoch (on the validation images; without any, on the test set) are kept as best.safetensors.
     """
 
@@ -59,12 +59,12 @@ class Config:
         model: "name" and the model's own options, as timm.create_model takes them.
         optimizer: the optimizer.
         schedule: the learning rate over the run.
-        weight_decay: weight decay over the run; left out, it is constantly optimizer.weight_decay.
-        penalty: the gradient penalty by "name" (docs/pytorch.md lists them) and its symbols. Optional beside them: "every", "probability",
+        weight_decay: weight decay over the run; if left out, it is optimizer.weight_decay throughout.
+        penalty: the gradient penalty by "name" (docs/pytorch.md lists them) and its symbols. Optional: "every", "probability",
             a "warmup" of "kind" (zero, radius, strength) and "epochs" or "steps", and "ascent_fraction", the share of each batch from which
             the ascent direction comes. null trains without one.
         flooding: keeps the training loss from falling below a level: "name" (batch, or individual for iFlood) and "level"; null does not.
-            Each micro-batch of each process is flooded for itself.
+            Each micro-batch of each process is flooded separately.
         scope: under data parallelism, whether each process perturbs by its own gradient (local) or all by their mean (global).
         epochs: passes over the training data, >= 1.
         batch_size: training examples of an optimizer step, over all processes and micro-batches, >= 1; a last smaller batch is kept.
@@ -73,14 +73,14 @@ class Config:
         seed: seed of initialization, batch order, augmentation and dropout, >= 0.
         clip_norm: largest L2 norm of the final gradient, > 0; null does not clip.
         label_smoothing: share of the target spread over all classes, 0 to 1; in the training loss alone.
-        ema: decay of a running mean of the weights, which is evaluated beside them, > 0 and < 1; null keeps none.
-        precision: "fp32", or autocast to "bf16" or "fp16" (with loss scaling), the weights staying fp32; "fp64" for weights and all.
+        ema: decay of an exponential moving average of the weights, which is evaluated too, > 0 and < 1; null keeps none.
+        precision: "fp32", or autocast to "bf16" or "fp16" (with loss scaling) with fp32 weights; "fp64" for everything.
         compile: whether torch.compile compiles the model.
-        channels_last: whether images and weights are laid out channels last, as convolutions on recent GPUs prefer.
-        parallel: under several processes, "ddp" holds the whole model on each, "fsdp" (FSDP2) a part of it.
+        channels_last: whether images and weights use the channels-last memory format, which is faster for convolutions on recent GPUs.
+        parallel: with several processes, "ddp" replicates the model, "fsdp" (FSDP2) shards it.
         checkpoint: when the run's state is written.
-        trackers: where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow.
-        threads: CPU threads of PyTorch, >= 1; null leaves them as they are. Small models run fastest on one.
+        trackers: where metrics go besides metrics.jsonl: tensorboard, wandb, mlflow.
+        threads: CPU threads of PyTorch, >= 1; null does not change them. Small models run fastest on one.
         device: "auto" takes the accelerator if there is one; or "cpu", "cuda", "cuda:1", "mps".
     """
 
@@ -168,7 +168,7 @@ class Config:
         return self._penalty.resolve(steps_per_epoch=steps_per_epoch)
 
     def with_seed(self, seed: int) -> Config:
-        """The same run with another seed, on which nothing else depends: checked already, so that nothing is parsed for each seed."""
+        """The same run with another seed. No other key depends on it, so nothing is parsed or checked again."""
         other = copy.copy(self)
         other.seed = checks.seed(seed)
         return other

@@ -1,4 +1,4 @@
-"""Where a run happens: the processes that ``accelerate launch`` or ``torchrun`` started, their device, and what they tell each other."""
+"""The processes of a run, started by ``accelerate launch`` or ``torchrun``, their devices, and their collective operations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 _LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""What launchers tell the processes that they start, beside Accelerate's own names."""
+"""Environment variables that launchers set, besides Accelerate's own."""
 
 
 class Devices:
@@ -28,7 +28,7 @@ class Devices:
         config: the run.
 
     Raises:
-        ValueError: a device that is not there, or a launcher told otherwise than the configuration.
+        ValueError: a device that does not exist, or options of the launcher that contradict the configuration.
     """
 
     def __init__(self, config: Config) -> None:
@@ -48,17 +48,17 @@ class Devices:
             )
         if config.parallel == "fsdp" and self.processes == 1:
             raise ValueError(
-                "parallel must be 'ddp' with one process, which has nobody to share the model with; got 'fsdp'. "
+                "parallel must be 'ddp' with one process, which cannot shard the model; got 'fsdp'. "
                 "Start several: accelerate launch --num_processes 2 -m gradreg train ..."
             )
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
     def place(self, model: nn.Module, config: Config) -> nn.Module:
-        """``model`` on the device, divided or copied among the processes as ``config.parallel`` says; where alone, the model itself."""
+        """``model`` on the device, sharded or replicated as ``config.parallel`` says; with one process, the model itself."""
         model.to(self.device, torch.float64 if config.precision == "fp64" else None)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -89,7 +89,7 @@ class Devices:
         return total
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is true for any process; all must ask."""
+        """Whether ``flag`` is true for any process; a collective operation."""
         if self.processes == 1:
             return flag
         return bool(self.total(torch.tensor(float(flag), device=self.device)) > 0)
@@ -108,13 +108,13 @@ class Devices:
             self._state.wait_for_everyone()
 
     def close(self) -> None:
-        """Leave the group of processes."""
+        """Leave the process group."""
         if self._state is not None and self.processes > 1:
             self._state.destroy_process_group()
 
 
 def _launched(*, cpu: bool) -> PartialState | None:
-    """What a launcher started, torchrun's, Accelerate's or MPI's; None in a process that none of them started."""
+    """The state of a process that torchrun, Accelerate or MPI started; None in any other process."""
     if not any(name in _LAUNCHERS or name.startswith("ACCELERATE_") for name in os.environ):
         return None
     from accelerate import PartialState
@@ -143,7 +143,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _check_launcher(config: Config) -> None:
-    """Fail where ``accelerate launch`` was told what only the configuration decides, so that neither is silently ignored."""
+    """Raise if ``accelerate launch`` got options that contradict the configuration, so that neither is silently ignored."""
     said = {
         "precision": (os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower(), {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}),
         "parallel": (os.environ.get("ACCELERATE_USE_FSDP", "false").lower(), {"false": "ddp", "true": "fsdp"}),

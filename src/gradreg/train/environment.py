@@ -1,4 +1,4 @@
-"""Where a run happened: versions, hardware and the state of the source, for whoever wants to repeat it."""
+"""The environment of a run: versions, hardware and the state of the source, for reproducing it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _processor() -> str:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """The commit checked out where this package's source stands, and whether it was changed; None for an installed copy."""
+    """The commit of this package's source checkout, and whether it was modified; None for an installed copy."""
     try:
         folder = str(Path(__file__).parent)
         commit = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)

@@ -1,4 +1,4 @@
-"""``gradreg evaluate RUN``: a trained run's loss and accuracy, on its own data or others."""
+"""``gradreg evaluate RUN``: a trained run's loss and accuracy, on its own or other data."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from gradreg.train.evaluation import Evaluation
 
 DESCRIPTION = (
-    "Evaluate the weights of a run on its test set, every image once. What it depends on can be overridden, as in --data.root ELSEWHERE, "
-    "--data.name svhn or --device cpu; other data are normalised as the run's own."
+    "Evaluate the weights of a run on its test set, every image once. Keys of the evaluation can be overridden, as in --data.root "
+    "ELSEWHERE, --data.name svhn or --device cpu; other data are normalized like the run's own."
 )
 SPLITS = ("test", "validation")
 DEPENDS_ON = ("data", "model", "augmentation.normalize", "batch_size", "evaluation_batch_size", "precision", "device", "threads", "seed")
-"""Keys that change an evaluation; the others are about training."""
+"""Keys that change an evaluation; the others concern training."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser = CommandParser("evaluate", DESCRIPTION, positional=("run", "folder of the run"))
     parser.add("--weights", type=str, default="last", help="last, best or ema")
     parser.add("--split", type=str, default="test", help="test, or validation where images were held out")
-    parser.add("--json", action="store_true", help="print one line of JSON instead of words")
+    parser.add("--json", action="store_true", help="print one line of JSON instead of text")
     options = parser.parse(argv)
 
     from gradreg.train.run_folder import WEIGHTS, RunFolder, differences
@@ -43,10 +43,12 @@ def main(argv: Sequence[str]) -> int:
     config = configuration(parser.settings(argv, asdict(trained)))
     for key in differences(asdict(trained), asdict(config)):
         if not f"{key}.".startswith(tuple(f"{read}." for read in DEPENDS_ON)):
-            raise ValueError(f"--{key} must be left out, for an evaluation does not depend on it. It can change {', '.join(DEPENDS_ON)}.")
+            raise ValueError(
+                f"--{key} must be left out, because an evaluation does not depend on it. It can change {', '.join(DEPENDS_ON)}."
+            )
     if config.augmentation.normalize == "auto":
         config.augmentation.normalize = trained.data.name
-    config.parallel = "ddp"  # each process holds the whole model, also of a run that divided it
+    config.parallel = "ddp"  # each process holds the whole model, even if the run sharded it
     file = folder.path / WEIGHTS[options["weights"]]
     if not file.is_file():
         there = [which for which, name in WEIGHTS.items() if (folder.path / name).is_file()]
@@ -73,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _evaluated(config: Config, weights: Path, split: str, devices: Devices) -> tuple[Evaluation, int]:
-    """What the weights of a file do on a split, and how many images that has."""
+    """The evaluation of a weights file on a split, and the number of its images."""
     import torch
 
     from gradreg.train import models

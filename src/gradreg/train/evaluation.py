@@ -1,4 +1,4 @@
-"""Loss and accuracy over a data set, every sample counted once on however many processes."""
+"""Loss and accuracy over a data set, every sample counted once on any number of processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradreg.train.devices import Devices
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model does on a data set.
+    """The loss and accuracy of a model on a data set.
 
     Args:
         loss: mean cross entropy, without label smoothing.
@@ -38,16 +38,16 @@ def evaluate(
     devices: Devices | None = None,
     precision: Precision = "fp32",
 ) -> Evaluation:
-    """Evaluate ``model`` in evaluation mode over all ``samples``; it is left in that mode.
+    """Evaluate ``model`` over all ``samples``, in evaluation mode, in which it stays.
 
     Args:
         model: images to logits.
         samples: the data set, or this process's part of it.
         batch_size: samples at a time, ≥ 1.
         devices: sums over the processes; None for one process.
-        precision: what the model runs in.
+        precision: of the model.
 
-    Sums are kept in float64 on the device and read once.
+    Sums are accumulated in float64 on the device and read once, at the end.
     """
     model.eval()
     sums: torch.Tensor | None = None
@@ -79,7 +79,7 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
 
 
 def inputs(images: torch.Tensor, precision: Precision) -> torch.Tensor:
-    """``images`` as a model in ``precision`` takes them; autocast narrows them itself."""
+    """``images`` in the dtype of a model in ``precision``; autocast casts them itself."""
     return images.double() if precision == "fp64" else images
 
 

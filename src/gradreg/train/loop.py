@@ -1,4 +1,4 @@
-"""The one training loop. No method forks it: it hands the regularizer a closure, and the penalty decides where that is evaluated."""
+"""The one training loop, for all methods: it gives the regularizer a closure, and the penalty decides where that is evaluated."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_step: OnStep | None = None,
 ) -> Outcome:
-    """Train as ``config`` says; the same configuration gives the same weights on the same machine, bit for bit on a CPU.
+    """Train as ``config`` says; on a CPU the same configuration gives the same weights on the same machine, bit for bit.
 
     Args:
         config: the run.
@@ -50,13 +50,13 @@ def train(
         resume_from: the checkpoint to resume from; None starts from the beginning.
         on_start: called before the first step with the epochs done already: those of the checkpoint, or none.
         on_epoch: called after every epoch.
-        on_step: called after every optimizer step with the number of steps done, the model, and the data; to measure, not to change.
+        on_step: called after every optimizer step with the number of steps done, the model, and the data; must not change them.
 
     Returns:
         The model and the history. A run whose loss is no longer finite ends with the epoch in which that happened.
 
     Raises:
-        Stopped: by ``saver``, which was told to stop and has saved the run.
+        Stopped: by ``saver``, after a signal; the run is saved.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -82,7 +82,7 @@ def train(
 
 
 class Run:
-    """A run in its course: what does not change of it, and its ``TrainingState``."""
+    """A run while it trains: its constant parts, and its ``TrainingState``."""
 
     def __init__(self, config: Config, devices: Devices) -> None:
         self.config = config
@@ -93,7 +93,7 @@ class Run:
             config.data, config.augmentation, seed=config.seed, device=devices.device, rank=devices.rank, processes=devices.processes
         )
         model = models.create(config.model, classes=self.data.classes, image_shape=self.data.image_shape)
-        if devices.rank > 0:  # the same first weights everywhere, and dropout masks of one's own
+        if devices.rank > 0:  # after the same initial weights everywhere, different dropout masks on each process
             torch.manual_seed(config.seed + 1_000_003 * devices.rank)
         if config.ema is not None and config.parallel == "fsdp":
             raise ValueError(f"ema must be null with parallel 'fsdp', which holds no whole model; got {config.ema}. Use parallel: ddp.")
@@ -120,7 +120,7 @@ class Run:
         self.evaluation_batch_size = config.evaluation_batch_size or (1000 if self.data.in_memory else config.batch_size)
 
     def train_epoch(self, saver: Saver | None, on_step: OnStep | None) -> None:
-        """Train what is left of the epoch, evaluate, and add its record to the history."""
+        """Train the rest of the epoch, evaluate, and add its record to the history."""
         progress, spent = self.state.progress, self.state.progress.seconds
         left = len(self.data.train) - progress.batch * self.config.batch_size
         started = time.perf_counter()
@@ -132,7 +132,7 @@ class Run:
         progress.epoch, progress.batch, progress.losses = progress.epoch + 1, 0, []
 
     def train_batches(self, saver: Saver | None, on_step: OnStep | None) -> None:
-        """Train on what is left of the epoch."""
+        """Train on the remaining batches of the epoch."""
         progress, model = self.state.progress, self.state.model
         spent = progress.seconds
         model.train()
@@ -156,7 +156,7 @@ class Run:
         step = state.regularizer.step
         self._set_weight_decay(step, batch)
         state.optimizer.zero_grad()
-        state.regularizer.measure_norm = state.progress.batch + 1 == self.steps_per_epoch  # the step of which the epoch's record tells
+        state.regularizer.measure_norm = state.progress.batch + 1 == self.steps_per_epoch  # the step that the epoch's record logs
         fraction = self.penalty.ascent_fraction
         ascent = None if fraction is None else self._closures(batch, fraction)
         loss = state.regularizer.backward(
@@ -181,7 +181,7 @@ class Run:
         return loss
 
     def _set_weight_decay(self, step: int, batch: Batch) -> None:
-        """Set the coefficient for the update of ``step``, measuring bare loss and accuracy on ``batch``, that update's, where due."""
+        """Set the coefficient for the update of ``step``; if due, measure loss and accuracy without L2 on ``batch``, that update's."""
         weight_decay, model, precision = self.state.weight_decay, self.state.model, self.config.precision
         if weight_decay is None:
             return
@@ -197,13 +197,13 @@ class Run:
             measured = torch.stack([cross_entropy(logits, batch.labels), right]) * (self.devices.processes * batch.share)
         model.train()
         loss, accuracy = self.devices.mean(measured).tolist()
-        if math.isfinite(loss):  # a run that diverges ends with its epoch, and until then nothing is to be learned from it
+        if math.isfinite(loss):  # a diverged run ends with its epoch; until then its measurements mean nothing
             weight_decay.set(step, loss=loss, accuracy=accuracy)
 
     def _closures(self, batch: Batch, fraction: float) -> list[Callable[[], Tensor]]:
-        """The micro-batches of the first ``fraction`` of the images; their gradients, averaged over the processes, add up."""
+        """One closure for each micro-batch of the first ``fraction`` of the images; their gradients, averaged over processes, add up."""
         size = math.ceil(fraction * len(batch.labels))
-        # As many on every process, whichever has an image more: the model is gathered, or gradients are, once for each.
+        # The same number on every process, even if one has an image more, because each closure involves collective operations.
         parts = min(self.config.accumulation, math.ceil(fraction * batch.fewest))
         whole = self.devices.processes * batch.share
         ends = [size * i // parts for i in range(parts + 1)]

@@ -1,7 +1,7 @@
 """The keys ``optimizer`` and ``schedule`` of a recipe, and what they build: optimizers and learning-rate schedules of timm and PyTorch.
 
-What the simplest recipes ask for, SGD, Adam and AdamW without options and a cosine, is built without timm, whose import takes several times
-as long as a small run; it is the same, number for number.
+The simplest ones (SGD, Adam and AdamW without options, and a cosine) are built without timm, whose import takes several times as long as a
+small run. Their numbers are the same as timm's.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OptimizerConfig:
         momentum: momentum of SGD-like optimizers, >= 0 and < 1.
         nesterov: Nesterov's form of SGD's momentum.
         weight_decay: weight decay as the optimizer understands it (in the gradient for SGD, decoupled for AdamW), >= 0.
-        decay_biases_and_norms: whether weight decay applies to biases and normalization layers too.
+        decay_biases_and_norms: whether weight decay also applies to biases and normalization layers.
         l2_in_loss: coefficient λ of (λ/2)·‖θ‖² over all parameters in the loss itself, >= 0. Unlike weight_decay it enters the ascent
             direction and both gradients of a penalty, as in the code of Zhao et al. 2022.
         options: further keyword arguments of the optimizer.
@@ -79,11 +79,11 @@ class OptimizerConfig:
         import timm.optim
 
         self._check_name()
-        # In timm's naming "sgd" means Nesterov's form; here it is what the key ``nesterov`` says.
+        # timm's "sgd" means Nesterov's form; here the key ``nesterov`` decides.
         options = {"nesterov": self.nesterov, **self.options} if self.name == "sgd" else dict(self.options)
         known = timm.optim.get_optimizer_info(self.name)
         for option, takes in (("betas", known.has_betas), ("eps", known.has_eps)):
-            if option in options and not takes:  # timm would drop it
+            if option in options and not takes:  # timm would silently drop it
                 raise ValueError(f"optimizer.options.{option} must be left out for {self.name!r}, which has none; got {options[option]}.")
         try:
             return timm.optim.create_optimizer_v2(
@@ -96,7 +96,7 @@ class OptimizerConfig:
                 **options,
             )
         except TypeError as error:
-            raise ValueError(f"optimizer {self.name!r} refuses its options {options or 'none'}: {error}") from error
+            raise ValueError(f"optimizer {self.name!r} does not accept its options {options or 'none'}: {error}") from error
 
     def _check_name(self) -> None:
         import timm.optim
@@ -131,7 +131,7 @@ class OptimizerConfig:
         try:
             return known[name](weights, **options)
         except TypeError as error:
-            raise ValueError(f"optimizer {self.name!r} refuses its options {self.options or 'none'}: {error}") from error
+            raise ValueError(f"optimizer {self.name!r} does not accept its options {self.options or 'none'}: {error}") from error
 
     @property
     def adaptive(self) -> bool:
@@ -150,8 +150,8 @@ class OptimizerConfig:
 
 @cache
 def _uncompiled(name: str) -> Callable[..., Optimizer]:
-    """The class of ``torch.optim``, without what keeps ``torch.compile`` from tracing it: that imports the compiler, which takes as long as
-    importing PyTorch, and here no optimizer is traced.
+    """The class of ``torch.optim`` without its ``torch.compile`` guard: that imports the compiler, which takes as long as importing
+    PyTorch, and no optimizer is compiled here.
     """
     import torch
 
@@ -167,7 +167,7 @@ def _uncompiled(name: str) -> Callable[..., Optimizer]:
 
 
 class LearningRate(Protocol):
-    """A schedule of the learning rate, to be told the number of optimizer steps done after each."""
+    """A schedule of the learning rate, updated with the number of steps done after each optimizer step."""
 
     def step_update(self, num_updates: int) -> object:
         """Set the learning rate of the step after ``num_updates``."""
@@ -239,7 +239,7 @@ class ScheduleConfig:
                 **self.options,
             )
         except (TypeError, ValueError) as error:
-            raise ValueError(f"schedule {self.name!r} refuses its options {self.options or 'none'}: {error}") from error
+            raise ValueError(f"schedule {self.name!r} does not accept its options {self.options or 'none'}: {error}") from error
         return schedule
 
 
@@ -248,7 +248,7 @@ class Cosine:
 
     Args:
         optimizer: its groups' learning rates are the peak, and are set to the first step's.
-        steps: optimizer steps of the run, ≥ 1, those of the warm-up among them.
+        steps: optimizer steps of the run, ≥ 1, including the warm-up.
         warmup: steps of a linear warm-up from 0, ≥ 0.
         end: the learning rate after the last step.
     """
@@ -276,13 +276,13 @@ class Cosine:
 
 
 class HarmfulPenalty(UserWarning):
-    """A penalty under circumstances in which it was found to hurt."""
+    """A penalty in a setting in which it was found to hurt."""
 
 
 def warn_of_harm(optimizer: OptimizerConfig, schedule: ScheduleConfig, penalty: GradientPenalty | None, *, steps_per_epoch: int) -> None:
-    """Warn where an adaptive optimizer warms its learning rate up under a penalty that is whole from the first step.
+    """Warn if an adaptive optimizer with a learning-rate warm-up has a penalty at full strength from the first step.
 
-    Source: Zhao et al. 2024, arXiv 2406.09723: there the penalty can cost accuracy, and a warm-up of its own mends it.
+    Source: Zhao et al. 2024, arXiv 2406.09723: there the penalty can cost accuracy, and warming it up too prevents that.
     """
     warming = schedule.warmup_epochs * steps_per_epoch
     if penalty is None or not warming or not optimizer.adaptive:
@@ -299,9 +299,9 @@ def warn_of_harm(optimizer: OptimizerConfig, schedule: ScheduleConfig, penalty: 
 
 
 def squared_norm(model: nn.Module) -> Tensor:
-    """‖θ‖² over all trainable parameters, whole ones even where each process holds a part; differentiable."""
+    """‖θ‖² over all trainable parameters, also of a sharded model; differentiable."""
     import torch
 
     squares: list[Any] = [p.square().sum() for p in model.parameters() if p.requires_grad]
-    # Parameters that FSDP has divided are DTensors, whose type takes a second to import.
+    # Parameters that FSDP shards are DTensors, a class that takes a second to import.
     return torch.stack([s.full_tensor() if hasattr(s, "full_tensor") else s for s in squares]).sum()

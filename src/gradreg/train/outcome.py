@@ -1,4 +1,4 @@
-"""What a run showed: a record an epoch, and how it ended."""
+"""The results of a run: one record per epoch, and its outcome."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch showed. All but the two times is a line of ``metrics.jsonl``; the times are a line of ``timings.jsonl``.
+    """The record of one epoch: a line of ``metrics.jsonl``, and for the two times a line of ``timings.jsonl``.
 
     Args:
         epoch: epochs done.
@@ -60,12 +60,12 @@ class Epoch:
 
     @property
     def finite(self) -> bool:
-        """Whether the loss, in training and on the test set, is still a finite number."""
+        """Whether the training and test losses are finite."""
         return math.isfinite(self.train_loss) and math.isfinite(self.test_loss)
 
     @property
     def judged_by(self) -> tuple[str, float]:
-        """Name and value of the accuracy by which epochs are compared: on the validation images, or without any on the test set."""
+        """Name and value of the accuracy that ranks epochs: on the validation images, or without any on the test set."""
         if self.validation_accuracy is not None:
             return "validation_accuracy", self.validation_accuracy
         return "test_accuracy", self.test_accuracy
@@ -78,9 +78,9 @@ class Outcome:
     Args:
         model: the trained model.
         weights: its parameters and buffers by name, whole and on the CPU.
-        history: one entry an epoch; it ends early where the loss stopped being a finite number.
+        history: one entry per epoch; it ends early if the loss became non-finite.
         first_loss: loss of the first step, of the untrained model.
-        ema: the model with the running mean of the weights; None without one.
+        ema: the model with the EMA of the weights; None without one.
         best: the weights of the best epoch by name; None where they are not kept.
     """
 
@@ -93,7 +93,7 @@ class Outcome:
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss stopped being finite, or ended at more than twice what the untrained model had."""
+        """Whether the loss became non-finite, or ended above twice that of the untrained model."""
         last = self.history[-1]
         return not last.finite or last.train_loss > 2 * self.first_loss
 

@@ -1,4 +1,4 @@
-"""The ``penalty:`` block of a recipe: a ``GradientPenalty``, its warm-up perhaps in epochs, and the share of a batch it ascends on."""
+"""The ``penalty:`` block of a recipe: a ``GradientPenalty``, whose warm-up may be in epochs, and the share of a batch it ascends on."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class RecipePenalty:
 class PenaltyConfig:
     """A ``penalty:`` block, parsed.
 
-    Beside what ``GradientPenalty.from_dict`` knows it may hold ``ascent_fraction``, and ``warmup`` may give ``epochs`` in place of
-    ``steps``; how many steps these are is known when the data are, and only such a block is built again then.
+    In addition to the keys of ``GradientPenalty.from_dict`` it may have ``ascent_fraction``, and ``warmup`` may have ``epochs`` instead of
+    ``steps``. Only a block with epochs is built again once the data, and with them the steps per epoch, are known.
 
     Args:
         keys: the block without ``ascent_fraction`` and ``warmup.epochs``.
         warmup_epochs: length of the warm-up, > 0; None where it is counted in steps, or there is none.
-        built: steps in an epoch -> what the block describes; 0 stands for any number, where no epochs are counted.
+        built: steps in an epoch -> the penalty that the block describes; 0 stands for any number, if no epochs are counted.
     """
 
     keys: Mapping[str, Any]
@@ -86,11 +86,11 @@ class PenaltyConfig:
 
     @property
     def counts_epochs(self) -> bool:
-        """Whether what the block describes depends on the steps in an epoch."""
+        """Whether the penalty depends on the number of steps in an epoch."""
         return self.warmup_epochs is not None
 
     def resolve(self, *, steps_per_epoch: int) -> RecipePenalty:
-        """What the block describes where an epoch has ``steps_per_epoch`` optimizer steps."""
+        """The penalty that the block describes if an epoch has ``steps_per_epoch`` optimizer steps."""
         steps = steps_per_epoch if self.counts_epochs else 0
         if steps not in self.built:
             fraction = next(iter(self.built.values())).ascent_fraction

@@ -1,6 +1,6 @@
-"""Recipes, YAML files that hold a configuration and, under ``variants``, named changes to it: read, laid over each other, and parsed.
+"""Recipes, YAML files with a configuration and, under ``variants``, named changes to it: reading, merging and parsing them.
 
-A recipe is read as plain keys; laying a variant and the command line over them gives plain keys again; these are parsed once, by
+A recipe is read as plain keys. Merging a variant and the command line into them gives plain keys again. These are parsed once, by
 ``configuration``, into the typed ``Config``.
 """
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 FREE = ("model", "penalty", "flooding", "optimizer.options", "schedule.options")
-"""The mappings whose keys models, penalties and timm define. jsonargparse would read the strings in them as YAML once more: a text "1e3"
-would become a number."""
+"""The mappings whose keys are defined by models, penalties and timm. jsonargparse would parse the strings in them as YAML a second time:
+the text "1e3" would become a number."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Recipe:
 
     Args:
         name: the shipped name, or the file's.
-        description: what it is, in a line or two.
+        description: a description of one or two lines.
         base: the keys of ``Config`` that the recipe sets, nested plain values.
         variants: name -> changed keys; empty if the recipe has none.
     """
@@ -48,7 +48,7 @@ class Recipe:
     variants: dict[str, dict[str, Any]]
 
     def settings(self, variant: str | None = None, *, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The nested keys of ``base`` (by default the recipe's own), with the changes of ``variant`` laid over them.
+        """The nested keys of ``base`` (by default the recipe's own), merged with the changes of ``variant``.
 
         Raises:
             ValueError: an unknown variant; the nearest known one is named.
@@ -63,10 +63,10 @@ class Recipe:
         return merge(settings, self.variants[variant])
 
     def configuration(self, settings: Mapping[str, Any], variant: str | None = None) -> Config:
-        """The typed configuration of ``settings``, the keys of ``variant`` with whatever a command line changed.
+        """The typed configuration of ``settings``, the keys of ``variant`` with the overrides of a command line.
 
         Raises:
-            ValueError, TypeError: as ``configuration`` does; where the recipe is wrong by itself, the error names it.
+            ValueError, TypeError: as ``configuration``; if the recipe itself is wrong, the error names it.
         """
         try:
             return configuration(settings)
@@ -93,7 +93,7 @@ def shipped() -> list[str]:
 
 
 def load(name_or_path: str) -> Recipe:
-    """Read a recipe by its shipped name or by path; the values of its keys are checked when a configuration is made of them.
+    """Read a recipe by its shipped name or by path; its values are checked when a configuration is made from them.
 
     Raises:
         ValueError: no such recipe, no valid YAML, an empty file, or an unknown key (the nearest known one is named).
@@ -108,7 +108,7 @@ def load(name_or_path: str) -> Recipe:
 
 
 def read_recipe(name: str, text: str) -> Recipe:
-    """The recipe that ``text`` holds, its keys checked and their values not yet."""
+    """The recipe in ``text``, with checked keys and unchecked values."""
     content = read_yaml(f"recipe {name!r}", text)
     if content is None:
         raise ValueError(f"recipe {name!r} must hold a configuration; got an empty file. See gradreg train --help for the keys.")
@@ -127,7 +127,7 @@ def read_recipe(name: str, text: str) -> Recipe:
 
 
 def parse_recipe(name: str, text: str) -> Recipe:
-    """The recipe that ``text`` holds, it and all its variants checked."""
+    """The recipe in ``text``, checked with all its variants."""
     recipe = read_recipe(name, text)
     for variant in (None, *recipe.variants):
         recipe.check(variant)
@@ -135,9 +135,9 @@ def parse_recipe(name: str, text: str) -> Recipe:
 
 
 def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``settings`` with ``changes`` laid over them, block by block; a block that changes its ``name`` is replaced whole.
+    """``settings`` merged with ``changes``, block by block; a block that changes its ``name`` is replaced as a whole.
 
-    A block that gives no name has its default's.
+    A block without a name has the default one.
     """
     return _merged(settings, changes, _default_names())
 
@@ -168,7 +168,7 @@ def configuration(settings: Mapping[str, Any]) -> Config:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everybody but YAML 1.1 expects."""
+    """YAML in which 1e-3 is a number, which it is not in YAML 1.1."""
 
 
 _Loader.add_implicit_resolver(
@@ -179,10 +179,10 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(what: str, text: str) -> Any:
-    """What ``text`` holds, as recipes and command lines are written.
+    """The content of ``text``, in the YAML of recipes and command lines.
 
     Args:
-        what: what an error calls the text.
+        what: the name of the text in errors.
         text: YAML.
 
     Raises:
@@ -224,7 +224,7 @@ def _parser() -> ArgumentParser:
 
 
 def _check_keys(what: str, content: Mapping[str, Any], *, extra: Sequence[str] = (), schema: type = Config) -> None:
-    """Fail on a key that ``schema`` does not have, block by block, before the values are looked at."""
+    """Raise for a key that ``schema`` does not have, block by block, before the values are checked."""
     types = _types(schema)
     for key, value in content.items():
         if key not in types:
@@ -237,7 +237,7 @@ def _check_keys(what: str, content: Mapping[str, Any], *, extra: Sequence[str] =
 
 
 def _check_shape(schema: type, content: Mapping[str, Any], prefix: str = "") -> None:
-    """Fail where a mapping or a null is not what it should be: jsonargparse looks into neither."""
+    """Raise for a mapping or a null where it does not belong, which jsonargparse does not check."""
     types = _types(schema)
     for key, value in content.items():
         kind, where = types.get(key), f"{prefix}{key}"
@@ -256,7 +256,7 @@ def _check_shape(schema: type, content: Mapping[str, Any], prefix: str = "") -> 
 
 
 def _check_plain(where: str, value: object, around: tuple[int, ...] = ()) -> None:
-    """Fail on what cannot be written down and read again: YAML also has dates, sets, keys that are no names, and cycles."""
+    """Raise for values that cannot be written and read back: YAML also has dates, sets, keys that are not names, and cycles."""
     if isinstance(value, (Mapping, list)):
         if id(value) in around:
             raise ValueError(f"{where} must not be a part of itself. Write out what the alias stands for.")
@@ -274,7 +274,7 @@ def _check_plain(where: str, value: object, around: tuple[int, ...] = ()) -> Non
         raise TypeError(
             f"{where} must be made of numbers, texts, lists and mappings; got {checks.describe(value)}. Quote it to make it text."
         )
-    elif value != value and not where.startswith("penalty."):  # a penalty speaks for itself
+    elif value != value and not where.startswith("penalty."):  # penalties check their own numbers
         raise ValueError(f"{where} must be finite; got nan.")
 
 
@@ -290,7 +290,7 @@ def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any], names: Mapp
 
 @cache
 def _default_names() -> dict[str, Any]:
-    """Block -> its ``name`` where a recipe gives none."""
+    """Block -> its default ``name``."""
     blocks = {name: kind for name, kind in _types(Config).items() if is_dataclass(kind)}
     names = {block: f.default for block, kind in blocks.items() for f in fields(kind) if f.name == "name"}
     return {**names, **{f.name: f.default_factory()["name"] for f in fields(Config) if f.name == "model" and callable(f.default_factory)}}

@@ -1,4 +1,4 @@
-"""``gradreg recipes``: the recipes that come with the package, what each is and trains, and the command that runs it."""
+"""``gradreg recipes``: the shipped recipes, what each trains, and the command that runs it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gradreg.train import recipe as recipes
 from gradreg.train.configuration import Config
 from gradreg.train.data.configuration import DataConfig
 
-DESCRIPTION = "List the recipes that come with gradreg: what each is and trains, and the command that runs it."
+DESCRIPTION = "List the recipes that come with gradreg: what each trains, and the command that runs it."
 MOST_VARIANTS = 6
-"""How many variants are named; of more, the first ones."""
+"""How many variants are named at most."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def first_sentence(text: str) -> str:
-    """What comes before the first full stop that a capital follows: "et al. 2022" ends no sentence.
+    """The text up to the first full stop that is followed by a capital: "et al. 2022" does not end a sentence.
 
     >>> first_sentence("SGD of Smith et al. 2020 on digits. Takes a minute.")
     'SGD of Smith et al. 2020 on digits.'
@@ -44,7 +44,7 @@ def first_sentence(text: str) -> str:
 def outline(recipe: recipes.Recipe) -> str:
     """Model, data and length of the recipe's base, and its variants."""
     keys = {key: recipe.base[key] for key in ("model", "epochs", "batch_size") if key in recipe.base}
-    config = Config(**keys, data=DataConfig(**recipe.base.get("data", {})))  # what is listed, without parsing the rest
+    config = Config(**keys, data=DataConfig(**recipe.base.get("data", {})))  # only the listed keys, without parsing the rest
     text = f"{config.model['name']} on {config.data.name}, {config.epochs} epochs of {config.steps_per_epoch():,} steps"
     if not recipe.variants:
         return text
@@ -54,6 +54,6 @@ def outline(recipe: recipes.Recipe) -> str:
 
 
 def command(recipe: recipes.Recipe) -> str:
-    """How the recipe is meant to be run: compared if it has several variants, else trained."""
+    """The command for the recipe: compare if it has several variants, else train."""
     needs_files = recipe.base.get("data", {}).get("name", "digits") != "digits"
     return f"gradreg {'compare' if len(recipe.variants) > 1 else 'train'} {recipe.name}" + (" --data.root DATA" if needs_files else "")

@@ -1,4 +1,4 @@
-"""A run is a folder: the resolved configuration, the environment, metrics and times, checkpoints, the final weights, the result."""
+"""A run is a folder: the resolved configuration, the environment, metrics and times, checkpoints, final weights, and the result."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ TIMINGS = "timings.jsonl"
 CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 WEIGHTS = {"last": "weights.safetensors", "best": "best.safetensors", "ema": "ema.safetensors"}
-"""Which weights -> their file: those at the end, of the best epoch, and their running mean."""
+"""Kind of weights -> file: at the end, of the best epoch, and their EMA."""
 
 _TIMES = ("seconds", "images_per_second")
 
 
 class RunFolder:
-    """One run's files under ``path``; a run is complete when ``result.json`` stands there, which is written last.
+    """One run's files under ``path``; a run is complete when ``result.json`` exists, which is written last.
 
     Args:
-        path: the folder; made, with its parents, when the run starts.
+        path: the folder; created, with its parents, when the run starts.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def result(self) -> dict[str, Any] | None:
-        """What the completed run ended with; None if there is none."""
+        """The result of the completed run; None if it is not complete."""
         file = self.path / RESULT
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     def history(self) -> list[Epoch]:
-        """The epochs of the run, without their times; a line that is being written is left out."""
+        """The epochs of the run, without their times; an unfinished line is left out."""
         lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
         return [Epoch(**_from_json(json.loads(line))) for line in lines if line.endswith("\n")]
 
@@ -61,7 +61,7 @@ class RunFolder:
         """The run's configuration.
 
         Raises:
-            ValueError: no run in this folder, or one whose configuration this version cannot read.
+            ValueError: no run in this folder, or a configuration that this version cannot read.
         """
         file = self.path / CONFIGURATION
         if not file.is_file():
@@ -69,7 +69,7 @@ class RunFolder:
         return configuration(yaml.safe_load(file.read_text(encoding="utf-8")))
 
     def check_free_for(self, config: Config) -> None:
-        """Fail if the folder holds a run of another configuration: a run folder is never shared by two.
+        """Raise if the folder holds a run of another configuration.
 
         Raises:
             ValueError: naming the keys that differ.
@@ -110,12 +110,12 @@ class RunFolder:
             devices: the processes and the device.
 
         Returns:
-            The content of ``result.json``; that of a run that is already complete is left as it is.
+            The content of ``result.json``; that of a complete run is not changed.
 
         Raises:
             ValueError: the folder holds a run of another configuration.
-            Stopped: the run was told to stop, and is saved.
-            OSError: a file could not be written; the last whole checkpoint stays.
+            Stopped: a signal stopped the run, which is saved.
+            OSError: a file could not be written; the last checkpoint is kept.
         """
         self.check_free_for(config)
         ended = self.result()
@@ -136,8 +136,8 @@ class RunFolder:
             files.write_text(self.path / CONFIGURATION, yaml.safe_dump(asdict(config), sort_keys=False))
             files.write_json(self.path / ENVIRONMENT, environment.describe())
             if newest is not None:
-                report(f"going on from {newest.name}, with {len(history)} of {config.epochs} epochs done")
-            # What a run that was cut off wrote after its last checkpoint will be written again.
+                report(f"resuming from {newest.name}, with {len(history)} of {config.epochs} epochs done")
+            # Drop what an interrupted run wrote after its last checkpoint, because it will be written again.
             files.write_text(self.path / METRICS, "".join(map(_metrics_line, history)))
             files.write_text(self.path / TIMINGS, "".join(map(_timings_line, history)))
             if track:
@@ -162,7 +162,7 @@ class RunFolder:
         finally:
             if trackers is not None:
                 trackers.close()
-            if devices.main and not any(self.path.iterdir()):  # what was asked for could not even begin
+            if devices.main and not any(self.path.iterdir()):  # the run could not even start
                 self.path.rmdir()
         result = outcome.summary()
         if devices.main:
@@ -183,10 +183,10 @@ class RunFolder:
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
-    """Put the weights of ``file`` into ``model``.
+    """Load the weights in ``file`` into ``model``.
 
     Raises:
-        ValueError: no such file, or one that is not whole or of another model.
+        ValueError: no such file, or one that is damaged or of another model.
     """
     try:
         model.load_state_dict(safetensors.torch.load_file(file))
@@ -209,7 +209,7 @@ def _timings_line(epoch: Epoch) -> str:
 
 
 def _line(values: dict[str, Any]) -> str:
-    """JSON has no NaN or infinity: they are written as strings, so that a diverged run's lines are still JSON."""
+    """One line of JSON, which has no NaN or infinity: these are written as strings, so that a diverged run's lines are still JSON."""
     plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
     return json.dumps(plain, allow_nan=False) + "\n"
 
@@ -224,7 +224,7 @@ def _from_json(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(held: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """The keys, dotted, in which two configurations differ that are nested plain values."""
+    """The dotted keys in which two configurations, nested plain values, differ."""
     if isinstance(held, dict) and isinstance(wanted, dict):
         keys = [*held, *(k for k in wanted if k not in held)]
         return [d for k in keys for d in differences(held.get(k), wanted.get(k), f"{prefix}.{k}" if prefix else k)]

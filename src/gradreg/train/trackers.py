@@ -22,7 +22,7 @@ PROJECT = "gradreg"
 
 
 class Trackers:
-    """The trackers of a run, told of every epoch.
+    """The trackers of a run, which log every epoch.
 
     Args:
         config: the run; ``config.trackers`` names them.
@@ -39,7 +39,9 @@ class Trackers:
             for name in dict.fromkeys(config.trackers):
                 tracker = _started(name, folder, first_step)
                 self._trackers.append(tracker)
-                if not first_step and name != "tensorboard":  # TensorBoard's table of settings wants final metrics: config.yaml says more
+                if (
+                    not first_step and name != "tensorboard"
+                ):  # TensorBoard's table of settings needs final metrics, and config.yaml says more
                     tracker.store_init_configuration(dict(_flat(asdict(config))))
         except BaseException:
             self.close()
@@ -52,7 +54,7 @@ class Trackers:
             tracker.log(values, step=epoch.step)
 
     def close(self) -> None:
-        """Have all of them write what they hold."""
+        """Flush and close all of them."""
         for tracker in self._trackers:
             tracker.finish()
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class WeightDecayConfig:
-    """Weight decay over the run: how the coefficient changes with the steps, and which weights it spares.
+    """Weight decay over the run: how the coefficient changes with the steps, and which weights decay.
 
     Args:
         schedule: "constant" stays at start, "cosine" falls (or rises) to end at the end of the run, "log-time" is start * t0 / (t0 + step),
@@ -35,9 +35,9 @@ class WeightDecayConfig:
         learning_rate_aware: "auto" waits refractory / (coefficient * learning rate / (1 - momentum)) steps instead.
         measure_every: steps between the measurements of "auto", on the minibatch that comes next.
         trigger: what makes "auto" decay: the loss, the accuracy, either or both stop improving.
-        minimum: the coefficient of "auto" never falls below, >= 0.
+        minimum: lower bound of the coefficient of "auto", >= 0.
         smoothing: share of the old value in the running mean of auto's measurements, >= 0 and < 1.
-        convention: "authors" runs "auto" on the coefficient of its authors, whose loss is averaged over the classes: the weight decay is
+        convention: "authors" runs "auto" with its authors' coefficient, whose loss is averaged over the classes: the weight decay is
             2 * classes times it.
     """
 
@@ -84,7 +84,7 @@ class WeightDecayConfig:
     def build(
         self, model: nn.Module, config: OptimizerConfig, *, epochs: int, steps_per_epoch: int, classes: int
     ) -> tuple[Optimizer, WeightDecay | None]:
-        """The optimizer, and what changes its weight decay from step to step; None where it is constantly ``config.weight_decay``."""
+        """The optimizer, and what changes its weight decay from step to step; None if that is ``config.weight_decay`` throughout."""
         if self.schedule == "constant" and self.start is None and not self.cautious:
             return config.build(model), None
         from gradreg.torch.weight_decay import WeightDecay

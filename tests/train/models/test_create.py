@@ -111,7 +111,7 @@ def test_the_cifar_stem_keeps_every_pixel():
 
 
 def test_unknown_options_and_pretrained_weights_are_refused():
-    with pytest.raises(ValueError, match=r"model 'mlp' refuses its options .*'hiden'"):
+    with pytest.raises(ValueError, match=r"model 'mlp' does not accept its options .*'hiden'"):
         models.create({"name": "mlp", "hiden": [3]}, classes=10, image_shape=(1, 8, 8))
     for name in ("mlp", "wrn28_10", "vit_tiny_patch4_32", "resnet18_cifar"):
         with pytest.raises(ValueError, match=rf"pretrained must be False for '{name}'"):

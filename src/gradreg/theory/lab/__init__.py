@@ -1,1 +1,1 @@
-"""The experiments of ``gradreg lab``: each module runs one, and says what to tabulate and to draw."""
+"""The experiments of ``gradreg lab``: each module runs one, and defines its tables and figures."""

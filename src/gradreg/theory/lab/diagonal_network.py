@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> LabReport:
 
     @cache
     def measured(setting: Setting, gamma: float, epsilon: float) -> np.ndarray:
-        """Recovery error, mean ln(α/α₀), distance from the theorem's minimiser; a row for each seed."""
+        """Recovery error, mean ln(α/α₀), distance from the theorem's minimizer; a row for each seed."""
         rows = []
         for seed in seeds:
             data, end = problem(setting, seed), flow(setting, gamma, epsilon, seed)

@@ -1,4 +1,4 @@
-"""The look of the figures: one size of type, colours that colour-blind readers tell apart, and axes that name their units."""
+"""The style of the figures: one font size, colors that are distinguishable with any color vision, and axes with units."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {"none": "#777777", "B-GR": "#D55E00", "DB": "#222222", "F-GR": "#0072B2"}
-"""One colour for each difference, the same in every figure (Okabe and Ito's palette)."""
+"""One color for each difference, the same in every figure (Okabe and Ito's palette)."""
 
 SEQUENCE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 
@@ -54,11 +54,11 @@ def legend_below(figure: Figure, axes: Axes, columns: int | None = None) -> None
 
 
 def legend(axes: Axes, **where: object) -> None:
-    """A legend inside the panel, on a white ground."""
+    """A legend inside the panel, on a white background."""
     axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9.5, **where)  # type: ignore[arg-type]
 
 
 def shades(count: int) -> Sequence[str]:
-    """``count`` colours from light to dark blue, for an ordered quantity."""
+    """``count`` colors from light to dark blue, for an ordered quantity."""
     scale = matplotlib.colormaps["viridis"]
     return [to_hex(scale(0.85 - 0.8 * i / max(1, count - 1))) for i in range(count)]

@@ -1,4 +1,4 @@
-"""``gradreg lab flooding``: two steps of flooding are one of F-GR or B-GR, and a run near the level shows what follows."""
+"""``gradreg lab flooding``: two steps of flooding equal one of F-GR or B-GR, and a run near the level shows the consequence."""
 
 from __future__ import annotations
 

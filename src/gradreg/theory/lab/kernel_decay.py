@@ -1,4 +1,4 @@
-"""``gradreg lab kernel-decay``: the kernel of a wide ReLU network under L2, over widths, beside the infinite-width theorem."""
+"""``gradreg lab kernel-decay``: the kernel of a wide ReLU network under L2, over widths, against the infinite-width theorem."""
 
 from __future__ import annotations
 

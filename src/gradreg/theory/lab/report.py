@@ -1,4 +1,4 @@
-"""What an experiment hands over, and how it becomes files: each written whole or not at all, and byte for byte the same for one seed."""
+"""The report of an experiment and its files, which are written atomically and are byte for byte the same for the same seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Cell = str | int | float | bool
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of numbers and words.
+    """Rows of numbers and text.
 
     Attributes:
         columns: header cells.
@@ -56,10 +56,10 @@ class LabReport:
 
 
 def prepare(folder: Path) -> None:
-    """Make ``folder`` and prove that files can be written there, before minutes are spent on what goes into it.
+    """Create ``folder`` and check that files can be written there, before the experiment takes minutes.
 
     Raises:
-        OSError: it cannot be made, or not be written to.
+        OSError: it cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

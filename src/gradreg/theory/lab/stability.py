@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> LabReport:
     """Draw the map by theory and by simulation, follow power 1, and advise on the options' numbers."""
     rate, momentum = checks.positive("--learning-rate", options.learning_rate), options.momentum
     span = 2.4 * (1 + momentum) / rate
-    h = np.linspace(-span, span, 242)  # an even number, so that 0, where nothing moves, is none of them
+    h = np.linspace(-span, span, 242)  # an even number, so that it does not include 0, where nothing moves
     gamma = np.linspace(0.0, 8 / span, 121)
     maps = {
         mu: (

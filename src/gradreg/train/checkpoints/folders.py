@@ -1,7 +1,7 @@
 """Checkpoints: folders written atomically, whose damage is noticed, and of which the newest few are kept.
 
 A checkpoint is ``step-000000001200/``: its files, and ``manifest.json`` with the size and BLAKE2 digest of each. It is filled under a
-temporary name, flushed to disk, and renamed, so that a process killed at any moment leaves either none of it or all.
+temporary name, flushed to disk, and renamed, so that a process killed at any moment leaves a complete checkpoint or none.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        folder: where they lie; made when the first is written.
-        keep: how many of the newest stay, ≥ 1.
+        folder: where they are; created when the first is written.
+        keep: how many of the newest are kept, ≥ 1.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
@@ -36,7 +36,7 @@ class Checkpoints:
 
     @contextmanager
     def new(self, step: int) -> Iterator[Path]:
-        """An empty folder to fill for the checkpoint of ``step``; it becomes one when the block ends, and vanishes if the block fails."""
+        """An empty folder to fill for the checkpoint of ``step``; it is finished when the block ends, and removed if the block raises."""
         files.make_directory(self.folder, purpose="the run's folder")
         for leftover in self.folder.glob(f"*{_UNFINISHED}"):
             shutil.rmtree(leftover)
@@ -55,7 +55,7 @@ class Checkpoints:
         return sorted(found, reverse=True)
 
     def whole(self, report: Callable[[str], None]) -> Iterator[Path]:
-        """The undamaged checkpoints, the newest first; of each damaged one passed over, ``report`` is told what is wrong."""
+        """The undamaged checkpoints, the newest first; ``report`` is called with what is wrong with each damaged one."""
         for path in self.all():
             damage = _damage(path)
             if damage is None:
@@ -64,7 +64,7 @@ class Checkpoints:
                 report(f"checkpoint {path.name} is damaged ({damage}); going back to the one before it.")
 
     def _finish(self, unfinished: Path) -> None:
-        """Flush every file, describe it in the manifest, give the folder its name, and remove the oldest beyond ``keep``."""
+        """Flush every file, write the manifest, rename the folder, and remove the oldest beyond ``keep``."""
         listing = {path.name: _description(path) for path in sorted(unfinished.iterdir())}
         for name in listing:
             files.flush(unfinished / name)
@@ -85,7 +85,7 @@ def _description(path: Path) -> dict[str, object]:
 
 
 def _damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None if nothing is."""
+    """A description of what is wrong with a checkpoint; None if nothing is."""
     try:
         listing = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in listing.items():

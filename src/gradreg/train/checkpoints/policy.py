@@ -1,4 +1,4 @@
-"""When a run is saved: every so many epochs or minutes, at its end, and when it is told to stop."""
+"""When a run is saved: every few epochs or minutes, at its end, and on SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from gradreg.train.configuration import CheckpointConfig
 from gradreg.train.devices import Devices
 
 _ASK_EVERY = 20
-"""Steps after which several processes agree on whether to save: asking costs them an all-reduce."""
+"""Steps between two agreements of several processes on whether to save, each of which costs an all-reduce."""
 
 _SECOND_THOUGHTS = 2.0
-"""Seconds after which another SIGINT is meant as one."""
+"""Seconds after which another SIGINT counts as a second one."""
 
 
 class Stopped(Exception):
-    """The run was told to stop, and has been saved.
+    """The run was stopped by a signal, and has been saved.
 
     Args:
-        signal_number: the signal that told it so.
+        signal_number: the signal.
         step: optimizer steps done.
     """
 
@@ -54,7 +54,7 @@ class Saver:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While inside, SIGTERM and SIGINT ask the run to save itself and stop; a SIGINT some seconds after that ends it at once."""
+        """A context in which SIGTERM and SIGINT make the run save and stop; a second SIGINT some seconds later ends it immediately."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -64,7 +64,7 @@ class Saver:
 
         def stop(number: int, frame: FrameType | None) -> None:
             nonlocal told_at
-            # Launchers pass on a signal that the terminal or the scheduler has sent to every process already: that is one wish, not two.
+            # Launchers forward a signal that the terminal or the scheduler has already sent to every process: that counts once.
             if number == signal.SIGINT and time.monotonic() - told_at > _SECOND_THOUGHTS:
                 raise KeyboardInterrupt
             self._signal = self._signal or number
@@ -80,10 +80,10 @@ class Saver:
                 signal.signal(number, handler)
 
     def after_step(self, state: TrainingState) -> None:
-        """Save if it is due by the clock or the run is to stop.
+        """Save if it is due by the clock or the run must stop.
 
         Raises:
-            Stopped: after saving a run that was told to stop.
+            Stopped: after saving a run that a signal stopped.
         """
         step = state.regularizer.step
         if self._devices.processes > 1 and step % _ASK_EVERY:
@@ -103,9 +103,9 @@ class Saver:
     def _save(self, state: TrainingState) -> None:
         try:
             state.save(self.checkpoints, self._devices)
-        except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors wrap a full disk in errors of their own
+        except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch and safetensors have their own errors for a full disk
             raise OSError(
                 f"the checkpoint of step {state.regularizer.step} could not be written to {str(self.checkpoints.folder)!r}: {error}. "
-                "The earlier ones are as they were: make room, and go on with gradreg train --resume."
+                "Earlier checkpoints are unchanged: free some space, and resume with gradreg train --resume."
             ) from error
         self._saved_at = time.monotonic()

@@ -1,6 +1,6 @@
 """Everything that a run needs to resume as if it had not been interrupted, written to a checkpoint and read back.
 
-Nothing that is read is unpickled as code: weights are safetensors, the rest is loaded with ``weights_only``.
+Nothing is unpickled as code: weights are safetensors, the rest is loaded with ``weights_only``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """The parts of a run that change as it goes.
+    """The parts of a run that change during training.
 
     Args:
         model: the model that is trained, as ``Devices.place`` returned it.
@@ -63,8 +63,8 @@ class TrainingState:
         regularizer: fills the gradients; its step is the run's clock.
         scaler: the loss scaling of fp16; disabled otherwise.
         weight_decay: what changes the weight decay; None if nothing does.
-        ema: running mean of the weights; None without one.
-        divided: whether FSDP has divided the model among the processes.
+        ema: EMA of the weights; None without one.
+        divided: whether FSDP shards the model.
         progress: how far the run has come.
         best: weights of the best epoch so far, by name, on the CPU; None where they are not kept. On the main process.
     """
@@ -80,7 +80,7 @@ class TrainingState:
     best: dict[str, Tensor] | None = None
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the whole model's parameters and buffers on the CPU, by name; all processes must ask where it is divided."""
+        """A copy of the whole model's parameters and buffers on the CPU, by name; a collective operation if it is sharded."""
         if not self.divided:
             return own_copies(unwrapped(self.model).state_dict())
         from torch.distributed.checkpoint.state_dict import get_model_state_dict
@@ -88,7 +88,7 @@ class TrainingState:
         return own_copies(get_model_state_dict(self.model, options=_whole(offload=True)))
 
     def save(self, checkpoints: Checkpoints, devices: Devices) -> None:
-        """Write a checkpoint of the step at which the run stands; each process adds its own part."""
+        """Write a checkpoint of the current step; each process adds its own part."""
         weights = self.weights()
         optimizer = self._optimizer_state()
         with checkpoints.new(self.regularizer.step) if devices.main else nullcontext() as made:
@@ -109,7 +109,7 @@ class TrainingState:
         """Resume where the run stood that wrote ``checkpoint``.
 
         Raises:
-            ValueError: a penalty that remembers was saved by another number of processes.
+            ValueError: the state of a penalty was saved by another number of processes.
         """
         weights: dict[str, Any] = dict(safetensors.torch.load_file(checkpoint / _MODEL))
         optimizer = _load(checkpoint / _OPTIMIZER)
@@ -140,13 +140,13 @@ class TrainingState:
         own = _load(checkpoint / _of_process(0))
         if any(isinstance(value, dict) for value in own["regularizer"].values()):
             raise ValueError(
-                f"--resume must go on with {shared['processes']} processes, for each keeps what the penalty remembers; "
+                f"--resume must use {shared['processes']} processes, because each saved its own part of the penalty's state; "
                 f"got {devices.processes}. Start as many."
             )
         self.regularizer.load_state_dict(own["regularizer"])
 
     def _optimizer_state(self) -> dict[str, Any]:
-        """The whole optimizer's state; all processes must ask where it is divided."""
+        """The whole optimizer's state; a collective operation if it is sharded."""
         if not self.divided:
             return self.optimizer.state_dict()
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
@@ -154,7 +154,7 @@ class TrainingState:
         return dict(get_optimizer_state_dict(self.model, self.optimizer, options=_whole(offload=True)))
 
     def _shared(self, devices: Devices) -> dict[str, Any]:
-        """What is the same on every process."""
+        """The state that is the same on every process."""
         progress = self.progress
         return {
             "processes": devices.processes,
@@ -170,7 +170,7 @@ class TrainingState:
         }
 
     def _own(self) -> dict[str, Any]:
-        """What each process keeps for itself."""
+        """The state that differs between processes."""
         return {"regularizer": self.regularizer.state_dict(), "random": random_state()}
 
 
@@ -180,7 +180,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def own_copies(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """``tensors`` on the CPU, contiguous and none sharing memory with another, as safetensors wants them."""
+    """``tensors`` on the CPU, contiguous and without shared memory, as safetensors requires."""
     return {name: torch.empty_like(t, device="cpu", memory_format=torch.contiguous_format).copy_(t.detach()) for name, t in tensors.items()}
 
 
@@ -196,7 +196,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put the generators back to what ``random_state`` found."""
+    """Restore what ``random_state`` returned."""
     torch.set_rng_state(state["torch"])
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is not None and state["accelerator"] is not None:
@@ -206,7 +206,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def _whole(*, offload: bool) -> Any:
-    """Options with which a divided model's state is gathered into one, and dealt out again. The module takes a second to import."""
+    """Options for gathering a sharded model's state and scattering it again. The import, which takes a second, is delayed."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
     return StateDictOptions(full_state_dict=True, cpu_offload=offload)

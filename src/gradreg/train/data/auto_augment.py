@@ -1,4 +1,4 @@
-"""AutoAugment and RandAugment on a whole batch: each image draws its own operations, images with the same operation go together."""
+"""AutoAugment and RandAugment on a whole batch: each image draws its own operations; equal operations are applied together."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _IDENTITY: Operation = ("Identity", 0.0)
 class BatchAutoAugment:
     """torchvision's AutoAugment or RandAugment with its own tables and operations, drawn for each image of a batch.
 
-    torchvision's transforms draw once for everything they are given, so this class draws, and uses two of their parts: the
-    tables, and the function that applies one operation, which takes batches. Both are private to torchvision, and
+    torchvision's transforms draw once for their whole input, so this class does the drawing, and uses two of their parts: the
+    tables, and the function that applies one operation, which accepts batches. Both are private to torchvision;
     ``tests/train/data/test_auto_augment.py`` compares them with its public functions.
 
     Args:
@@ -27,8 +27,8 @@ class BatchAutoAugment:
 
     def __init__(self, transform: v2.AutoAugment | v2.RandAugment, *, height: int, width: int) -> None:
         self._transform = transform
-        # Every pair of an operation and a magnitude that can occur, numbered: what an image draws is then one integer, and
-        # images with equal integers are transformed by one call.
+        # Number every possible pair of an operation and a magnitude: an image then draws one integer, and images with equal
+        # integers are transformed by one call.
         self.operations: list[Operation] = [_IDENTITY]
         # For each step: the probability of each choice, (choices,), and the numbers of its operation with either sign, (choices, 2).
         self._steps: list[tuple[Tensor, Tensor]] = []
@@ -38,7 +38,7 @@ class BatchAutoAugment:
         if isinstance(transform, v2.AutoAugment):
             for step in range(2):
                 choices = [policy[step] for policy in transform._policies]
-                # 10 levels of magnitude, of which a policy names one: the paper's.
+                # A policy names one of 10 levels of magnitude, as in the paper.
                 signs = [self._both_signs(name, space[name], 10, index, size) for name, _, index in choices]
                 self._steps.append((torch.tensor([p for _, p, _ in choices]), torch.tensor(signs)))
         else:
@@ -54,8 +54,8 @@ class BatchAutoAugment:
         drawn: list[Tensor] = []
         for probability, signs in self._steps:
             choice = torch.randint(choices, (n,), generator=generator) if pairs is None else pairs
-            # Sign and probability are drawn for every image, also where they have no effect, so that what one image draws does
-            # not depend on another's choice.
+            # Draw sign and probability for every image, even where they have no effect, so that one image's numbers do not depend
+            # on another's choice.
             sign = torch.randint(2, (n,), generator=generator)
             applied = torch.rand(n, generator=generator) < probability[choice]
             drawn.append(torch.where(applied, signs[choice, sign], 0))  # 0 is the identity
@@ -64,6 +64,8 @@ class BatchAutoAugment:
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the operations ``drawn`` (steps, n) to ``images`` (n, 1 or 3, height, width), uint8, in place."""
         for step in drawn:
+            # One call per operation that occurs, at most a few dozen, instead of one per image. ``drawn`` is on the CPU, so this
+            # loop does not synchronize with the device.
             for number in step.unique().tolist():
                 name, magnitude = self.operations[number]
                 if name == "Identity":

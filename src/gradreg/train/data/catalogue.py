@@ -26,19 +26,19 @@ _IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
-    """All that is known of a data set before it is read.
+    """What is known about a data set before it is read.
 
     Args:
-        name: what a recipe writes as ``data.name``.
+        name: its ``data.name`` in a recipe.
         reader: the function of ``readers`` that reads it.
-        layout: where its files lie under ``data.root``, in Markdown, for docs/data.md.
+        layout: where its files are under ``data.root``, in Markdown, for docs/data.md.
         classes: how many; None if its folders say.
         training_images: how many; None if its files say.
         test_images: how many of its own; None if its files say, 0 if they are split off the training images.
         image_shape: (channels, height, width); None if the images differ.
         normalization: published mean and standard deviation; None leaves the images between 0 and 1.
         default_train_size: training images if ``data.train_size`` is null; None takes all.
-        evaluation_crop: share of the resized shorter side that is kept of an image to evaluate on, > 0 and ≤ 1.
+        evaluation_crop: share of the resized shorter side that the center-crop keeps in evaluation, > 0 and ≤ 1.
         no_download: why ``data.download`` cannot fetch it, after "which"; None if it can.
     """
 
@@ -58,7 +58,7 @@ class DatasetRecord:
         """The data set, with the number of its classes.
 
         Raises:
-            ValueError: files that are not there, saying where they are looked for and which keys correct it.
+            ValueError: missing files; the message says where they were looked for and which keys change that.
         """
         found = self.reader(options)
         if found.classes is None:
@@ -72,7 +72,7 @@ class DatasetRecord:
 
 
 TIMM = "timm:"
-"""What the names of timm's data sets begin with."""
+"""The prefix of the names of timm's data sets."""
 
 _RECORDS = (
     DatasetRecord(

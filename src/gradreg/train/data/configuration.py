@@ -1,4 +1,4 @@
-"""The keys ``data`` and ``augmentation`` of a recipe: which images, how they are split, and what is done to them in training."""
+"""The keys ``data`` and ``augmentation`` of a recipe: which images, how they are split, and how they are augmented."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ class DataConfig:
             "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenet"; "folder", with a folder of images for each class under root; or
             "timm:" and a name that timm.data.create_dataset takes, as in "timm:hfds/food101".
         train_size: training images, drawn at random; null takes all of a training set that comes with a test set, and 1000 of "digits". The
-            rest is the test set where there is no other.
+            rest is the test set if there is no separate one.
         test_size: test images, drawn at random; null takes all.
         label_noise: share of the training labels replaced by a class drawn at random (which may be the true one), 0 to 1.
         split_seed: seed of the split and of the label noise; null takes the run's seed, so that every seed has its own.
-        validation: held out of the training images to validate on: a share between 0 and 1, or a number of images; null holds none out.
-        root: folder of data sets that are files; docs/data.md says where each lies in it.
-        download: whether what is missing under root is fetched from the network.
+        validation: validation images, held out of the training images: a share between 0 and 1, or a number; null holds none out.
+        root: folder of data sets that are files; docs/data.md says where each is in it.
+        download: whether files that are missing under root are downloaded.
         train_split: the split of a "timm:" set to train on.
         test_split: the split of a "timm:" set to test on.
-        image_size: height and width to which images are brought: the shorter side is resized to it and the middle kept. null leaves them as
-            they are, all of one size.
-        evaluation_crop: with image_size, the share of the resized shorter side that is kept of an image to evaluate on, > 0 and <= 1; null
-            is 0.875 for "imagenet" and 1 for the others.
-        memory: whether the images are held in the memory of the device as bytes; "auto" does so up to 2 GiB. Else they are decoded anew
-            in every epoch, by worker processes.
-        workers: processes that decode images, 0 for none beside the run's own; null is one a core, at most 8.
-        corrupt: what becomes of an image that cannot be read: "error" stops the run and names it, "skip" looks for such images before the
-            run, leaves them out, and counts them.
+        image_size: height and width of the images: the shorter side is resized to it, then the image is center-cropped. null does not
+            resize; all images must then have the same size.
+        evaluation_crop: with image_size, the share of the resized shorter side that the center-crop keeps in evaluation, > 0 and <= 1;
+            null is 0.875 for "imagenet" and 1 for the others.
+        memory: whether the images are held in the memory of the device as bytes; "auto" does so up to 2 GiB. Otherwise worker processes
+            decode them again in every epoch.
+        workers: processes that decode images; 0 decodes in the run's own process; null is one per core, at most 8.
+        corrupt: what to do with images that cannot be read: "error" stops the run and names the image, "skip" looks for such images before
+            the run, leaves them out, and counts them.
     """
 
     name: str = "digits"
@@ -89,17 +89,17 @@ class DataConfig:
 
     @property
     def images_asked_for(self) -> int | None:
-        """How many images to train and to validate on; None for all that there are."""
+        """The number of training and validation images together; None for all."""
         known = known_set(self.name)
         return known.default_train_size if self.train_size is None and known is not None else self.train_size
 
     def training_images(self) -> int:
-        """How many images a run trains on, without those that are held out to validate on.
+        """The number of training images, without the validation images.
 
-        For a "folder" whose ``train_size`` is null its files are counted, those that ``corrupt`` leaves out included.
+        For a "folder" whose ``train_size`` is null its files are counted, including those that ``corrupt`` leaves out.
 
         Raises:
-            ValueError: the number is not known before the data are loaded, or the folder is not there.
+            ValueError: the number is not known before the data are loaded, or the folder does not exist.
         """
         known = known_set(self.name)
         images = self.images_asked_for
@@ -117,7 +117,7 @@ class DataConfig:
         return images - self.validation_images(images)
 
     def needs_train_size(self) -> str:
-        """Why ``train_size`` cannot be null where there are no images to test on."""
+        """The error for a null ``train_size`` if there are no test images."""
         return (
             f"data.train_size must be a number for {self.name!r} with no images to test on beside those to train on; got null. "
             f"Give fewer than there are, so that the rest is the test set, or sort them into {self.root}/train and {self.root}/val."
@@ -137,7 +137,7 @@ class DataConfig:
 
 @dataclass
 class AugmentationConfig:
-    """What is done to the images: drawn anew for every training image in every epoch, and the same colour scale for all.
+    """Augmentation, drawn again for every training image in every epoch, and normalization of all images.
 
     Args:
         random_resized_crop: cut a window of random area and proportions out of the image and resize it to the image's size.
@@ -149,14 +149,14 @@ class AugmentationConfig:
         auto_augment: AutoAugment's policy found on "cifar10", "svhn" or "imagenet"; null applies none.
         rand_augment: operations of RandAugment on each image, >= 1; null applies none.
         rand_magnitude: strength of each operation of RandAugment, 0 to 30.
-        cutout: side in pixels of a square about a random centre that is set to 0, >= 1; null cuts none out.
+        cutout: side in pixels of a square around a random center that is set to 0, >= 1; null cuts none out.
         random_erasing: probability that a random rectangle is set to 0, > 0 and <= 1; null erases none.
-        mixup: alpha of mixup, > 0: images and labels are weighted means with those of the image before them, one weight a batch drawn
-            from Beta(alpha, alpha); null mixes none.
-        cutmix: alpha of CutMix, > 0: a rectangle comes from the image before; null mixes none. With both, each batch draws one.
+        mixup: alpha of mixup, > 0: images and labels are weighted means with those of the previous image in the batch, with one weight per
+            batch from Beta(alpha, alpha); null mixes none.
+        cutmix: alpha of CutMix, > 0: a rectangle comes from the previous image; null mixes none. With both, each batch draws one.
         normalize: "auto" subtracts the data set's published mean and divides by its standard deviation, channel by channel; "folder" and
-            "timm:" sets take ImageNet's, and "digits", "mnist" and "fashion-mnist" stay between 0 and 1. "none" leaves every set there;
-            the name of a data set takes that one's.
+            "timm:" sets use ImageNet's, and "digits", "mnist" and "fashion-mnist" stay between 0 and 1. "none" does not normalize;
+            the name of a data set uses that set's statistics.
     """
 
     random_resized_crop: bool = False
@@ -201,7 +201,7 @@ class AugmentationConfig:
             raise ValueError(f"augmentation.{key} must {rule}; got {checks.describe(value)}.")
 
     def _check_company(self) -> None:
-        """Refuse keys that would have no effect, and pairs of which one is meant."""
+        """Raise for keys that would have no effect, and for pairs that exclude each other."""
         default = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}
         for key, needed, example in (
             ("padding", "crop_padding", "4"),
@@ -220,11 +220,11 @@ class AugmentationConfig:
                 raise ValueError(f"augmentation.{one} must be left out with {other}; got {received}. Choose one.")
 
     def normalization(self, data: str) -> Normalization | None:
-        """What the images of the set ``data`` are normalized by; None leaves them between 0 and 1."""
+        """The normalization of the set ``data``; None leaves its images between 0 and 1."""
         known = None if self.normalize == "none" else known_set(data if self.normalize == "auto" else self.normalize)
         return None if known is None else known.normalization
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed with their neighbours in the batch."""
+        """Whether images are mixed with their neighbors in the batch."""
         return self.mixup is not None or self.cutmix is not None

@@ -1,6 +1,6 @@
-"""Boxes drawn at random within images, and the flips and crops of a whole batch at once.
+"""Random boxes within images, and flips and crops of a whole batch at once.
 
-All work on bytes: what moves is copied, and only resizing computes.
+All operate on bytes: flips and crops only copy them, and only resizing converts to floats.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.functional import grid_sample, pad
 Padding = Literal["zero", "reflect"]
 
 _TRIES = 10
-"""How many boxes are drawn for an image, of which the first that fits is taken: torchvision's number."""
+"""Boxes drawn per image, of which the first that fits is used: torchvision's number."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Boxes:
     widths: Tensor
 
     def take(self, rows: Tensor, device: torch.device) -> Boxes:
-        """Those of ``rows``, on the device."""
-        # One copy to the device in place of four.
+        """The boxes of ``rows``, on the device."""
+        # One copy to the device instead of four.
         fields = torch.stack([self.tops, self.lefts, self.heights, self.widths])[:, rows].to(device, non_blocking=True)
         return Boxes(*fields)
 
     def mask(self, height: int, width: int) -> Tensor:
         """(n, 1, height, width) bool: True inside the boxes."""
         row, column = (torch.arange(size, device=self.tops.device) for size in (height, width))
-        # A box is a product of an interval of rows and one of columns, so two masks of one dimension are enough until the end.
+        # A box is the product of an interval of rows and one of columns, so two one-dimensional masks are enough until the end.
         in_rows = (row >= self.tops[:, None]) & (row < (self.tops + self.heights)[:, None])
         in_columns = (column >= self.lefts[:, None]) & (column < (self.lefts + self.widths)[:, None])
         return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
@@ -47,7 +47,7 @@ class Boxes:
 def random_boxes(
     n: int, height: int, width: int, *, scale: Sequence[float], ratio: Sequence[float], generator: torch.Generator
 ) -> tuple[Boxes, Tensor]:
-    """``n`` boxes of random area, aspect ratio and place; of ten tries for each, the first that fits is taken.
+    """``n`` boxes of random area, aspect ratio and position; of ten tries for each, the first that fits is used.
 
     Args:
         n: how many.
@@ -60,14 +60,14 @@ def random_boxes(
     Returns:
         The boxes, and (n,) bool: which fitted. One that did not is as large as the image.
     """
-    # torchvision tries until one fits. Here all tries of all images are drawn at once, so that how many numbers an image takes
-    # does not depend on the others, and no loop runs over images.
+    # torchvision tries until one fits. Here all tries of all images are drawn at once, so that no loop runs over images, and the
+    # numbers of one image do not depend on how often another one had to try.
     areas = _uniform(_TRIES, n, low=scale[0], high=scale[1], generator=generator) * (height * width)
     # The logarithm, so that a ratio and its inverse, upright and lying boxes, are equally likely.
     ratios = _uniform(_TRIES, n, low=math.log(ratio[0]), high=math.log(ratio[1]), generator=generator).exp()
     widths, heights = (areas * ratios).sqrt().round(), (areas / ratios).sqrt().round()
     fit = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    # argmax of booleans finds the first True; where there is none it finds 0, which ``fits`` rules out.
+    # argmax of booleans finds the first True, or 0 if there is none, which ``fits`` excludes.
     first = fit.to(torch.int8).argmax(dim=0, keepdim=True)
     fits = fit.any(dim=0)
     heights, widths = (
@@ -87,7 +87,7 @@ def random_squares(n: int, height: int, width: int, *, side: int, generator: tor
 
 def flip(images: Tensor, flipped: Tensor) -> Tensor:
     """``images`` (n, channels, height, width), those of ``flipped`` (n,) bool mirrored left and right."""
-    # Selecting whole images among both is three times as fast on a CPU as torch.where or as writing to some of them.
+    # Selecting whole images from both versions is three times as fast on a CPU as torch.where or as writing to some of them.
     both = torch.cat([images, images.flip(3)])
     return both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * flipped)
 
@@ -105,8 +105,8 @@ def padded_crop(images: Tensor, tops: Tensor, lefts: Tensor, *, size: int, paddi
     n, channels, height, width = images.shape
     padded = _pad(images, size, padding)
     rows, columns = padded.shape[2:]
-    # Every row of a crop is a run of ``width`` values in memory. ``unfold`` shows the batch as all runs of that length, without
-    # copying, and selecting by where a run starts copies it whole: an index for each row, not for each pixel as ``gather`` needs.
+    # Every row of a crop is a run of ``width`` values in memory. ``unfold`` is a view of the batch as all runs of that length, and
+    # selecting runs by their start copies each as a whole. This needs one index per row, where ``gather`` needs one per pixel.
     corners = torch.arange(n, device=images.device) * (channels * rows * columns) + tops * columns + lefts
     channel = torch.arange(channels, device=images.device)[:, None] * (rows * columns)
     row = torch.arange(height, device=images.device) * columns
@@ -122,9 +122,8 @@ def resized_crop(images: Tensor, boxes: Boxes) -> Tensor:
         boxes: of each image.
     """
     height, width = images.shape[2:]
-    # Boxes differ in size, so no single call of ``interpolate`` resizes them. Each output pixel is sampled from its own place in
-    # the whole image instead: the box's corner and scale become the sampling grid. A crop is only ever enlarged, so that no
-    # antialiasing is needed.
+    # Boxes differ in size, so a single call of ``interpolate`` cannot resize them. Instead, the corner and scale of each box become a
+    # sampling grid in its whole image. A crop is only ever enlarged, so antialiasing is not needed.
     y = _sampling_points(boxes.tops, boxes.heights, height)
     x = _sampling_points(boxes.lefts, boxes.widths, width)
     grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3)
@@ -135,19 +134,19 @@ def resized_crop(images: Tensor, boxes: Boxes) -> Tensor:
 def _pad(images: Tensor, size: int, padding: Padding) -> Tensor:
     if padding == "zero":
         return pad(images, [size] * 4)
-    # Not every device mirrors bytes; floats hold them exactly.
+    # Not every device can mirror bytes; float32 represents them exactly.
     return pad(images.to(torch.float32), [size] * 4, mode="reflect").to(images.dtype)
 
 
 def _sampling_points(first: Tensor, length: Tensor, size: int) -> Tensor:
-    """Where ``size`` pixels sample an interval of ``length`` pixels: (n, size), from -1 to 1 over the image, as ``grid_sample`` counts."""
+    """The points at which ``size`` pixels sample an interval of ``length`` pixels: (n, size), in ``grid_sample``'s range from -1 to 1."""
     # Pixel i is the interval from i to i + 1 and has its center at i + 1/2; output centers are mapped to input centers.
     within = (torch.arange(size, device=first.device) + 0.5) * (length[:, None] / size) - 0.5
-    # Within half a pixel of the box's edge the last pixel of the box counts, not its neighbor in the image outside.
+    # Clamp within half a pixel of the box's edge, so that the result does not depend on pixels outside of the box.
     pixel = first[:, None] + torch.minimum(within.clamp(min=0), length[:, None] - 1.0)
     return (2 * pixel + 1) / size - 1
 
 
 def _uniform(*shape: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    # float64: in float32 the largest draws, times a size, round up to the size itself, and a box would begin outside the image.
+    # float64, because in float32 the largest draws times a size round up to the size itself, and a box would start outside the image.
     return torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low

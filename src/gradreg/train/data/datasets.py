@@ -1,4 +1,4 @@
-"""Labeled images as they are read: bytes in memory, or files and records that are still to be decoded."""
+"""Labeled images as they are read: bytes in memory, or files and records to be decoded."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ class EncodedImages(Protocol):
         ...
 
     def open(self, index: int) -> AbstractContextManager[Image.Image]:
-        """The image at ``index``. It may be decoded only when it is used; its file is closed at the end."""
+        """A context with the image at ``index``, which may be decoded lazily; its file is closed at the end."""
         ...
 
     def describe(self, index: int) -> str:
-        """What an error calls the image at ``index``: its path, if it has one."""
+        """The name of the image at ``index`` in errors: its path, if it has one."""
         ...
 
 
 class ImageFiles:
-    """Images in files of their own.
+    """Images in separate files.
 
     Args:
         paths: of the files. They are kept as one array: millions of Python strings would be copied to every worker process, because
@@ -120,12 +120,12 @@ class ImageRecords:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A data set as its reader returns it: not split, not transformed.
+    """A data set as its reader returns it, before splits and transforms.
 
     Args:
         train: the training images.
-        test: the test images; None if the set has none of its own.
-        classes: how many; None if that is not in the files.
+        test: the test images; None if the set has no separate ones.
+        classes: how many; None if the files do not say.
     """
 
     train: InMemoryImages | EncodedImages
@@ -141,7 +141,7 @@ def decode(images: EncodedImages, index: int) -> Image.Image:
     """The image at ``index`` in color.
 
     Raises:
-        UnreadableImage: whatever its decoder found wrong with it.
+        UnreadableImage: its decoder raised.
     """
     try:
         with images.open(index) as image:
@@ -154,7 +154,7 @@ def decode(images: EncodedImages, index: int) -> Image.Image:
 
 
 def is_readable(images: EncodedImages, index: int) -> bool:
-    """Whether the image at ``index`` can be decoded. JPEG files are decoded at an eighth of their size, which finds the same faults."""
+    """Whether the image at ``index`` can be decoded. JPEG files are decoded at an eighth of their size, which finds the same errors."""
     try:
         with images.open(index) as image:
             image.draft("RGB", (1, 1))
@@ -165,7 +165,7 @@ def is_readable(images: EncodedImages, index: int) -> bool:
 
 
 def size_mismatch(which: str, image: Tensor, expected: Sequence[int]) -> str:
-    """The error for an image that is not of the ``expected`` shape (channels, height, width), with its remedy."""
+    """The error for an image that does not have the ``expected`` shape (channels, height, width)."""
     (_, h, w), (_, height, width) = image.shape, expected
     return (
         f"data.image_size must be given for images that differ in size; got null, and {which} has {h} x {w} pixels where others have "

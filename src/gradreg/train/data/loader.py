@@ -1,6 +1,6 @@
-"""The data of a run: read, split, and dealt out in batches, from memory or from files.
+"""The data of a run: read, split, and batched, from memory or from files.
 
-``load`` returns the sets that a run trains and evaluates on. Each deals batches through an ``ImageLoader``: ``InMemoryLoader``
+``load`` returns the sets that a run trains and evaluates on. Each gets its batches from an ``ImageLoader``: ``InMemoryLoader``
 if all images fit into memory, ``streaming.StreamingLoader`` otherwise.
 """
 
@@ -29,7 +29,7 @@ MEMORY_LIMIT = 2 * 1024**3
 """Bytes up to which ``data.memory: auto`` holds the images in memory."""
 
 _RESIZED_AT_ONCE = 1024
-"""Images in memory that are resized at a time: resizing needs them as floats, four times their size."""
+"""How many images in memory are resized at a time: resizing needs floats, which are four times as large."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains and evaluates on.
+    """The data that a run trains and evaluates on.
 
     Args:
         train: training images.
         test: test images.
-        validation: images held out of the training images; None if there are none.
+        validation: validation images, held out of the training images; None if there are none.
         classes: how many.
         image_shape: (channels, height, width).
         in_memory: whether the images are held in memory; otherwise they are read from their files as they are needed.
@@ -77,19 +77,19 @@ class Data:
 def load(
     config: DataConfig, augmentation: AugmentationConfig, *, seed: int, device: torch.device, rank: int = 0, processes: int = 1
 ) -> Data:
-    """The data that ``config`` describes, split and made noisy by ``config.split_seed``, or by ``seed`` if that is null.
+    """The data that ``config`` describes; split and label noise are drawn from ``config.split_seed``, or from ``seed`` if that is null.
 
     Args:
         config: which images, and how they are split.
-        augmentation: what is done to them.
-        seed: of the order of the batches and of the augmentation, ≥ 0. What is drawn follows from it, the epoch and the position in it
-            alone: the same in a run that was resumed, and for any number of processes.
-        device: where batches are wanted.
+        augmentation: the augmentation of training images.
+        seed: of the order of the batches and of the augmentation, ≥ 0. Draws depend only on it, the epoch and the position in the epoch:
+            they are the same in a resumed run, and for any number of processes.
+        device: the device of the batches.
         rank: of this process, 0 to ``processes`` - 1.
         processes: how many share every batch, ≥ 1.
 
     Raises:
-        ValueError: files that are not there or cannot be read, more images wanted than there are, or keys that do not fit the images.
+        ValueError: files that are missing or cannot be read, more images requested than there are, or keys that do not fit the images.
     """
     sampler = BatchSampler(rank, processes)
     raw, classes = _read(config)
@@ -138,7 +138,7 @@ def _read(config: DataConfig) -> tuple[RawDataset, int]:
 
 
 def _without_unreadable(images: InMemoryImages | EncodedImages, config: DataConfig) -> InMemoryImages | EncodedImages:
-    """``images`` without those that cannot be read, if they are to be left out."""
+    """``images`` without those that cannot be read, if ``config.corrupt`` is "skip"."""
     if config.corrupt == "error" or isinstance(images, InMemoryImages):
         return images
     left = streaming.only_readable(images, workers=streaming.workers(config))
@@ -166,7 +166,7 @@ def _check_augmentation(augmentation: AugmentationConfig, shape: tuple[int, int,
         )
 
 
-# The sets, which deal out batches
+# The sets, which give batches
 
 
 class ImageLoader(Protocol):
@@ -181,11 +181,11 @@ class TrainingSet:
     """Training images, in a new order every epoch.
 
     Args:
-        loader: loads the images, augmented one by one.
+        loader: loads the images, each augmented.
         labels: (n,) int64, their classes.
         transform: normalizes a batch, and mixes its images.
         seed: of the order.
-        device: where batches are wanted.
+        device: the device of the batches.
         sampler: says which part of each batch is this process's.
     """
 
@@ -204,10 +204,10 @@ class TrainingSet:
         """This process's part of the batches of ``epoch``, once through the set in random order; the last batch may be smaller.
 
         Args:
-            epoch: counted from 1; the same epoch gives the same batches, whatever was asked for before.
+            epoch: counted from 1; the same epoch always gives the same batches.
             size: images of a whole batch over all processes, ≥ 1. A process whose part of a small batch is empty gets an image of
-                it with ``share`` 0, so that all processes take as many steps.
-            start: the first batch wanted, ≥ 0; those before it are not loaded.
+                it with ``share`` 0, so that all processes take the same number of steps.
+            start: the first batch, ≥ 0; earlier batches are not loaded.
         """
         order = self._order(checks.whole("epoch", epoch, minimum=1))
         batches = self._sampler.batches(order, size, epoch=epoch, start=start, mixing=self._transform.mixes)
@@ -224,8 +224,8 @@ class EvaluationSet:
     Args:
         loader: loads the images.
         labels: (n,) int64, their classes.
-        normalize: makes floats of them.
-        device: where batches are wanted.
+        normalize: converts them to floats.
+        device: the device of the batches.
         sampler: says which part of each batch is this process's.
     """
 
@@ -254,12 +254,12 @@ class EvaluationSet:
 
 
 class InMemoryLoader:
-    """Images held in memory as bytes, on the device that trains: augmented there a batch at a time, floats for a batch only.
+    """Images held as bytes on the training device, and augmented there one batch at a time; only that batch is converted to floats.
 
     Args:
         pixels: (n, channels, height, width), uint8, on the device.
-        augmentation: what training does to them; None leaves them as they are.
-        seed: of the augmentation, which follows from it, the epoch and the batch alone.
+        augmentation: the augmentation in training; None for none.
+        seed: of the augmentation, which depends only on it, the epoch and the batch.
     """
 
     def __init__(self, pixels: Tensor, augmentation: AugmentationConfig | None = None, *, seed: int = 0) -> None:
@@ -279,12 +279,12 @@ class Loaders:
 
     Args:
         config: the size of the images, whether they are held in memory, and how many workers decode.
-        images: a set whose first image shows the shape of all.
-        count: how many images all sets have together.
-        device: where batches are wanted.
+        images: a set whose first image has the shape of all.
+        count: the number of images of all sets together.
+        device: the device of the batches.
 
     Raises:
-        ValueError: images that are read in one piece but are not to be held in memory.
+        ValueError: ``data.memory`` is false for images that are always read into memory.
     """
 
     def __init__(self, config: DataConfig, images: InMemoryImages | EncodedImages, *, count: int, device: torch.device) -> None:
@@ -298,7 +298,7 @@ class Loaders:
         self.in_memory: bool = isinstance(images, InMemoryImages) or fits
 
     def training(self, images: InMemoryImages | EncodedImages, augmentation: AugmentationConfig, *, seed: int) -> ImageLoader:
-        """Loads ``images`` for training, augmented by numbers that follow from ``seed``."""
+        """Loads ``images`` for training, augmented by random numbers from ``seed``."""
         if isinstance(images, InMemoryImages) or self.in_memory:
             return InMemoryLoader(self._pixels(images, transforms.evaluation_transform(self._size)), augmentation, seed=seed)
         _, height, width = self.shape

@@ -23,19 +23,19 @@ TEST_FOLDERS = ("val", "validation", "test")
 """Names of the folder with the test images, in the order in which they are tried."""
 
 _TIMM_LIBRARIES = ("hfds", "hfids", "wds", "tfds", "torch")
-"""What timm reads through: the beginnings of its names."""
+"""Prefixes of names of timm's sets that can only be read in order."""
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a reader is asked for; most look at ``root`` and ``download`` alone.
+    """The options of a reader; most use only ``root`` and ``download``.
 
     Args:
         name: ``data.name``.
         root: the folder of data sets.
-        download: whether files that are missing there are fetched.
-        splits: of a set of timm, to train on and to test on.
-        stream: whether images must not be held in memory, where the reader has the choice.
+        download: whether files that are missing there are downloaded.
+        splits: the training and test splits of a set of timm.
+        stream: whether images must not be held in memory, if the reader has the choice.
         resize: a PIL image to uint8 (channels, height, width), for sets that can only be read in order.
     """
 
@@ -138,7 +138,7 @@ def _cifar(dataset: Any, options: ReadOptions, title: str, example: str) -> RawD
 
 
 def _both_splits(split: Callable[[bool], InMemoryImages], root: Path, title: str, example: str, *, alternative: str = "") -> RawDataset:
-    """The training and the test images, or an error that says where they are looked for."""
+    """The training and the test images; ``ValueError`` that says where they were looked for."""
     from gradreg.train.data.datasets import RawDataset
 
     try:
@@ -173,7 +173,7 @@ class _ClassFolders:
 
 
 def folder(options: ReadOptions) -> RawDataset:
-    """``root/train/CLASS/*.jpg`` with ``root/val`` (or ``validation``, or ``test``) beside it, or ``root/CLASS/*.jpg`` to be split."""
+    """``root/train/CLASS/*.jpg`` with ``root/val`` (or ``validation``, or ``test``) next to it, or ``root/CLASS/*.jpg`` to be split."""
     from gradreg.train.data.datasets import RawDataset
 
     train, test = _training_folder(options.root), _test_folder(options.root)
@@ -182,7 +182,7 @@ def folder(options: ReadOptions) -> RawDataset:
 
 
 def count_training_images(root: Path) -> int | None:
-    """How many images ``folder`` trains on if it takes all; None if there are no test images, so that it cannot take all."""
+    """The number of images that ``folder`` trains on if it uses all; None if there are no test images, so that it cannot."""
     train = _training_folder(root)
     return None if _test_folder(root) is None else len(_class_folders(train).paths)
 
@@ -259,7 +259,7 @@ def _class_folders(root: Path) -> _ClassFolders:
 
 
 def _same_classes(root: Path, classes: list[str]) -> ImageFiles:
-    """The images under ``root``, whose classes must be those given, or their indices would mean other things."""
+    """The images under ``root``, whose classes must be ``classes``, because otherwise their indices would differ."""
     found = _class_folders(root)
     if found.classes != classes:
         different = sorted(set(found.classes) ^ set(classes))
@@ -297,7 +297,7 @@ def timm_dataset(options: ReadOptions) -> RawDataset:
 def _timm_split(options: ReadOptions, split: str) -> InMemoryImages | EncodedImages:
     prefix, _, name = options.name.partition(":")
     if name.partition("/")[0].lower() not in _TIMM_LIBRARIES:
-        # For any name that it does not know, timm reads the images under root.
+        # timm reads the images under root for any name that it does not know.
         known = ["folder", *(f"{prefix}:{library}/..." for library in _TIMM_LIBRARIES)]
         raise ValueError(checks.unknown("data set", options.name, known))
 
@@ -327,7 +327,7 @@ def _timm_split(options: ReadOptions, split: str) -> InMemoryImages | EncodedIma
 
 
 def _labels_of(records: Any) -> Tensor:
-    """The classes of all records, from their list if there is one: to read every image for its class takes as long as an epoch."""
+    """The classes of all records, from their list if there is one, because reading every image for its class takes as long as an epoch."""
     import torch
 
     if hasattr(records, "label_key"):
@@ -344,7 +344,7 @@ def _labels_of(records: Any) -> Tensor:
 
 
 def _read_in_order(dataset: Any, resize: Callable[..., Tensor]) -> InMemoryImages:
-    """A set without access by position, read into memory: a batch is found by position, in any order."""
+    """A set without access by position, read into memory, because batches need access by position."""
     import torch
 
     from gradreg.train.data.datasets import InMemoryImages, size_mismatch

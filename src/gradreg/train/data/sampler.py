@@ -1,7 +1,7 @@
-"""Which images make up a batch, which of them are this process's, and the random numbers that belong to them.
+"""Which images make up a batch, which of them are this process's, and the seeds of their random numbers.
 
-Random numbers are a function of where they are used, not of what was drawn before: resuming a run, or sharing it among more
-processes or workers, changes nothing.
+Random numbers depend on where they are used, not on earlier draws: resuming a run, or dividing it among more processes or
+workers, changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gradreg import checks
 
 
 class Purpose(IntEnum):
-    """What numbers are drawn for, so that no two purposes share theirs."""
+    """The purpose of random numbers, so that different purposes have independent ones."""
 
     IMAGE = 0
     """Geometry and colors of one streamed image, by its position."""
@@ -36,7 +36,7 @@ def seed_of(seed: int, epoch: int, number: int, purpose: Purpose) -> int:
 class BatchIndices:
     """The images of a batch that one process needs.
 
-    They are given as rows of the whole batch, so that any process draws the same random numbers for a row.
+    They are rows of the whole batch, so that every process draws the same random numbers for a row.
 
     Args:
         epoch: counted from 1; 0 for evaluation.
@@ -73,7 +73,7 @@ class BatchIndices:
 class EpochOrder:
     """The order of epoch e: the e-th ``torch.randperm(size)`` drawn in succession from one generator seeded with ``seed``.
 
-    Asked for an earlier epoch than the last, it draws again from the start.
+    For an earlier epoch than the last one, it draws again from the start.
     """
 
     def __init__(self, size: int, *, seed: int) -> None:
@@ -138,7 +138,7 @@ class BatchSampler:
         rows = torch.arange(self.rank * n // self.processes, (self.rank + 1) * n // self.processes)
         share = len(rows) / n
         if not len(rows):
-            # All processes must take as many steps, so one without a part computes an image that does not count.
+            # All processes must take the same number of steps, so one without a part computes an image with share 0.
             rows = torch.tensor([self.rank % n])
         neighbors = int(mixing and len(rows) < n)
         if neighbors:

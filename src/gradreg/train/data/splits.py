@@ -1,4 +1,4 @@
-"""Which images are trained on, validated on and tested on, and with which labels."""
+"""The training, validation and test images, and their labels."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def split(
 
 
 def with_label_noise(labels: Tensor, share: float, classes: int, generator: torch.Generator) -> Tensor:
-    """``labels`` (n,) with ``round(share · n)`` of them replaced by a class drawn evenly from all, the true one included."""
+    """``labels`` (n,) with ``round(share · n)`` of them replaced by a class drawn uniformly from all, including the true one."""
     noisy = labels.clone()
     chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
     noisy[chosen] = torch.randint(classes, (len(chosen),), generator=generator)

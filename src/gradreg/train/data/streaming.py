@@ -27,10 +27,10 @@ class StreamingLoader:
         images: to be decoded.
         transform: a PIL image to uint8 of ``shape``.
         shape: (channels, height, width) of the results.
-        workers: processes that decode; 0 for none beside this one.
-        seed: of the transform's random numbers: they follow from it, the epoch and the image's position alone. None if it draws none.
+        workers: processes that decode; 0 decodes in this process.
+        seed: of the transform's random numbers, which depend only on it, the epoch and the image's position. None if it draws none.
         keep_workers: whether the workers stay from epoch to epoch. Then only one epoch can be read at a time.
-        device: where batches are wanted.
+        device: the device of the batches.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class StreamingLoader:
 
         Raises:
             UnreadableImage: an image cannot be decoded.
-            RuntimeError: another epoch was begun before this one ended.
+            RuntimeError: another epoch was started before this one ended.
         """
         chunks = self._chunks.current = [_Chunk(indices.epoch, indices.selected.tolist()) for indices in batches]
         loaded = iter(self._loader)
@@ -84,7 +84,7 @@ def only_readable(images: EncodedImages, *, workers: int) -> EncodedImages:
 
 
 def workers(config: DataConfig) -> int:
-    """Processes that decode images: ``config.workers``, or one for each core that this process may use, at most 8."""
+    """The number of processes that decode images: ``config.workers``, or one per core that this process may use, at most 8."""
     if config.workers is not None:
         return config.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -121,7 +121,7 @@ class _DecodedImages(Dataset[Tensor | Exception]):
     def __getitem__(self, chunk: _Chunk) -> Tensor | Exception:
         out = torch.empty(len(chunk.positions), *self._shape, dtype=torch.uint8)
         try:
-            with torch.random.fork_rng(devices=[]):  # without workers the run's own generator is used here
+            with torch.random.fork_rng(devices=[]):  # without workers this is the run's own generator
                 for row, position in zip(out, chunk.positions, strict=True):
                     row.copy_(self._one(chunk.epoch, position))
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""What is done to images: to one at a time as it is decoded, by torchvision, or to a whole batch on its device.
+"""Transforms of images: of one image when it is decoded, by torchvision, or of a whole batch on its device.
 
 torchvision is imported where a transform needs it: its import takes as long as PyTorch's.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 _ERASED_SCALE, _ERASED_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)
-"""Area and width over height of what random erasing erases: torchvision's, whose ratio is height over width."""
+"""Area and width over height of the box that random erasing erases: torchvision's, whose ratio is height over width."""
 
 
 # One image
@@ -41,7 +41,7 @@ def evaluation_transform(size: int | None, *, crop: float = 1.0) -> Callable[...
 
 
 def evaluation_crop(config: DataConfig) -> float:
-    """Share of the resized shorter side that is kept of an image to evaluate on."""
+    """Share of the resized shorter side that the center-crop keeps in evaluation."""
     known = known_set(config.name)
     usual = 1.0 if known is None else known.evaluation_crop
     return usual if config.evaluation_crop is None else config.evaluation_crop
@@ -126,8 +126,8 @@ class BatchAugmentation:
         """``images`` (m, channels, height, width), uint8, of the rows of ``indices``, augmented."""
         if not self._changes:
             return images
-        # Numbers are drawn for the whole batch on the CPU, and this process takes its rows of them: the same for any number of
-        # processes and on any device.
+        # Draw for the whole batch on the CPU and take this process's rows, so that the numbers are the same for any number of processes
+        # and on any device.
         chosen, n, rows, device = self._augmentation, len(indices.positions), indices.rows, images.device
         generator = indices.generator(self._seed, Purpose.BATCH)
         if chosen.random_resized_crop:
@@ -146,7 +146,7 @@ class BatchAugmentation:
 
 
 class Normalize:
-    """Bytes as floats: ``(bytes / max_value − mean) / std``, channel by channel.
+    """Converts bytes to floats: ``(bytes / max_value − mean) / std``, channel by channel.
 
     Args:
         max_value: the byte that becomes 1.
@@ -201,7 +201,7 @@ class BatchTransform:
             self._erase(images, indices)
         if self._mix is None:
             return images, labels
-        # torchvision's transforms draw from the default generator, which is the run's own: it is seeded for them and put back.
+        # torchvision's transforms draw from the default generator, which the run uses too: seed it for them, then restore it.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(indices.seed(self._seed, Purpose.MIXING))
             return self._mix(images, labels)
@@ -214,7 +214,7 @@ class BatchTransform:
             images.masked_fill_(squares.take(rows, images.device).mask(height, width), 0.0)
         if self._erasing is not None:
             boxes, fits = crops.random_boxes(n, height, width, scale=_ERASED_SCALE, ratio=_ERASED_RATIO, generator=generator)
-            # A box that did not fit is as large as the image, and would erase all of it.
+            # A box that did not fit is as large as the image: it would erase all of it, so skip it.
             erased = (fits & (torch.rand(n, generator=generator) < self._erasing))[rows].to(images.device, non_blocking=True)
             mask = boxes.take(rows, images.device).mask(height, width)
             images.masked_fill_(mask & erased[:, None, None, None], 0.0)

@@ -1,6 +1,6 @@
-"""Models by name, as a recipe writes them: ours, from the files here, and everything that ``timm.create_model`` has.
+"""Models by the names that recipes use: ours, from the files here, and all of ``timm.create_model``.
 
-Ours are built without timm, whose import takes several times as long as PyTorch's; ``register_with_timm()`` has timm know them too.
+Ours are built without timm, whose import takes several times as long as PyTorch's; ``register_with_timm()`` registers them with timm too.
 """
 
 from __future__ import annotations
@@ -63,4 +63,4 @@ def create(options: Mapping[str, Any], *, classes: int, image_shape: tuple[int, 
         return build(num_classes=classes, in_chans=channels, **{k: v for k, v in arguments.items() if v is not None})
     except (TypeError, AssertionError) as error:
         refused = {k: v for k, v in arguments.items() if k != "model_name"}
-        raise ValueError(f"model {name!r} refuses its options {refused or 'none'}: {error}") from error
+        raise ValueError(f"model {name!r} does not accept its options {refused or 'none'}: {error}") from error

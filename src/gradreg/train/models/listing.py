@@ -1,4 +1,4 @@
-"""``gradreg models [PATTERN]``: the models that a recipe can name, their parameters and the images they are made for."""
+"""``gradreg models [PATTERN]``: the models that a recipe can name, their parameters, and their default image sizes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ PARAMETERS = {
     "wrn28_10": 36_479_194,
     "wrn40_10": 55_841_754,
 }
-"""Ours -> their parameters, as ``describe`` counts them: building all takes longer than it takes to import timm."""
+"""Our models -> their parameters, as ``describe`` counts them, because building all takes longer than importing timm."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Row:
     """One model as listed.
 
     Args:
-        name: what a recipe writes as ``model.name``.
-        parameters: with as many outputs as the model has by default.
+        name: its ``model.name`` in a recipe.
+        parameters: with the default number of outputs.
         images: (channels, height, width) by default; None where timm does not say.
     """
 
@@ -139,7 +139,7 @@ def matching(pattern: str) -> list[str]:
 
 
 def describe(name: str) -> Row:
-    """Build the model without memory for its weights and without their values, and count.
+    """Build the model on the meta device, without initializing it, and count its parameters.
 
     Args:
         name: of a model that timm knows.
@@ -149,7 +149,7 @@ def describe(name: str) -> Row:
     from torch.overrides import TorchFunctionMode
 
     class WithoutValues(TorchFunctionMode):
-        """Leaves out operations in place, which is what initializations are made of: more than half of the time on the meta device."""
+        """Skips in-place operations, of which initializations consist: they take more than half of the time on the meta device."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}

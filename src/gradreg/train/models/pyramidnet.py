@@ -14,14 +14,14 @@ from gradreg.train.models.shake import ShakeDrop, linear_decay
 
 
 class Block(nn.Module):
-    """Convolutions between batch normalizations, with no ReLU before the first and none after the last, beside a zero-padded shortcut.
+    """Convolutions between batch normalizations, without ReLU before the first and after the last, and a zero-padded shortcut.
 
     Args:
         incoming: channels of the input.
         channels: channels of the 3 x 3 convolutions.
         stride: of the first 3 x 3 convolution; the shortcut is average pooled by as much.
         bottleneck: 1 x 1, 3 x 3 and 1 x 1 to 4 times the channels, in place of two 3 x 3.
-        keep: ShakeDrop's probability to keep the branch as it is; None without ShakeDrop.
+        keep: ShakeDrop's probability to keep the branch unchanged; None without ShakeDrop.
     """
 
     def __init__(self, incoming: int, channels: int, *, stride: int, bottleneck: bool, keep: float | None) -> None:
@@ -60,7 +60,7 @@ class PyramidNet(nn.Module):
     Args:
         depth: layers; 9 k + 2 with bottlenecks, 6 k + 2 without, k ≥ 1.
         alpha: channels added from the first block to the last, ≥ 1.
-        bottleneck: bottleneck blocks in place of basic ones.
+        bottleneck: bottleneck blocks instead of basic ones.
         shake_drop: ShakeDrop's keep probability at the last block, in (0, 1]; None trains without ShakeDrop.
         num_classes: outputs, ≥ 1.
         in_chans: channels of the images, ≥ 1.

@@ -1,4 +1,4 @@
-"""What every model of ours gives to timm's registry: an entry that builds it untrained, and the size of its images."""
+"""The entries of our models in timm's registry, which build them untrained, and their image sizes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Model = TypeVar("Model", bound=nn.Module)
 Entry = TypeVar("Entry", bound=Callable[..., nn.Module])
 
 ENTRIES: dict[str, Callable[..., nn.Module]] = {}
-"""Name -> what builds the model, of those that the files of this package define."""
+"""Name -> the function that builds the model, for those defined in this package."""
 
 
 def ours(entry: Entry) -> Entry:
-    """Name a model after the function that builds it; its file says under ``default_cfgs`` what images it takes."""
+    """Register a model under the name of the function that builds it; its file gives its image size in ``default_cfgs``."""
     ENTRIES[entry.__name__] = entry
     return entry
 
 
 def known(name: str) -> dict[str, Any]:
-    """What timm knows of a model of ours: its file's ``default_cfgs``."""
+    """The ``default_cfgs`` of a model of ours, as for timm."""
     return vars(sys.modules[ENTRIES[name].__module__])["default_cfgs"][name]
 
 
 @cache
 def register_with_timm() -> None:
-    """Have timm know our models: ``timm.create_model("wrn28_10")``."""
+    """Register our models with timm: ``timm.create_model("wrn28_10")``."""
     from timm.models import register_model
 
     for entry in ENTRIES.values():
@@ -43,7 +43,7 @@ def in_natural_order(names: list[str]) -> tuple[str, ...]:
 
 
 def images(channels: int, size: int, *, fixed: bool = False) -> dict[str, Any]:
-    """What timm knows of a model of ours before it is built.
+    """The ``default_cfgs`` entry of a model of ours.
 
     Args:
         channels: channels of the images by default.
@@ -54,7 +54,7 @@ def images(channels: int, size: int, *, fixed: bool = False) -> dict[str, Any]:
 
 
 def untrained(name: str, build: Callable[..., Model], pretrained: bool, options: Mapping[str, Any], **settings: Any) -> Model:
-    """``build(**settings)`` with ``options`` laid over ``settings``; what else timm passes along is meant for pretrained weights.
+    """``build(**settings)`` with ``settings`` overridden by ``options``; timm's other arguments concern pretrained weights.
 
     Raises:
         ValueError: ``pretrained`` is true.

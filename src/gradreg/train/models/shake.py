@@ -1,13 +1,12 @@
 """Shake regularization: noise on residual branches that differs between the forward and the backward pass.
 
 All random numbers, those of the backward pass included, are drawn in the forward pass from the default generator of the input's device, one
-of each for every image. So replaying that generator, as ``gradreg.torch.GradientRegularizer`` does, gives every pass over a batch the same
+of each per image. So replaying that generator, as ``gradreg.torch.GradientRegularizer`` does, gives every pass over a batch the same
 noise, and ``torch.manual_seed`` fixes it.
 
-The gradient that results is no gradient of any loss: that is the method. A penalty on its norm works with this disturbed gradient in every
-pass; ``gradreg.exact``, double backprop, disturbs once more where it differentiates and is the exact derivative of nothing, so prefer the
-finite differences. Differs from the GNP reference (arXiv 2202.03599, its code), which takes the first pass, and that one alone, with the
-forward numbers in its backward pass too.
+By design the result is not the gradient of any loss. A penalty on its norm uses this noisy gradient in every pass. ``gradreg.exact``
+(double backprop) would add noise again where it differentiates, and is not exact here, so prefer the finite differences. Differs from the
+GNP reference (arXiv 2202.03599, its code), whose first pass, and only that, uses the forward numbers in its backward pass too.
 """
 
 from __future__ import annotations
@@ -60,8 +59,8 @@ def shake_shake(first: Tensor, second: Tensor, training: bool) -> Tensor:
 class ShakeDrop(nn.Module):
     """Scales a residual branch by b + α − bα in training, its gradient by b + β − bβ, and by the expectation p in evaluation.
 
-    b is 1 with probability p (then the branch passes as it is), else 0; α is uniform in [−1, 1], β in [0, 1]. Each image has its own b, α
-    and β; the paper tries other levels too (a batch, a channel, a pixel), which are not offered.
+    b is 1 with probability p (then the branch is unchanged), else 0; α is uniform in [−1, 1], β in [0, 1]. Each image has its own b, α
+    and β; the paper's other levels (batch, channel, pixel) are not implemented.
 
     Args:
         keep: p, in (0, 1].
@@ -98,7 +97,7 @@ def linear_decay(block: int, blocks: int, last: float) -> float:
 
 
 def _uniform(like: Tensor) -> Tensor:
-    """A number for each image, in at least single precision: in bfloat16 a probability would be rounded to 1 in 256."""
+    """A number for each image, in at least single precision, because bfloat16 would round a probability to multiples of 1/256."""
     return torch.rand(len(like), 1, 1, 1, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 

@@ -15,12 +15,12 @@ from gradreg.train.models.shake import shake_shake
 
 
 class Shortcut(nn.Module):
-    """Halves the picture on two ways, one of them shifted by a pixel down and to the right, so that they see different pixels.
+    """Downsamples on two paths, one of them shifted by a pixel down and to the right, so that they see different pixels.
 
     Args:
         incoming: channels of the input.
-        outgoing: channels of the output, even; half from each way.
-        stride: pixels from one that is kept to the next.
+        outgoing: channels of the output, even; half from each path.
+        stride: of the downsampling.
     """
 
     def __init__(self, incoming: int, outgoing: int, stride: int) -> None:
@@ -36,7 +36,7 @@ class Shortcut(nn.Module):
 
 
 class Block(nn.Module):
-    """Two residual branches of two 3 x 3 convolutions, mixed at random, beside a shortcut.
+    """Two residual branches of two 3 x 3 convolutions, mixed at random, and a shortcut.
 
     Args:
         incoming: channels of the input.
@@ -69,7 +69,7 @@ class Block(nn.Module):
 class ShakeShake(nn.Module):
     """Three groups of (depth − 2) / 6 blocks of two branches each, with ``channels``, 2 and 4 times ``channels``.
 
-    Random in the forward pass, random anew in the backward pass, for each image ("S-S-I").
+    Random in the forward pass and again in the backward pass, for each image ("S-S-I").
 
     Source: Gastaldi 2017, arXiv 1705.07485, and the published code.
 

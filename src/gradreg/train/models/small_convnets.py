@@ -1,9 +1,9 @@
-"""timm's ResNet and VGG for images as small as CIFAR's: what timm has no options for is replaced after it has built them.
+"""timm's ResNet and VGG for images as small as CIFAR's: layers for which timm has no options are replaced after it has built them.
 
-- ``resnet*_cifar``: the 7 x 7 stem of stride 2 and the max-pooling give way to a 3 x 3 convolution of stride 1, as is usual on CIFAR
+- ``resnet*_cifar``: a 3 x 3 convolution of stride 1 replaces the 7 x 7 stem of stride 2 and the max-pooling, as is usual on CIFAR
   (He et al. 2015, arXiv 1512.03385, section 4.2, for its smaller networks). 64 channels; the GNP reference has a stem of 16.
-- ``vgg*_cifar``: the first linear layer reads the one pixel that is left of a 32-pixel image. timm's own would spread that pixel over
-  7 x 7 and keep 49 times the weights. Dropout 0.5 as in the paper (arXiv 1409.1556) and in the GNP reference.
+- ``vgg*_cifar``: the first linear layer reads the single pixel that remains of a 32-pixel image. timm's own would upsample that pixel
+  to 7 x 7 and have 49 times the weights. Dropout 0.5 as in the paper (arXiv 1409.1556) and in the GNP reference.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _vgg(of_timm: str, *, drop_rate: float = 0.5, **options: Any) -> nn.Module:
     import timm
     from timm.models.vgg import VGG, ConvMlp
 
-    smallest = 1 / 4096  # of timm's first linear layer, which is thrown away
+    smallest = 1 / 4096  # of timm's first linear layer, which is replaced
     model = timm.create_model(of_timm, drop_rate=drop_rate, mlp_ratio=smallest, **options)
     assert isinstance(model, VGG)
     model.pre_logits = ConvMlp(model.num_features, 4096, kernel_size=1, drop_rate=drop_rate)

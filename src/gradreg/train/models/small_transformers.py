@@ -1,6 +1,6 @@
-"""timm's vision transformers with patches and windows for 32-pixel images, each under a name of its own.
+"""timm's vision transformers with patches and windows for 32-pixel images, under separate names.
 
-Nothing is new here but the names: ``vit_tiny_patch4_32`` is ``{name: vit_tiny_patch16_224, img_size: 32, patch_size: 4}``, untrained.
+Only the names are new: ``vit_tiny_patch4_32`` is ``{name: vit_tiny_patch16_224, img_size: 32, patch_size: 4}``, untrained.
 
 Differs from the GNP reference (arXiv 2202.03599 and 2406.09723, their code): timm has no dropout by default, there ViT has 0.1 (here
 ``pos_drop_rate``, ``proj_drop_rate`` and ``attn_drop_rate``), and Swin 0.1 on its attention in place of timm's stochastic depth of 0.1.
