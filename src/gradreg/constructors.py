@@ -7,10 +7,11 @@ from dataclasses import replace
 from gradreg import checks
 from gradreg.directions import Adaptive, EmaDirection, Friendly, Random
 from gradreg.mixing import GradientMixing, Reuse, SurrogateGap
-from gradreg.penalties import NO_PENALTY, GradientPenalty, value_of
+from gradreg.penalties import GradientPenalty
 from gradreg.plan import Difference
 from gradreg.registry import constructor
 from gradreg.schedules import Schedule, Value
+from gradreg.validation import NO_PENALTY, value_of
 
 
 @constructor

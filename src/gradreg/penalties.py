@@ -32,7 +32,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, overload
 
-from gradreg import checks, plan, registry, schedules
+from gradreg import checks, plan, registry, schedules, validation
 from gradreg.directions import Direction, Gradient
 from gradreg.masks import Choice, Mask, OnlyNorms, Sparse
 from gradreg.mixing import GradientMixing, Plain, Reuse
@@ -43,7 +43,6 @@ WarmupKind = Literal["zero", "radius", "strength"]
 
 _GRADIENT = Gradient()
 _PLAIN = Plain()
-NO_PENALTY = "Use penalty=None to train without one."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +105,15 @@ class GradientPenalty:
         checks.choice("difference", self.difference, get_args(Difference))
         if isinstance(self.mixing, str):
             object.__setattr__(self, "mixing", GradientMixing.from_dict(self.mixing))
-        _part("mixing", self.mixing, GradientMixing, "Use mixing='plain', or gradreg.SurrogateGap(a=0.3), say.")
-        _part("direction", self.direction, Direction, "Use gradreg.Adaptive(), say, or leave it out.")
+        validation.check_part("mixing", self.mixing, GradientMixing, "Use mixing='plain', or gradreg.SurrogateGap(a=0.3), say.")
+        validation.check_part("direction", self.direction, Direction, "Use gradreg.Adaptive(), say, or leave it out.")
         if self.mask is not None:
-            _part("mask", self.mask, Mask, "Use gradreg.Sparse(sparsity=0.5), say, or None.")
+            validation.check_part("mask", self.mask, Mask, "Use gradreg.Sparse(sparsity=0.5), say, or None.")
         if self.reuse is not None and type(self.reuse) is not Reuse:
             raise TypeError(f"reuse must be a Reuse or None; got {checks.describe(self.reuse)}. Use gradreg.Reuse(k=5, a=0.7), say.")
         checks.flag("decoupled", self.decoupled)
         object.__setattr__(self, "ascent_steps", checks.whole("ascent_steps", self.ascent_steps, minimum=1))
-        object.__setattr__(self, "strength", value_of("strength", self.strength, allow_zero=True))
+        object.__setattr__(self, "strength", validation.value_of("strength", self.strength, allow_zero=True))
         if self.difference == "exact":
             if self.radius is not None:
                 raise ValueError(
@@ -126,8 +125,8 @@ class GradientPenalty:
                 f"radius must be a number > 0 for difference={self.difference!r}; got None. Give a radius, or choose difference='exact'."
             )
         else:
-            object.__setattr__(self, "radius", value_of("radius", self.radius, allow_zero=isinstance(self.radius, Schedule)))
-        _check_composition(self)
+            object.__setattr__(self, "radius", validation.value_of("radius", self.radius, allow_zero=isinstance(self.radius, Schedule)))
+        validation.check_composition(self)
 
     def at(self, step: Any, *, ops: Operations = PYTHON) -> StepValues:
         """The penalty's numbers at optimizer step ``step``, each schedule evaluated once.
@@ -263,7 +262,7 @@ class GradientPenalty:
             raise ValueError(f"ascent must be None for an exact penalty, which takes no finite step; got {received}. Use fgr() or gnp().")
         if self.keeps_plain_apart or self.mixing.plain_gradient != "summed":
             raise ValueError(
-                f"ascent must be None with {self._combined_by()}, which needs the plain gradient first; got {received}. "
+                f"ascent must be None with {self.combined_by()}, which needs the plain gradient first; got {received}. "
                 "Use mixing='plain', without reuse and decoupled."
             )
         if not self.direction.needs_gradient:
@@ -272,7 +271,7 @@ class GradientPenalty:
                 "Leave it out, or use direction=Gradient()."
             )
 
-    def _combined_by(self) -> str:
+    def combined_by(self) -> str:
         """What departs from the plain weighted sum, for errors and descriptions."""
         if self.reuse is not None:
             return str(self.reuse)
@@ -324,7 +323,7 @@ class GradientPenalty:
 
         Cost: on average the share p of the further evaluations. EMAs are updated with the plain gradients in between.
         """
-        p = checks.probability("p", p, remedy=NO_PENALTY)
+        p = checks.probability("p", p, remedy=validation.NO_PENALTY)
         checks.flag("compensate", compensate)
         chance = Chance(p=p, seed=seed, value=1.0 / p if compensate else 1.0)
         return self._acting(chance) if p < 1.0 else self
@@ -405,84 +404,12 @@ _OMITTED = ("direction", "mask", "ascent_steps", "reuse", "decoupled")
 """The fields that a dictionary leaves out where they are the default."""
 
 
-def _check_composition(penalty: GradientPenalty) -> None:
-    """Raise where parts of ``penalty`` cannot be combined, by what the parts declare."""
-    direction, mask, mixing = penalty.direction, penalty.mask, penalty.mixing
-    if mixing.plain_gradient == "normalized" and not (direction.is_gradient and (penalty.power, penalty.difference) == (1, "forward")):
-        raise ValueError(
-            f"mixing={str(mixing)!r} must go with power 1, the forward difference and the gradient itself as direction; got "
-            f"power {penalty.power}, difference {penalty.difference!r}, direction {direction}. "
-            "Use gnp(..., mixing='unit'), or mixing='plain'."
-        )
-    if mixing.plain_gradient != "summed" and (penalty.reuse is not None or penalty.decoupled):
-        raise ValueError(
-            f"mixing={str(mixing)!r} must stand alone; got it with {penalty._combined_by()}. Use mixing='plain', or leave the other out."  # pyright: ignore[reportPrivateUsage]
-        )
-    if penalty.reuse is not None and penalty.decoupled:
-        raise ValueError(
-            f"decoupled must be False with {penalty.reuse}, which adds to the plain gradient; got True. Leave one of them out."
-        )
-    chosen_by_gradient = mask is not None and mask.level == "coordinates"
-    if penalty.difference == "exact" and (
-        not direction.is_gradient or penalty.keeps_plain_apart or mixing.plain_gradient != "summed" or chosen_by_gradient
-    ):
-        raise ValueError(
-            "difference='exact' must go with the gradient itself as direction, mixing='plain' and no Sparse mask; got "
-            f"direction {direction}, {penalty._combined_by()}, mask {mask}. Use difference='central'."  # pyright: ignore[reportPrivateUsage]
-        )
-    if penalty.ascent_steps > 1 and not (direction.is_gradient and penalty.difference == "forward"):
-        raise ValueError(
-            f"ascent_steps must be 1 unless the difference is forward and the direction the gradient; got {penalty.ascent_steps} with "
-            f"difference {penalty.difference!r}, direction {direction}. Use sam(rho=..., steps=...) or fgr(..., steps=...)."
-        )
-    if penalty.power not in direction.powers:
-        raise ValueError(
-            f"direction={direction} must go with power {direction.powers[0]}, because it has no length of its own; got power "
-            f"{penalty.power}. Use random_sam(rho=...)."
-        )
-    if not direction.needs_gradient and penalty.reuse is not None:
-        raise ValueError(
-            f"{penalty.reuse} must go with a direction that needs a gradient, because it saves passes of that; got direction "
-            f"{direction}. Use looksam(rho=..., k=..., a=...)."
-        )
-    if not direction.needs_gradient and mask is not None and mask.needs_gradient:
-        raise ValueError(
-            f"mask={mask} must go with a direction that needs a gradient, from which it is chosen; got direction "
-            f"{direction}. Use Sparse(..., choice='random')."
-        )
-
-
 def _value_at(value: Value | None, step: Any, ops: Operations) -> Any:
     """``value`` at ``step``: a schedule's, as a float if it is a Python number, or itself."""
     if not isinstance(value, Schedule):
         return value
     found = value.evaluate(step, ops)
     return float(found) if ops is PYTHON else found
-
-
-def _part(name: str, value: object, kind: type, remedy: str) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}; got {checks.describe(value)}. {remedy}")
-
-
-def value_of(name: str, value: object, *, allow_zero: bool) -> Value:
-    """``value`` as a checked float or schedule; errors call it ``name``, the symbol that the caller used."""
-    rule = ">= 0" if allow_zero else "> 0"
-    if isinstance(value, Schedule):
-        low, high = value.bounds()
-        if low < 0 or high == 0 or (low == 0 and not allow_zero):
-            raise ValueError(
-                f"{name} must be {rule} at every step, and not 0 at all of them; got the schedule {value}, "
-                f"which spans [{low:g}, {high:g}]. {NO_PENALTY}"
-            )
-        return value
-    if callable(value):
-        raise TypeError(
-            f"{name} must be a number or a gradreg Schedule; got {checks.describe(value)}. "
-            "Compose it from gradreg.schedules, or derive a frozen dataclass from Schedule."
-        )
-    check = checks.non_negative if allow_zero else checks.positive
-    return check(name, value, remedy=NO_PENALTY)
 
 
 def _text(value: Value | None) -> str:

@@ -1,0 +1,111 @@
+"""What a penalty must satisfy when it is built: the values of its numbers, and which parts can be combined, by what the parts declare."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gradreg import checks
+from gradreg.directions import Direction
+from gradreg.masks import Mask
+from gradreg.mixing import GradientMixing, Reuse
+from gradreg.plan import Difference
+from gradreg.schedules import Schedule, Value
+
+NO_PENALTY = "Use penalty=None to train without one."
+
+
+class Composition(Protocol):
+    """What is looked at of a penalty."""
+
+    @property
+    def power(self) -> int: ...
+    @property
+    def difference(self) -> Difference: ...
+    @property
+    def direction(self) -> Direction: ...
+    @property
+    def mixing(self) -> GradientMixing: ...
+    @property
+    def mask(self) -> Mask | None: ...
+    @property
+    def ascent_steps(self) -> int: ...
+    @property
+    def reuse(self) -> Reuse | None: ...
+    @property
+    def decoupled(self) -> bool: ...
+    @property
+    def keeps_plain_apart(self) -> bool: ...
+    def combined_by(self) -> str: ...
+
+
+def check_composition(penalty: Composition) -> None:
+    """Raise where parts of ``penalty`` cannot be combined, by what the parts declare."""
+    direction, mask, mixing = penalty.direction, penalty.mask, penalty.mixing
+    if mixing.plain_gradient == "normalized" and not (direction.is_gradient and (penalty.power, penalty.difference) == (1, "forward")):
+        raise ValueError(
+            f"mixing={str(mixing)!r} must go with power 1, the forward difference and the gradient itself as direction; got "
+            f"power {penalty.power}, difference {penalty.difference!r}, direction {direction}. "
+            "Use gnp(..., mixing='unit'), or mixing='plain'."
+        )
+    if mixing.plain_gradient != "summed" and (penalty.reuse is not None or penalty.decoupled):
+        raise ValueError(
+            f"mixing={str(mixing)!r} must stand alone; got it with {penalty.combined_by()}. Use mixing='plain', or leave the other out."
+        )
+    if penalty.reuse is not None and penalty.decoupled:
+        raise ValueError(
+            f"decoupled must be False with {penalty.reuse}, which adds to the plain gradient; got True. Leave one of them out."
+        )
+    chosen_by_gradient = mask is not None and mask.level == "coordinates"
+    if penalty.difference == "exact" and (
+        not direction.is_gradient or penalty.keeps_plain_apart or mixing.plain_gradient != "summed" or chosen_by_gradient
+    ):
+        raise ValueError(
+            "difference='exact' must go with the gradient itself as direction, mixing='plain' and no Sparse mask; got "
+            f"direction {direction}, {penalty.combined_by()}, mask {mask}. Use difference='central'."
+        )
+    if penalty.ascent_steps > 1 and not (direction.is_gradient and penalty.difference == "forward"):
+        raise ValueError(
+            f"ascent_steps must be 1 unless the difference is forward and the direction the gradient; got {penalty.ascent_steps} with "
+            f"difference {penalty.difference!r}, direction {direction}. Use sam(rho=..., steps=...) or fgr(..., steps=...)."
+        )
+    if penalty.power not in direction.powers:
+        raise ValueError(
+            f"direction={direction} must go with power {direction.powers[0]}, because it has no length of its own; got power "
+            f"{penalty.power}. Use random_sam(rho=...)."
+        )
+    if not direction.needs_gradient and penalty.reuse is not None:
+        raise ValueError(
+            f"{penalty.reuse} must go with a direction that needs a gradient, because it saves passes of that; got direction "
+            f"{direction}. Use looksam(rho=..., k=..., a=...)."
+        )
+    if not direction.needs_gradient and mask is not None and mask.needs_gradient:
+        raise ValueError(
+            f"mask={mask} must go with a direction that needs a gradient, from which it is chosen; got direction "
+            f"{direction}. Use Sparse(..., choice='random')."
+        )
+
+
+def check_part(name: str, value: object, kind: type, remedy: str) -> None:
+    """Raise a ``TypeError`` unless ``value`` is a ``kind``."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}; got {checks.describe(value)}. {remedy}")
+
+
+def value_of(name: str, value: object, *, allow_zero: bool) -> Value:
+    """``value`` as a checked float or schedule; errors call it ``name``, the symbol that the caller used."""
+    rule = ">= 0" if allow_zero else "> 0"
+    if isinstance(value, Schedule):
+        low, high = value.bounds()
+        if low < 0 or high == 0 or (low == 0 and not allow_zero):
+            raise ValueError(
+                f"{name} must be {rule} at every step, and not 0 at all of them; got the schedule {value}, "
+                f"which spans [{low:g}, {high:g}]. {NO_PENALTY}"
+            )
+        return value
+    if callable(value):
+        raise TypeError(
+            f"{name} must be a number or a gradreg Schedule; got {checks.describe(value)}. "
+            "Compose it from gradreg.schedules, or derive a frozen dataclass from Schedule."
+        )
+    check = checks.non_negative if allow_zero else checks.positive
+    return check(name, value, remedy=NO_PENALTY)
