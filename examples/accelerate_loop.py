@@ -38,7 +38,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
     model, optimizer, schedule, data = accelerator.prepare(model, optimizer, schedule, data)
 
-    # After prepare(), for the regularizer must see the wrapped model.
+    # After prepare(), because the regularizer must be built with the wrapped model.
     regularizer = GradientRegularizer(model, gradreg.fgr(gamma=0.3, epsilon=0.5))
     accelerator.register_for_checkpointing(regularizer)
     if options.checkpoint is not None and options.checkpoint.exists():

@@ -33,7 +33,7 @@ def accuracy(penalty, *, epochs, seed):
     (x, y), (x_test, y_test) = digits(seed)
     steps = epochs * len(x) // BATCH
     model = eqx.nn.MLP(64, 10, width_size=256, depth=2, key=jax.random.key(seed))
-    # The activation function inside the model is no parameter: the oracle sees the arrays alone.
+    # The activation function inside the model is not a parameter, so only the arrays are passed.
     params, static = eqx.partition(model, eqx.is_inexact_array)
     optimizer = optax.sgd(optax.cosine_decay_schedule(0.05, steps), momentum=0.9)
     state = optimizer.init(params)

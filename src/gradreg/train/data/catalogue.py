@@ -157,7 +157,7 @@ _RECORDS = (
     DatasetRecord(
         name="folder",
         reader=readers.folder,
-        layout="`train/CLASS/*.jpg` with `val/`, `validation/` or `test/` beside it; or `CLASS/*.jpg`, of which `train_size` are drawn "
+        layout="`train/CLASS/*.jpg` with `val/`, `validation/` or `test/` next to it; or `CLASS/*.jpg`, of which `train_size` are drawn "
         "and the rest is the test set",
         normalization=_IMAGENET,
         no_download="comes from no network",
@@ -170,7 +170,7 @@ SETS = {record.name: record for record in _RECORDS}
 _FROM_TIMM = DatasetRecord(
     name=f"{TIMM}...",
     reader=readers.timm_dataset,
-    layout="whatever `timm.data.create_dataset` makes of the rest of the name, as in `timm:hfds/...` and `timm:torch/...`, with "
+    layout="determined by `timm.data.create_dataset` from the rest of the name, as in `timm:hfds/...` and `timm:torch/...`, with "
     '`data.train_split` ("train") and `data.test_split` ("validation")',
     normalization=_IMAGENET,
 )
