@@ -1,18 +1,22 @@
-"""What forward passes read and write: buffers, frozen parameters, plain attributes of modules, and random numbers.
+"""What forward passes read and write: buffers, frozen parameters, what modules hold as plain attributes, and random numbers.
 
-All passes of a step over one closure must evaluate one function, so each later pass starts from what the first one read. Which state a
-forward pass writes is found by comparing it before and after, at the first regularized step and after a change of mode (``train()``,
-``eval()``, freezing, new buffers). This finds writes in place, through ``.data``, by kernels that leave the version counter unchanged, and
-by assignment. From then on only what was written is copied, and tensors so small that copying is free; the others are watched by
-version counter and address. A tensor that is first written later is copied from the next step on.
+All passes of a step over one closure must evaluate one function, so each later pass starts from the state that the first one read. A search
+finds which state a forward pass writes, however it writes: in place, through ``.data``, by kernels that move no version counter, or by
+assignment. The search compares the state before and after the first pass of the first regularized step, and again after a change of mode
+(``train()``, ``eval()``, freezing, modules, buffers or attributes that are new). From then on only the writers are copied, and what is
+small enough to cost nothing; other tensors are watched by version counter and address. A tensor that is first written to later is
+copied from the next step on.
 
-Attributes that are not tensors are compared and restored as objects, not by the contents of a list or dictionary.
+Of an attribute that is not a tensor the object counts, not the contents of a list or dictionary. A tensor that shares memory with a
+trainable parameter (``self.w = self.weight.data``) is perturbed and restored with it, so its contents are left alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,9 +27,9 @@ from gradreg.torch.norms import is_sharded, local_shards
 from gradreg.torch.rng import RandomSources, is_generator
 
 _SMALL = 1 << 16
-"""Bytes of small tensors that are always copied, so that state that is written rarely (every 100th step) is covered."""
+"""Bytes of tensors that are copied in any case, so that writers that show late (every 100th step) are too."""
 _AFFORDABLE = 1 << 26
-"""Bytes that may be copied while searching for writers (or the size of the trainable parameters, if larger); the rest is checksummed."""
+"""Bytes that may be copied while writers are searched for, or as many as the trainable parameters have; beyond it a checksum tells."""
 _CHUNK = 1 << 20
 """Elements that a checksum reads at a time."""
 
@@ -34,33 +38,34 @@ _ABSENT: Any = object()
 _OWN = frozenset(vars(nn.Module()))
 """Attributes that are PyTorch's own."""
 _WRAPPERS = ("torch.nn.parallel", "torch.distributed", "torch._dynamo")
-"""Packages of modules whose attributes are bookkeeping of the passes themselves."""
+"""Where modules come from whose attributes are bookkeeping of the passes themselves."""
 
 Address = tuple[int, str]
 
 
 @dataclass(frozen=True, eq=False)
 class _Slot:
-    """The location of one piece of state: ``key`` in a dictionary of a module.
+    """Where one piece of state stands: under ``key`` in a dictionary of a module.
 
-    FSDP2 replaces its shards by gathered copies during a pass, so for a ``DTensor`` the object itself is kept.
+    Of some tensors the object itself is the slot: of a ``DTensor``, in whose place FSDP2 puts gathered copies during a pass, and of those
+    of a scripted module, whose dictionaries are views.
     """
 
     holder: dict[str, Any]
     key: str
-    sharded: Tensor | None = None
+    fixed: Tensor | None = None
 
     @property
     def address(self) -> Address:
         return id(self.holder), self.key
 
     def value(self) -> Any:
-        return self.holder.get(self.key, _ABSENT) if self.sharded is None else self.sharded
+        return self.holder.get(self.key, _ABSENT) if self.fixed is None else self.fixed
 
     def put(self, value: Any) -> None:
         if value is _ABSENT:
             self.holder.pop(self.key, None)
-        elif self.sharded is None:
+        elif self.fixed is None:
             self.holder[self.key] = value
 
 
@@ -89,36 +94,54 @@ class ForwardState:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = list(model.modules())
+        self._model = model
+        self._forget()
+
+    def _forget(self) -> None:
+        """As before the first step."""
+        self._modules = list(self._model.modules())
         self._mode: object = None
         self._searching = False
         self._compared: list[_Slot] = []
         self._by_checksum: list[tuple[_Slot, Tensor, tuple[int, ...]]] = []
+        self._generators: list[_Slot] = []
         self._writers: list[_Slot] = []
         self._watched: list[tuple[_Slot, Tensor, tuple[int, int]]] = []
         self._pool: list[dict[Address, Tensor]] = []
         self._taken = 0
+        self._memory = _Ranges(())
         self._random: RandomSources | None = None
         self._keeps_state = self._replays_random = True
 
-    def begin(self, trainable: Sequence[nn.Parameter], *, state: bool, random: bool) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_model": self._model}  # a copy looks for writers itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._model = state["_model"]
+        self._forget()
+
+    def begin(self, trainable: Sequence[nn.Parameter], *, closures: int, state: bool, random: bool) -> None:
         """Before the passes of a step: decide whether to search for writers.
 
         Args:
             trainable: the parameters that require a gradient.
+            closures: how many closures a pass has, each of which starts from a copy of its own.
             state: whether passes share what they read and write; if not, snapshots leave it out.
             random: whether they share random numbers.
         """
         self._taken = 0
         self._keeps_state, self._replays_random = state, random
+        self._memory = _Ranges(local_shards(trainable))
         self._searching = self._mode_now(trainable) != self._mode
         if self._searching:
-            self._mode = None  # until the search has finished, so that it is repeated after a step that failed
-            self._begin_search(trainable)
+            self._mode = None  # until the search has ended: after a step that failed it begins again
+            self._begin_search(trainable, closures)
+        if self._random is not None:
+            self._random.generators = _once(slot.value() for slot in self._generators if is_generator(slot.value()))
 
     @torch.no_grad()
     def snapshot(self) -> Snapshot:
-        """A copy of the current state."""
+        """The state in the slots that are copied."""
         slots: Sequence[_Slot] = self._compared if self._searching else self._writers
         slots = slots if self._keeps_state else ()
         if self._taken == len(self._pool):
@@ -126,10 +149,11 @@ class ForwardState:
         pool = self._pool[self._taken]
         self._taken += 1
         values = [slot.value() for slot in slots]
-        written = [(slot, value) for slot, value in zip(slots, values, strict=True) if isinstance(value, Tensor) and _can_be_written(value)]
         contents: dict[Address, tuple[Tensor, Tensor]] = {}
-        for slot, value in written:
-            tensor = value if slot.sharded is None else local_shards([value])[0]
+        for slot, value in zip(slots, values, strict=True):
+            if not isinstance(value, Tensor) or not self._copies_contents_of(value):
+                continue
+            tensor = local_shards([value])[0] if is_sharded(value) else value
             copy = pool.get(slot.address)
             if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype or copy.device != tensor.device:
                 copy = pool[slot.address] = torch.empty_like(tensor, requires_grad=False)
@@ -141,108 +165,186 @@ class ForwardState:
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
-        """Write ``snapshot`` back."""
+        """Put the state of ``snapshot`` back into its slots."""
         for slot, value in zip(snapshot.slots, snapshot.values, strict=True):
             slot.put(value)
-        for tensors, copies in _alike(snapshot.contents.values()):
+        for tensor, copy in snapshot.contents.values():
+            if tensor.shape != copy.shape:
+                tensor.resize_(copy.shape)
+        for tensors, copies in _alike(pair for pair in snapshot.contents.values() if not _is_unwritten(*pair)):
             torch._foreach_copy_(tensors, copies)
         if snapshot.random is not None and self._random is not None:
             self._random.restore(snapshot.random)
 
-    def settle(self, start: Snapshot, trainable: Sequence[nn.Parameter]) -> None:
-        """After the first evaluation that began at ``start``: what it wrote is known, and ``start`` learns of state that is new since."""
-        if self._searching and start.random is not None and self._random is not None:
-            self._random.note_use(start.random)
-        if not self._keeps_state:
-            return
+    def settle(self, starts: Sequence[Snapshot], trainable: Sequence[nn.Parameter]) -> None:
+        """After the first evaluation of closures from ``starts``: determine what it wrote, and what of ``starts`` must be put back."""
+        if self._searching and starts[0].random is not None and self._random is not None:
+            self._random.note_use(starts[0].random)
         if self._searching:
-            self._end_search(start)
+            self._end_search(starts)
             self._mode = self._mode_now(trainable)
             return
         late = [slot for slot, value, version in self._watched if slot.value() is not value or _version_of(value) != version]
-        if late:  # too late for this step, because their former contents were not copied
+        if late:  # what they held before is not known
             self._writers = [*self._writers, *late]
             self._watch([slot for slot, _, _ in self._watched if slot not in late])
 
     def _mode_now(self, trainable: Sequence[nn.Parameter]) -> object:
-        return [id(p) for p in trainable], [(m.training, len(m._buffers)) for m in self._modules]
+        modules = [(m.training, len(m._buffers), len(m._modules), len(m.__dict__)) for m in self._modules]
+        return [id(p) for p in trainable], modules, self._keeps_state
 
-    def _begin_search(self, trainable: Sequence[nn.Parameter]) -> None:
-        budget = max(_AFFORDABLE, sum(p.numel() * p.element_size() for p in trainable))
-        self._compared, self._by_checksum = [], []
-        generators: list[Any] = []
-        for slot in self._slots():
-            value, size = slot.value(), _bytes_of(slot.value())
+    def _begin_search(self, trainable: Sequence[nn.Parameter], closures: int) -> None:
+        self._modules = list(self._model.modules())
+        self._compared, self._by_checksum, self._generators = [], [], []
+        room = max(_AFFORDABLE, sum(p.numel() * p.element_size() for p in trainable)) // closures
+        known = {slot.address for slot in self._writers}
+        # Known writers first, then the smallest, so that what is too large is what is least likely to be written.
+        for slot in sorted(self._slots(), key=lambda s: (s.address not in known, self._bytes_of(s.value()))):
+            value = slot.value()
             if is_generator(value):
-                generators += [value] if all(value is not other for other in generators) else []
-            elif size > budget:
-                self._by_checksum.append((slot, value, _checksum(value)))
-            else:
-                budget -= size
+                self._generators.append(slot)
+            elif not self._keeps_state:
+                continue
+            elif slot.address in known or (room := room - self._bytes_of(value)) >= 0:
                 self._compared.append(slot)
-        self._random = RandomSources({p.device for p in trainable}, generators)
+            else:
+                self._by_checksum.append((slot, value, _checksum(value)))
+        if self._random is None:
+            self._random = RandomSources({p.device for p in trainable})
 
-    def _end_search(self, start: Snapshot) -> None:
-        known = {slot.address for slot in (*start.slots, *(slot for slot, _, _ in self._by_checksum))}
-        new = [slot for slot in self._slots() if slot.address not in known and not is_generator(slot.value())]
-        found = [(slot, _differs(slot, value, start)) for slot, value in zip(start.slots, start.values, strict=True)]
+    def _end_search(self, starts: Sequence[Snapshot]) -> None:
+        known = {slot.address for slot in (*starts[0].slots, *self._generators, *(slot for slot, _, _ in self._by_checksum))}
+        new = [slot for slot in self._slots() if slot.address not in known and not isinstance(slot.value(), nn.Parameter)]
+        new = new if self._keeps_state else [slot for slot in new if is_generator(slot.value())]
+        found = [(slot, _differs(slot, value, starts[0])) for slot, value in zip(starts[0].slots, starts[0].values, strict=True)]
         found += [(slot, slot.value() is not value or _checksum(value) != before) for slot, value, before in self._by_checksum]
-        quiet = [slot for slot, differs in found if not differs and isinstance(slot.value(), Tensor)]
+        quiet = [slot for slot, differs in found if not differs]
         room, small = _SMALL, list[_Slot]()
-        for slot in sorted(quiet, key=lambda s: _bytes_of(s.value())):
-            room -= _bytes_of(slot.value())
+        for slot in sorted(quiet, key=lambda s: self._bytes_of(s.value())):
+            room -= self._bytes_of(slot.value())
             if room < 0:
                 break
             small.append(slot)
-        self._writers = [*new, *(slot for slot, differs in found if differs), *small]
-        self._watch([slot for slot in quiet if slot not in small])
+        self._writers = [*new, *(slot for slot, differs in found if differs), *small] if self._keeps_state else []
+        self._generators += [slot for slot in (*new, *self._writers) if is_generator(slot.value())]
+        self._watch([slot for slot in quiet if slot not in small and isinstance(slot.value(), Tensor)])
         self._searching, self._compared, self._by_checksum = False, [], []
-        start.slots += new
-        start.values += [_ABSENT] * len(new)
+        copied = {slot.address for slot in self._writers}
+        for copies in self._pool:
+            for address in copies.keys() - copied:
+                del copies[address]
+        for start in starts:  # only what is written is put back: memory may be read-only, as that of a mapped file
+            start.contents = {address: pair for address, pair in start.contents.items() if address in copied}
+        if self._keeps_state:
+            starts[0].slots += new
+            starts[0].values += [_ABSENT] * len(new)
 
     def _watch(self, slots: Sequence[_Slot]) -> None:
         self._watched = [(slot, slot.value(), _version_of(slot.value())) for slot in slots]
 
     def _slots(self) -> Iterator[_Slot]:
-        """All state that is considered, each tensor once."""
+        """All state to be looked at, each tensor once."""
         seen: set[int] = set()
         for module in self._modules:
-            own = [] if type(module).__module__.startswith(_WRAPPERS) else [key for key in vars(module) if key not in _OWN]
-            frozen = [key for key, p in module._parameters.items() if p is not None and not p.requires_grad]
-            for holder, keys in ((module._buffers, [*module._buffers]), (module._parameters, frozen), (vars(module), own)):
-                for key in keys:
-                    value = holder[key]
-                    if not isinstance(value, Tensor):
-                        yield _Slot(holder, key)
-                    elif id(value) not in seen and not is_lazy(value) and value.device.type != "meta":
-                        seen.add(id(value))
-                        yield _Slot(holder, key, value if is_sharded(value) else None)
+            for slot in _slots_of(module):
+                value = slot.value()
+                if not isinstance(value, Tensor):
+                    yield slot
+                elif id(value) not in seen and not is_lazy(value) and value.device.type != "meta":
+                    seen.add(id(value))
+                    yield _Slot(slot.holder, slot.key, value) if is_sharded(value) else slot
+
+    def _copies_contents_of(self, tensor: Tensor) -> bool:
+        """Whether the contents of ``tensor`` are copied: they can be, and are nobody else's."""
+        return _can_be_written(tensor) and not self._memory.overlap(tensor)
+
+    def _bytes_of(self, value: object) -> int:
+        if not isinstance(value, Tensor) or not self._copies_contents_of(value):
+            return 0
+        (shard,) = local_shards([value])
+        return shard.numel() * shard.element_size()
+
+
+def _slots_of(module: nn.Module) -> Iterator[_Slot]:
+    """The buffers, frozen parameters and attributes of one module."""
+    if isinstance(module, torch.jit.ScriptModule):
+        named = (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False))
+        yield from (_Slot(vars(module), name, value) for name, value in named if not value.requires_grad)
+        return
+    yield from (_Slot(module._buffers, key) for key in [*module._buffers])
+    yield from (_Slot(module._parameters, key) for key, p in [*module._parameters.items()] if p is not None and not p.requires_grad)
+    # FSDP2 derives a class of its own from that of each module it wraps, which is the one that counts.
+    origin = next(cls.__module__ for cls in type(module).__mro__ if cls is nn.Module or not cls.__module__.startswith(_WRAPPERS))
+    if origin == nn.Module.__module__ and type(module).__module__.startswith(_WRAPPERS):
+        return
+    layer = origin.startswith("torch.nn.modules")  # of PyTorch's own layers, which change no numbers and names of theirs in a forward pass
+    for key, value in [*vars(module).items()]:
+        if key not in _OWN and not isinstance(value, nn.Module) and (not layer or isinstance(value, Tensor) or is_generator(value)):
+            yield _Slot(vars(module), key)
+
+
+class _Ranges:
+    """The memory of some tensors, as ranges of addresses."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        ranges = sorted(filter(None, map(_range_of, tensors)))
+        self._starts = [start for start, _ in ranges]
+        self._ends = list(accumulate((end for _, end in ranges), max))  # the furthest end so far: ranges may be nested
+
+    def overlap(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` lies in any of them."""
+        if is_sharded(tensor) or (found := _range_of(tensor)) is None:
+            return False
+        before = bisect_right(self._starts, found[1] - 1)
+        return before > 0 and self._ends[before - 1] > found[0]
+
+
+def _range_of(tensor: Tensor) -> tuple[int, int] | None:
+    """The addresses from the first element to behind the last; None where there is no such memory."""
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.numel() == 0 or tensor.device.type == "meta":
+        return None
+    start, size = tensor.data_ptr(), tensor.element_size()
+    if tensor.is_contiguous():
+        return start, start + tensor.numel() * size
+    return start, start + (1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))) * size
 
 
 def _can_be_written(tensor: Tensor) -> bool:
-    """Whether the content of ``tensor`` is copied: not of results of a graph, of inference tensors and of expanded ones."""
-    if tensor.grad_fn is not None or tensor.is_inference():
+    """Whether the contents of ``tensor`` can be copied: not of a graph's results, of inference tensors, special layouts and views."""
+    if tensor.grad_fn is not None or tensor.is_inference() or tensor.layout is not torch.strided or tensor.is_nested:
+        return False
+    if tensor.is_conj() or tensor.is_neg():
         return False
     return not any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
-def _bytes_of(value: object) -> int:
-    if not isinstance(value, Tensor) or not _can_be_written(value):
-        return 0
-    (shard,) = local_shards([value])
-    return shard.numel() * shard.element_size()
+def _is_unwritten(tensor: Tensor, copy: Tensor) -> bool:
+    """Whether ``tensor`` is small, of the CPU, and holds what its copy holds: it may lie in read-only memory."""
+    return tensor.device.type == "cpu" and tensor.numel() * tensor.element_size() <= _SMALL and _same(tensor, copy)
+
+
+def _same(tensor: Tensor, copy: Tensor) -> bool:
+    try:
+        return torch.equal(tensor, copy)
+    except (RuntimeError, NotImplementedError):  # a dtype without comparisons
+        return False
+
+
+def _once(values: Iterable[Any]) -> list[Any]:
+    """``values`` without repetitions, by identity."""
+    return list({id(value): value for value in values}.values())
 
 
 def _version_of(tensor: Tensor) -> tuple[int, int]:
-    """Changes when a tensor is written in place or gets other memory, but not with writes through ``.data``."""
+    """What tells that a tensor was written in place, or given other memory; nothing tells of writes through ``.data``."""
     return -1 if tensor.is_inference() else tensor._version, tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else 0
 
 
 def _differs(slot: _Slot, before: object, start: Snapshot) -> bool:
-    """Whether ``slot`` holds an object other than ``before``, or that object's content differs from ``start``."""
+    """Whether ``slot`` holds another object than ``before``, or that object other contents than at ``start``."""
     if slot.value() is not before:
         return True
-    return slot.address in start.contents and not torch.equal(*start.contents[slot.address])
+    return slot.address in start.contents and not _same(*start.contents[slot.address])
 
 
 @torch.no_grad()
@@ -260,7 +362,7 @@ def _checksum(tensor: Tensor) -> tuple[int, ...]:
     return plain, weighted
 
 
-def _alike(pairs: Any) -> list[tuple[list[Tensor], list[Tensor]]]:
+def _alike(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[list[Tensor], list[Tensor]]]:
     """Pairs of tensors as two lists for each dtype and device, which is the form that ``torch._foreach`` operations need."""
     groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
     for a, b in pairs:

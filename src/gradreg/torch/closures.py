@@ -101,7 +101,7 @@ class Evaluator:
     @contextmanager
     def sharing_state(self, plan: Plan) -> Iterator[None]:
         """A context of several passes that all start from the same state; at its end the first evaluation's writes are restored."""
-        self._state.begin(self.trainable, **self._shares)
+        self._state.begin(self.trainable, closures=max(len(g.closures) for g in self._groups.values()), **self._shares)
         self._sharing = True
         group = self._groups[plan.passes[0].of]
         try:
@@ -148,7 +148,7 @@ class Evaluator:
         group = self._groups[of]
         if not self._sharing or not group.starts:
             return
-        self._state.settle(group.starts[0].state, self.trainable)
+        self._state.settle([start.state for start in group.starts], self.trainable)
         group.end = self._here()
         group.end.synchronises = []
 

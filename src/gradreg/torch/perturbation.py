@@ -15,7 +15,7 @@ Both keep one copy of the parameters between steps. Restoring is bit for bit; su
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -77,7 +77,7 @@ class Perturbation:
         self._swapped: list[_Swapped] = []
         self._copied: list[_Copied] = []
         self._checked_rounding = False
-        self.looks_for_writes = False
+        self.looks_for_writes: Collection[Tensor] = ()
         """Whether ``restore`` checks if something else wrote to a perturbed parameter, and sets ``was_written``."""
         self.was_written = False
 
@@ -174,8 +174,10 @@ class Perturbation:
         if not self.is_perturbed:
             return
         if self.looks_for_writes:
-            self.was_written = any(not one.is_untouched() for one in self._swapped) or any(
-                p._version != version for record in self._copied for p, version in zip(record.parameters, record.versions, strict=False)
+            watched = {id(p) for p in self.looks_for_writes}
+            versions = [(p, v) for record in self._copied for p, v in zip(record.parameters, record.versions, strict=False)]
+            self.was_written = any(id(one.parameter) in watched and not one.is_untouched() for one in self._swapped) or any(
+                id(p) in watched and p._version != version for p, version in versions
             )
         for one in self._swapped:
             one.point_back()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any, Literal, overload
 
 import torch
@@ -22,6 +24,7 @@ from gradreg.torch.gradients import Gradients
 from gradreg.torch.masks import CoordinateMask, check_mask, selected_parameters
 from gradreg.torch.metrics import Metrics
 from gradreg.torch.mixing import check_mixing
+from gradreg.torch.norms import is_sharded
 from gradreg.torch.parallel import Parallelism
 from gradreg.torch.perturbation import Perturbation
 from gradreg.torch.state import State, remembered_kinds
@@ -126,6 +129,7 @@ class GradientRegularizer:
             chosen = selected_parameters(mask, model, selected)
             selected = {p: name for p, name in selected.items() if p in chosen}
         _check_real(penalty, selected)
+        _check_memory(selected)
         self.model = model
         self.penalty = penalty
         self.scope: Scope = scope
@@ -420,6 +424,22 @@ def _check_real(penalty: GradientPenalty | None, selected: dict[nn.Parameter, st
             raise TypeError(
                 f"{what} cannot be used with complex parameters, of which it has no definition; got {names[0]!r}. Leave them out: "
                 "parameters=lambda name, p: not p.is_complex(), or use gradreg.sam(rho=...)."
+            )
+
+
+def _check_memory(selected: dict[nn.Parameter, str]) -> None:
+    """Raise if two perturbed parameters lie in the same memory, which would be perturbed twice."""
+    whole = [
+        p
+        for p in selected
+        if p.requires_grad and p.layout is torch.strided and p.device.type != "meta" and not is_sharded(p) and p.is_contiguous()
+    ]
+    ordered = sorted(((p.data_ptr(), p) for p in whole if p.numel() > 0), key=itemgetter(0)) if len(whole) > 1 else []
+    for (start, p), (following, q) in pairwise(ordered):
+        if following < start + p.numel() * p.element_size():
+            raise ValueError(
+                f"parameters must each have memory of their own; got {selected[p]!r} and {selected[q]!r}, which share theirs. Tie layers by "
+                "giving them the same torch.nn.Parameter object."
             )
 
 

@@ -23,7 +23,7 @@ class RandomSources:
 
     def __init__(self, devices: Iterable[torch.device], generators: Sequence[Any] = ()) -> None:
         self._devices = sorted({d for d in devices if d.type not in ("cpu", "meta")}, key=str)
-        self._generators = generators
+        self.generators = generators
         self._numpy = _NumPy() if "numpy" in sys.modules else None
 
     def note_use(self, before: list[Any]) -> None:
@@ -38,7 +38,7 @@ class RandomSources:
             [torch.get_device_module(d).get_rng_state(d) for d in self._devices],
             random.getstate(),
             None if self._numpy is None else self._numpy.capture(),
-            [_state_of(generator) for generator in self._generators],
+            [_state_of(generator) for generator in self.generators],
         ]
 
     def restore(self, states: list[Any]) -> None:
@@ -50,7 +50,7 @@ class RandomSources:
         random.setstate(python)
         if self._numpy is not None:
             self._numpy.restore(numpy)
-        for generator, state in zip(self._generators, generators, strict=True):
+        for generator, state in zip(self.generators, generators, strict=True):
             _set_state_of(generator, state)
 
 
@@ -72,6 +72,9 @@ class _NumPy:
         self._memory: Any = None
 
     def note_use(self, before: Any) -> None:
+        if isinstance(before, bytes):
+            self._used = self._memory.raw != before
+            return
         self._bits = self._random.get_bit_generator() if hasattr(self._random, "get_bit_generator") else None
         known = type(self._bits).__name__ == "MT19937"
         if known:
@@ -100,7 +103,7 @@ def _flat(state: dict[str, Any]) -> tuple[Any, ...]:
 def is_generator(value: object) -> bool:
     """Whether ``value`` is a generator whose state can be captured."""
     if isinstance(value, (torch.Generator, random.Random)):
-        return True
+        return not isinstance(value, random.SystemRandom)
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, (numpy.random.Generator, numpy.random.RandomState))
 

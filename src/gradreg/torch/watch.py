@@ -22,7 +22,7 @@ class Watch:
         self._model = model
         held = [dictionary for m in model.modules() for dictionary in (m._parameters, m._modules)]
         self._members = [(dictionary, list(dictionary.values())) for dictionary in held]
-        self._known = {id(p) for p in model.parameters()}
+        self._known = set(model.parameters())
         self.first = True
         """Whether no step that perturbs parameters has succeeded yet."""
 
@@ -34,7 +34,7 @@ class Watch:
         """
         if all(len(now) == len(then) and all(map(is_, now.values(), then)) for now, then in self._members):
             return
-        joined = [name for name, p in self._model.named_parameters() if p.requires_grad and id(p) not in self._known]
+        joined = [name for name, p in self._model.named_parameters() if p.requires_grad and p not in self._known]
         if joined:
             raise ValueError(
                 f"model must keep the parameters that it had when the regularizer was built; got {len(joined)} new ones, {joined[0]!r} for "
@@ -51,11 +51,11 @@ class Watch:
         """
         hooked = [p for p in self._model.parameters() if any(getattr(p, name, None) for name in _HOOKS)]
         before = [p.detach().clone() for p in hooked]
-        perturbation.looks_for_writes = bool(hooked)
+        perturbation.looks_for_writes = hooked
         try:
             yield
         finally:
-            perturbation.looks_for_writes = False
+            perturbation.looks_for_writes = ()
             if perturbation.was_written or any(not torch.equal(p.detach(), old) for p, old in zip(hooked, before, strict=True)):
                 with torch.no_grad():
                     for p, old in zip(hooked, before, strict=True):
