@@ -150,7 +150,7 @@ class ForwardState:
             self._random.restore(snapshot.random)
 
     def settle(self, start: Snapshot, trainable: Sequence[nn.Parameter]) -> None:
-        """After the first evaluation that began at ``start``: what it wrote is known, and ``start`` learns of state that is new since."""
+        """After the first evaluation from ``start``: determine what it wrote, and add newly created state to ``start``."""
         if self._searching and start.random is not None and self._random is not None:
             self._random.note_use(start.random)
         if not self._keeps_state:
