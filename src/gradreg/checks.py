@@ -120,13 +120,13 @@ def choice(name: str, value: object, known: tuple[str, ...]) -> str:
 
 
 def arguments(what: str, function: Callable[..., Any], given: Mapping[str, Any], *, extra: tuple[str, ...] = ()) -> None:
-    """Raise if the keyword arguments ``given`` to ``function`` lack what it needs or hold what it does not know.
+    """Raise if the keyword arguments ``given`` lack one that ``function`` needs or contain one that it does not know.
 
     Args:
-        what: what the errors call it.
-        function: whose signature says.
+        what: the name of the function in errors.
+        function: the function.
         given: the keyword arguments.
-        extra: keys that are known beside its parameters, for the error.
+        extra: further known keys, for the error.
 
     Raises:
         ValueError: an unknown argument; the nearest known one is named.

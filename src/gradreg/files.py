@@ -1,4 +1,4 @@
-"""Files written atomically: to a temporary name beside the target, flushed to disk, then renamed."""
+"""Atomic file writes: to a temporary name in the same folder, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
-    """``value`` as indented JSON; raises on NaN, because JSON has none."""
+    """Write ``value`` as indented JSON; NaN raises ``ValueError``, because JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

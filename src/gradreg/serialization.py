@@ -42,7 +42,7 @@ class Part:
                 f"name must be one that no other {cls.tag} has; got {name!r}, which is {other.__module__}.{other.__qualname__}. "
                 "Choose another name."
             )
-        cls.kinds[name] = cls  # defined again, as in a notebook, it takes its own place
+        cls.kinds[name] = cls  # a class that is defined again, as in a notebook, replaces itself
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary from which ``from_dict`` of this kind builds an equal part."""

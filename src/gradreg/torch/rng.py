@@ -27,7 +27,7 @@ class RandomSources:
         self._numpy = _NumPy() if "numpy" in sys.modules else None
 
     def note_use(self, before: list[Any]) -> None:
-        """After an evaluation that began at ``before``, which ``capture`` returned: see which sources it drew from."""
+        """Determine which sources an evaluation drew from, whose states before it were ``before`` (from ``capture``)."""
         if self._numpy is not None:
             self._numpy.note_use(before[3])
 
@@ -57,9 +57,9 @@ class RandomSources:
 class _NumPy:
     """NumPy's global generator.
 
-    Its state takes a tenth of a millisecond to get or set. Where nothing draws from it, a copy of the memory in which its words stand
-    tells that just as well in a microsecond. What is drawn for the first time later is put back from that copy, which lacks the second
-    number of a pair of normal ones that the generator may hold; from then on the whole state is captured.
+    Getting or setting its state takes a tenth of a millisecond. Until a model draws from it, a copy of the memory of its words, which takes
+    a microsecond, is enough to detect a draw. The first draw is replayed from that copy, which lacks the second number of a pair of normal
+    ones that the generator may hold; from then on the whole state is captured.
     """
 
     _SIZE = 624 * 4 + 4
@@ -96,7 +96,7 @@ class _NumPy:
 
 
 def _flat(state: dict[str, Any]) -> tuple[Any, ...]:
-    """A state of NumPy's global generator as something that can be compared."""
+    """A state of NumPy's global generator in a comparable form."""
     return state["state"]["key"].tobytes(), state["state"]["pos"], state["has_gauss"], state["gauss"]
 
 

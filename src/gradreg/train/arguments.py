@@ -109,7 +109,7 @@ class Typed:
 
 
 def separate(argv: Sequence[str]) -> tuple[list[str], list[Typed]]:
-    """The arguments that are not keys of the configuration, and those that are with their values, in their order.
+    """The arguments that are not keys of the configuration, and the overrides of keys with their values, in order.
 
     Raises:
         ValueError: an option without a value, or whose value is not YAML.

@@ -21,7 +21,7 @@ from gradreg.train.weight_decay import WeightDecayConfig
 
 @dataclass
 class CheckpointConfig:
-    """When a run's state is written, from which it resumes after an interruption as if there had been none.
+    """When a run's state is written, so that an interrupted run resumes from it exactly.
 
     Args:
         every_epochs: epochs from one checkpoint to the next, >= 1; null writes none by epochs.

@@ -103,7 +103,7 @@ class Devices:
         return gather_object([value])
 
     def wait(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait for all processes (a barrier)."""
         if self._state is not None and self.processes > 1:
             self._state.wait_for_everyone()
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _TORCH = "torch."
 _WITHOUT_STEP = ("Optimizer", "LBFGS", "SparseAdam")
-"""What of torch.optim does not fit a loop that hands gradients over: one needs a closure, one sparse gradients."""
+"""Optimizers of torch.optim that cannot be used with given dense gradients: one needs a closure, one sparse gradients."""
 
 _PLAIN = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 """timm's names for optimizers that are PyTorch's -> their classes."""

@@ -143,7 +143,7 @@ def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def configuration(settings: Mapping[str, Any]) -> Config:
-    """The typed, checked configuration of nested plain keys; texts stand for what they hold as YAML where the key's type is not text.
+    """The typed, checked configuration of nested plain keys; strings are parsed as YAML where the key's type is not a string.
 
     Raises:
         ValueError, TypeError: naming the key, the rule, the value received and the remedy.
@@ -196,7 +196,7 @@ def read_yaml(what: str, text: str) -> Any:
 
 @contextmanager
 def _readable_errors() -> Iterator[None]:
-    """What jsonargparse raises, as a ``ValueError`` that a user can read."""
+    """A context that turns jsonargparse's errors into a readable ``ValueError``."""
     from argparse import ArgumentError
 
     try:

@@ -1,4 +1,4 @@
-"""Checkpoints: folders written atomically, whose damage is noticed, and of which the newest few are kept.
+"""Checkpoint folders: atomic, checked for damage, and only the newest few kept.
 
 A checkpoint is ``step-000000001200/``: its files, and ``manifest.json`` with the size and BLAKE2 digest of each. It is filled under a
 temporary name, flushed to disk, and renamed, so that a process killed at any moment leaves a complete checkpoint or none.
@@ -71,7 +71,7 @@ class Checkpoints:
         files.write_json(unfinished / MANIFEST, {"format": 1, "files": listing})
         files.flush(unfinished)
         finished = unfinished.with_name(unfinished.name.removesuffix(_UNFINISHED))
-        if finished.exists():  # a damaged one, passed over when the run resumed from an earlier one
+        if finished.exists():  # a damaged one, skipped when the run resumed from an earlier one
             shutil.rmtree(finished)
         unfinished.rename(finished)
         files.flush(self.folder)

@@ -1,4 +1,4 @@
-"""Everything that a run needs to resume as if it had not been interrupted, written to a checkpoint and read back.
+"""The state from which a run resumes exactly, written to a checkpoint and read back.
 
 Nothing is unpickled as code: weights are safetensors, the rest is loaded with ``weights_only``.
 """
@@ -106,7 +106,7 @@ class TrainingState:
         devices.wait()
 
     def load(self, checkpoint: Path, devices: Devices) -> None:
-        """Resume where the run stood that wrote ``checkpoint``.
+        """Resume from ``checkpoint``.
 
         Raises:
             ValueError: the state of a penalty was saved by another number of processes.
