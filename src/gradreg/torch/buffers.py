@@ -107,6 +107,7 @@ class ForwardState:
         self._generators: list[_Slot] = []
         self._writers: list[_Slot] = []
         self._watched: list[tuple[_Slot, Tensor, tuple[int, int]]] = []
+        self._quiet: set[Address] = set()
         self._pool: list[dict[Address, Tensor]] = []
         self._taken = 0
         self._memory = _Ranges(())
@@ -171,7 +172,9 @@ class ForwardState:
         for tensor, copy in snapshot.contents.values():
             if tensor.shape != copy.shape:
                 tensor.resize_(copy.shape)
-        for tensors, copies in _alike(pair for pair in snapshot.contents.values() if not _is_unwritten(*pair)):
+        # What nothing has written so far may lie in read-only memory, and is looked at first.
+        written = (pair for address, pair in snapshot.contents.items() if address not in self._quiet or not _same(*pair))
+        for tensors, copies in _alike(written):
             torch._foreach_copy_(tensors, copies)
         if snapshot.random is not None and self._random is not None:
             self._random.restore(snapshot.random)
@@ -227,6 +230,7 @@ class ForwardState:
             small.append(slot)
         self._writers = [*new, *(slot for slot, differs in found if differs), *small] if self._keeps_state else []
         self._generators += [slot for slot in (*new, *self._writers) if is_generator(slot.value())]
+        self._quiet = {slot.address for slot in small if isinstance(slot.value(), Tensor) and slot.value().device.type == "cpu"}
         self._watch([slot for slot in quiet if slot not in small and isinstance(slot.value(), Tensor)])
         self._searching, self._compared, self._by_checksum = False, [], []
         copied = {slot.address for slot in self._writers}
@@ -316,11 +320,6 @@ def _can_be_written(tensor: Tensor) -> bool:
     if tensor.is_conj() or tensor.is_neg():
         return False
     return not any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-
-
-def _is_unwritten(tensor: Tensor, copy: Tensor) -> bool:
-    """Whether ``tensor`` is small, of the CPU, and holds what its copy holds: it may lie in read-only memory."""
-    return tensor.device.type == "cpu" and tensor.numel() * tensor.element_size() <= _SMALL and _same(tensor, copy)
 
 
 def _same(tensor: Tensor, copy: Tensor) -> bool:

@@ -438,8 +438,8 @@ def _check_memory(selected: dict[nn.Parameter, str]) -> None:
     for (start, p), (following, q) in pairwise(ordered):
         if following < start + p.numel() * p.element_size():
             raise ValueError(
-                f"parameters must each have memory of their own; got {selected[p]!r} and {selected[q]!r}, which share theirs. Tie layers by "
-                "giving them the same torch.nn.Parameter object."
+                f"parameters must each have memory of their own; got {selected[p]!r} and {selected[q]!r}, which share theirs. Tie layers "
+                "by giving them the same torch.nn.Parameter object."
             )
 
 
