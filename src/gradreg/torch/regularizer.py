@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from operator import itemgetter
 from typing import Any, Literal, overload
 
 import torch
@@ -24,12 +22,11 @@ from gradreg.torch.gradients import Gradients
 from gradreg.torch.masks import CoordinateMask, check_mask, selected_parameters
 from gradreg.torch.metrics import Metrics
 from gradreg.torch.mixing import check_mixing
-from gradreg.torch.norms import is_sharded
 from gradreg.torch.parallel import Parallelism
 from gradreg.torch.perturbation import Perturbation
 from gradreg.torch.state import State, remembered_kinds
 from gradreg.torch.step import Result, Step
-from gradreg.torch.watch import Watch
+from gradreg.torch.watch import Watch, check_memory, check_real
 
 Scope = Literal["local", "global"]
 
@@ -128,8 +125,8 @@ class GradientRegularizer:
         if mask is not None and mask.level == "parameters":
             chosen = selected_parameters(mask, model, selected)
             selected = {p: name for p, name in selected.items() if p in chosen}
-        _check_real(penalty, selected)
-        _check_memory(selected)
+        check_real(penalty, selected)
+        check_memory(selected)
         self.model = model
         self.penalty = penalty
         self.scope: Scope = scope
@@ -408,39 +405,6 @@ def _is_full(penalty: GradientPenalty | None, values: StepValues | None) -> bool
     if penalty is None or values is None or penalty.radius is None:
         return False
     return not isinstance(penalty.radius, Schedule) or values.radius >= penalty.radius.bounds()[1] / 2
-
-
-def _check_real(penalty: GradientPenalty | None, selected: dict[nn.Parameter, str]) -> None:
-    """Raise for complex parameters where a part of the penalty is not defined for them."""
-    names = [name for p, name in selected.items() if p.is_complex()]
-    if penalty is None or not names:
-        return
-    for what, real in (
-        (f"direction {penalty.direction}", penalty.direction.needs_real),
-        (f"mask {penalty.mask}", penalty.mask is not None and penalty.mask.needs_gradient),
-        ("difference='exact'", penalty.difference == "exact"),
-    ):
-        if real:
-            raise TypeError(
-                f"{what} cannot be used with complex parameters, of which it has no definition; got {names[0]!r}. Leave them out: "
-                "parameters=lambda name, p: not p.is_complex(), or use gradreg.sam(rho=...)."
-            )
-
-
-def _check_memory(selected: dict[nn.Parameter, str]) -> None:
-    """Raise if two perturbed parameters lie in the same memory, which would be perturbed twice."""
-    whole = [
-        p
-        for p in selected
-        if p.requires_grad and p.layout is torch.strided and p.device.type != "meta" and not is_sharded(p) and p.is_contiguous()
-    ]
-    ordered = sorted(((p.data_ptr(), p) for p in whole if p.numel() > 0), key=itemgetter(0)) if len(whole) > 1 else []
-    for (start, p), (following, q) in pairwise(ordered):
-        if following < start + p.numel() * p.element_size():
-            raise ValueError(
-                f"parameters must each have memory of their own; got {selected[p]!r} and {selected[q]!r}, which share theirs. Tie layers "
-                "by giving them the same torch.nn.Parameter object."
-            )
 
 
 def _is_scale_free(penalty: GradientPenalty) -> bool:
