@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 
 def describe(value: object) -> str:
@@ -117,27 +116,3 @@ def choice(name: str, value: object, known: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in known:
         raise ValueError(unknown(name, value, known))
     return value
-
-
-def arguments(what: str, function: Callable[..., Any], given: Mapping[str, Any], *, extra: tuple[str, ...] = ()) -> None:
-    """Raise if the keyword arguments ``given`` lack one that ``function`` needs or contain one that it does not know.
-
-    Args:
-        what: the name of the function in errors.
-        function: the function.
-        given: the keyword arguments.
-        extra: further known keys, for the error.
-
-    Raises:
-        ValueError: an unknown argument; the nearest known one is named.
-        TypeError: a missing one.
-    """
-    parameters = inspect.signature(function).parameters
-    for key in given:
-        if key not in parameters:
-            raise ValueError(unknown(f"key of {what}:", key, [*parameters, *extra]))
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given]
-    if missing:
-        example = ", ".join(f"{n}=..." for n in parameters if n in missing or n in given)
-        got = ", ".join(f"{k}={v!r}" for k, v in given.items()) or "nothing"
-        raise TypeError(f"{what} needs {' and '.join(missing)}; got only {got}. Write {example}.")

@@ -13,6 +13,7 @@ from gradreg.directions import Direction
 from gradreg.masks import Mask
 from gradreg.mixing import GradientMixing, Reuse
 from gradreg.serialization import Part
+from gradreg.validation import check_arguments
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -32,7 +33,7 @@ def constructor(build: Callable[P, T]) -> Callable[P, T]:
         if args:
             symbols = ", ".join(f"{n}=..." for n in inspect.signature(build).parameters)
             raise TypeError(f"{name} takes its symbols by name; got {len(args)} without. Write {name}({symbols}).")
-        checks.arguments(name, build, kwargs)
+        check_arguments(name, build, kwargs)
         return build(*args, **kwargs)
 
     CONSTRUCTORS[name] = checked
@@ -52,7 +53,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     mask = arguments.pop("mask", None)
     build: Callable[..., Any] = cls if name is None else CONSTRUCTORS[name]
     described = "a penalty without a name" if name is None else f"penalty {name!r}"
-    checks.arguments(described, build, arguments, extra=("mask", *_MODIFIERS, "name"))
+    check_arguments(described, build, arguments, extra=("mask", *_MODIFIERS, "name"))
     penalty: Any = build(**arguments)
     return _modified(penalty if mask is None else replace(penalty, mask=mask), modifiers)
 
@@ -66,7 +67,7 @@ def _built(key: str, value: Any) -> Any:
         return value
     mapping = cast("Mapping[str, Any]", value)
     if key == "reuse":
-        checks.arguments("reuse", Reuse, mapping)
+        check_arguments("reuse", Reuse, mapping)
         return Reuse(**mapping)
     return schedules.schedule_from_dict(mapping)
 
@@ -94,7 +95,7 @@ def _call(key: str, method: Callable[..., Any], value: object) -> Any:
     if not isinstance(value, Mapping):
         raise TypeError(f"{key} must be a mapping with the keys {needed}; got {checks.describe(value)}.")
     keys = dict(cast("Mapping[str, Any]", value))
-    checks.arguments(key, method, keys)
+    check_arguments(key, method, keys)
     return method(**keys)
 
 

@@ -1,8 +1,10 @@
-"""What a penalty must satisfy when it is built: the values of its numbers, and which parts can be combined, by what the parts declare."""
+"""What a penalty must satisfy when it is built: no argument forgotten or misspelt, numbers in range, and parts that can be combined."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from gradreg import checks
 from gradreg.directions import Direction
@@ -109,3 +111,27 @@ def value_of(name: str, value: object, *, allow_zero: bool) -> Value:
         )
     check = checks.non_negative if allow_zero else checks.positive
     return check(name, value, remedy=NO_PENALTY)
+
+
+def check_arguments(what: str, function: Callable[..., Any], given: Mapping[str, Any], *, extra: tuple[str, ...] = ()) -> None:
+    """Raise if the keyword arguments ``given`` lack one that ``function`` needs or contain one that it does not know.
+
+    Args:
+        what: the name of the function in errors.
+        function: the function.
+        given: the keyword arguments.
+        extra: further known keys, for the error.
+
+    Raises:
+        ValueError: an unknown argument; the nearest known one is named.
+        TypeError: a missing one.
+    """
+    parameters = inspect.signature(function).parameters
+    for key in given:
+        if key not in parameters:
+            raise ValueError(checks.unknown(f"key of {what}:", key, [*parameters, *extra]))
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given]
+    if missing:
+        example = ", ".join(f"{n}=..." for n in parameters if n in missing or n in given)
+        got = ", ".join(f"{k}={v!r}" for k, v in given.items()) or "nothing"
+        raise TypeError(f"{what} needs {' and '.join(missing)}; got only {got}. Write {example}.")
