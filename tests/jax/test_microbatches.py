@@ -24,11 +24,12 @@ def divided(parts: int, *whole: jax.Array) -> list[jax.Array]:
 def test_equals_the_undivided_batch(penalty: GradientPenalty) -> None:
     """Loss, gradient and what is remembered, over two steps."""
     params, x, y = problem()
-    whole, divided_in_four = value_and_grad(squared_error, penalty), value_and_grad(microbatched(squared_error), penalty)
+    whole, divided_in_four = (value_and_grad(fun, penalty) for fun in (squared_error, microbatched(squared_error)))
     state = expected_state = first_state(whole, params)
+    run, run_whole = jax.jit(divided_in_four), jax.jit(whole)
     for step in (50, 51):
-        value, gradients, *following = divided_in_four(params, *divided(4, x, y), step=jnp.int32(step), **state)
-        expected_value, expected, *expected_following = whole(params, x, y, step=step, **expected_state)
+        value, gradients, *following = run(params, *divided(4, x, y), step=jnp.int32(step), **state)
+        expected_value, expected, *expected_following = run_whole(params, x, y, step=jnp.int32(step), **expected_state)
         np.testing.assert_allclose(value, expected_value, rtol=1e-14)
         assert_close(gradients, expected)
         for ours, theirs in zip(following, expected_following, strict=True):

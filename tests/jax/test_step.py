@@ -11,7 +11,7 @@ import pytest
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import grad, value_and_grad
-from tests.penalties import PENALTIES, each_trait, every_penalty
+from tests.penalties import PENALTIES, each_trait, of_each_trait
 
 from .cases import Counted, arrays, assert_close, assert_same_bits, first_state, problem, squared_error
 from .twin import Twin
@@ -39,8 +39,11 @@ def loss_and_params() -> tuple[Any, Any]:
     return (lambda at: squared_error(at, x, y)), params
 
 
-@ways_of_step
-@every_penalty
+EAGER = [pytest.param(penalty, False, id=f"{name}-int") for name, penalty in of_each_trait().items()]
+TRACED = [pytest.param(penalty, True, id=f"{name}-traced") for name, penalty in PENALTIES.items()]
+
+
+@pytest.mark.parametrize(("penalty", "traced"), EAGER + TRACED)
 def test_every_penalty_is_its_entry_of_the_tables(penalty: GradientPenalty, traced: bool) -> None:
     """Over consecutive steps, memories and all, on a batch that turns; and it is not the plain gradient."""
     params, x, y = problem()

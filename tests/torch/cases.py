@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gradreg import Gradient, GradientPenalty, Plain, Unit
-from tests.penalties import PENALTIES, every_penalty
+from tests.penalties import PENALTIES, each_trait, every_penalty, of_each_trait
 
-__all__ = ["PENALTIES", "every_penalty"]  # for the tests that import all their cases from here
+__all__ = ["PENALTIES", "each_trait", "every_penalty"]  # for the tests that import all their cases from here
 
 FINITE = {name: penalty for name, penalty in PENALTIES.items() if penalty.difference != "exact"}
 
@@ -48,6 +48,12 @@ every_penalty_unperturbed_first = _each(UNPERTURBED_FIRST)
 every_penalty_that_takes_ascent = _each(TAKES_ASCENT)
 every_finite_difference_unperturbed_first = _each({name: penalty for name, penalty in FINITE.items() if name in UNPERTURBED_FIRST})
 every_finite_difference = _each(FINITE)
+
+OF_EACH_TRAIT = of_each_trait()
+each_trait_unperturbed_first = _each({name: penalty for name, penalty in OF_EACH_TRAIT.items() if name in UNPERTURBED_FIRST})
+each_finite_trait = _each({name: penalty for name, penalty in OF_EACH_TRAIT.items() if name in FINITE})
+each_finite_trait_unperturbed_first = _each({n: p for n, p in OF_EACH_TRAIT.items() if n in FINITE and n in UNPERTURBED_FIRST})
+"""Those of ``each_trait``, for tests that have another factor beside the penalty."""
 
 DURING_WARMUP = 2
 """A step at which all penalties but those in a zero-warm-up have a strength, and the warming ones a smaller one than at the end."""

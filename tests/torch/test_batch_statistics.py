@@ -11,8 +11,8 @@ from .cases import (
     PENALTIES,
     Problem,
     assert_same_bits,
-    every_finite_difference_unperturbed_first,
-    every_penalty_unperturbed_first,
+    each_finite_trait_unperturbed_first,
+    each_trait_unperturbed_first,
     gradients,
     regularizer_at,
     values,
@@ -66,7 +66,7 @@ def problem_with(layer) -> Problem:
 
 
 @every_layer
-@every_penalty_unperturbed_first
+@each_trait_unperturbed_first
 def test_only_the_first_pass_changes_them(penalty: GradientPenalty, layer) -> None:
     problem, twin = problem_with(layer), problem_with(layer)
     before = values(twin.model)
@@ -78,7 +78,7 @@ def test_only_the_first_pass_changes_them(penalty: GradientPenalty, layer) -> No
 
 
 @every_layer
-@every_finite_difference_unperturbed_first
+@each_finite_trait_unperturbed_first
 def test_every_pass_changes_them_on_request(penalty: GradientPenalty, layer) -> None:
     problem, twin = problem_with(layer), problem_with(layer)
     regularizer_at(100, problem.model, penalty, freeze_batch_statistics=False).backward(problem.closure())
@@ -99,7 +99,7 @@ def test_the_counter_of_batches_counts_steps() -> None:
 
 
 @every_layer
-@every_finite_difference_unperturbed_first
+@each_finite_trait_unperturbed_first
 def test_micro_batches_change_them_once_each(penalty: GradientPenalty, layer) -> None:
     problem, twin = problem_with(layer), problem_with(layer)
     halves = [slice(0, 4), slice(4, 8)]

@@ -63,6 +63,7 @@ SETTINGS = [
     ("local", "two levels down", "bucket views"),
     ("global", "inside a module", "gradients"),
 ]
+UNEVEN = ("sam", "gsam", "friendly")
 STATIC = {"sam": "plain sum", "gsam": "another average", "cgr": "three passes"}
 
 
@@ -170,6 +171,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         for afterwards in (False, True):
             jobs[f"static, {name}, {afterwards}"] = (static_graph, (name, afterwards))
     jobs["refusals"] = (refusals_inside, ())
+    for name in UNEVEN:
+        jobs[f"uneven, {name}"] = (uneven_inputs, (name,))
     return run_ranks(2, jobs, tmp_path_factory.mktemp("two"))
 
 
@@ -211,22 +214,16 @@ def test_a_static_graph_with_local_perturbations(name: str, afterwards: bool, tw
                 assert_close(gradient, right)
 
 
-@pytest.fixture(scope="module")
-def uneven(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    jobs: dict[str, Job] = {name: (uneven_inputs, (name,)) for name in ("sam", "gsam", "friendly")}
-    return run_ranks(2, jobs, tmp_path_factory.mktemp("uneven"))
-
-
 @pytest.mark.parametrize("name", ["gsam", "friendly"])
-def test_uneven_inputs_with_averages_of_our_own(name: str, uneven: dict[str, list[Any]]) -> None:
+def test_uneven_inputs_with_averages_of_our_own(name: str, two_ranks: dict[str, list[Any]]) -> None:
     """A rank that has joined shadows DDP's collectives and not the engine's: an error in words, on every rank, not an abort."""
-    for error, _ in uneven[name]:
+    for error, _ in two_ranks[f"uneven, {name}"]:
         assert error is not None
         assert re.match(r"(ValueError|RuntimeError): .*join\(\)", error), error
 
 
-def test_uneven_inputs_with_one_average_a_step(uneven: dict[str, list[Any]]) -> None:
-    (first, second) = uneven["sam"]
+def test_uneven_inputs_with_one_average_a_step(two_ranks: dict[str, list[Any]]) -> None:
+    (first, second) = two_ranks["uneven, sam"]
     assert first[0] is None
     assert second[0] is None
     assert_close(first[1], second[1])

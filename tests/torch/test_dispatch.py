@@ -14,7 +14,14 @@ import gradreg
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer, norms
 
-from .cases import BASE, DURING_WARMUP, FINITE, Problem, every_finite_difference, regularizer_at
+from .cases import (
+    BASE,
+    DURING_WARMUP,
+    FINITE,
+    Problem,
+    each_finite_trait,
+    regularizer_at,
+)
 
 FEW, MANY = 3, 80
 """Layers; twice as many tensors. 80 linear layers are 160 tensors, the size of the models in the published counts."""
@@ -102,7 +109,7 @@ def test_nor_does_it_grow_with_the_number_of_buffers(penalty: GradientPenalty) -
 
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["empty", "accumulating"])
-@every_finite_difference
+@each_finite_trait
 def test_nothing_waits_for_the_device_until_a_metric_is_read(penalty: GradientPenalty, earlier: bool) -> None:
     problem = deep_problem(FEW)
     regularizer = regularizer_at(DURING_WARMUP, problem.model, penalty)

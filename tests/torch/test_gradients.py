@@ -17,6 +17,7 @@ from .cases import (
     Problem,
     assert_close,
     assert_same_bits,
+    each_trait,
     every_finite_difference,
     every_penalty,
     every_penalty_unperturbed_first,
@@ -109,7 +110,7 @@ def test_a_parameter_shared_by_two_layers_counts_once(penalty: GradientPenalty) 
     assert_close(gradients(model), expected)
 
 
-@every_penalty
+@each_trait
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gradients_have_the_parameters_dtype(penalty: GradientPenalty, dtype: torch.dtype) -> None:
     problem = tanh_problem(dtype)
@@ -178,7 +179,7 @@ def test_an_overflow_in_either_pass_shows_in_the_gradient(penalty: GradientPenal
         assert_same_bits(values(problem.model), before)
 
 
-@every_penalty
+@each_trait
 @pytest.mark.parametrize("present", [False, True], ids=["no-gradient", "gradient-present"])
 def test_part_of_the_parameters(penalty: GradientPenalty, present: bool) -> None:
     """Only the weights are moved and counted; the biases stay in the second pass, and their gradients are combined by the same rule."""

@@ -10,7 +10,18 @@ from torch.utils.checkpoint import checkpoint
 import gradreg
 from gradreg.torch import GradientRegularizer
 
-from .cases import DURING_WARMUP, PENALTIES, Problem, assert_close, assert_same_bits, every_penalty, gradients, regularizer_at, values
+from .cases import (
+    DURING_WARMUP,
+    PENALTIES,
+    Problem,
+    assert_close,
+    assert_same_bits,
+    each_trait,
+    every_penalty,
+    gradients,
+    regularizer_at,
+    values,
+)
 
 
 class Checkpointed(nn.Module):
@@ -130,7 +141,7 @@ def test_peft_s_adapters_are_found_moved_and_put_back() -> None:
 
 
 @pytest.mark.parametrize("present", [False, True], ids=["no-gradient", "gradient-present"])
-@every_penalty
+@each_trait
 def test_sparse_gradients_of_an_embedding_are_those_of_a_dense_one(penalty: gradreg.GradientPenalty, present: bool) -> None:
     """With a row that is drawn twice and rows that are not drawn; over two steps, for what is remembered."""
     ends, cosines = [], []

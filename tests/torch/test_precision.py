@@ -20,6 +20,7 @@ from .cases import (
     Problem,
     assert_close,
     assert_same_bits,
+    each_trait,
     every_finite_difference,
     every_penalty,
     gradients,
@@ -171,7 +172,7 @@ def test_unscale_clip_and_step_work_as_always(penalty: GradientPenalty) -> None:
 
 
 @pytest.mark.parametrize("overflowing", [0, 1])
-@every_penalty
+@each_trait
 def test_an_overflow_in_any_pass_skips_the_whole_step(penalty: GradientPenalty, overflowing: int) -> None:
     problem = tanh_problem(torch.float32)
     optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1, momentum=0.9)
@@ -206,7 +207,7 @@ def test_an_overflow_leaves_the_batch_statistics_finite() -> None:
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])
-@every_penalty
+@each_trait
 def test_accelerate_with_a_scaler_and_accumulation_is_the_scaled_big_batch(penalty: GradientPenalty, micro_batches: int) -> None:
     problem = tanh_problem()
     regularizer_at(DURING_WARMUP, problem.model, penalty).backward(problem.closure())
@@ -246,7 +247,7 @@ def test_a_scaler_without_scale_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@every_penalty
+@each_trait
 def test_parameters_in_16_bits_come_back_bit_for_bit(penalty: GradientPenalty, dtype: torch.dtype) -> None:
     problem = tanh_problem(dtype)
     before = {n: v.view(torch.int16) for n, v in values(problem.model).items()}

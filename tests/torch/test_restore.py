@@ -16,8 +16,8 @@ from .cases import (
     assert_same_bits,
     calls_at,
     dropout_batchnorm_problem,
+    each_trait,
     every_finite_difference,
-    every_penalty,
     gradients,
     regularizer_at,
     tanh_problem,
@@ -88,7 +88,7 @@ def test_random_models(dtype: torch.dtype, blocks: list[str], unused: bool, seed
     }
 
 
-@every_penalty
+@each_trait
 @pytest.mark.parametrize("gradient_present", [False, True], ids=["no-gradient", "gradient-present"])
 @pytest.mark.parametrize("inside", ["closure", "backward"])
 def test_after_an_exception_at_any_call(penalty: GradientPenalty, gradient_present: bool, inside: str) -> None:

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 
-from .cases import assert_same_bits, every_penalty, values
+from .cases import (
+    assert_same_bits,
+    each_trait,
+    every_penalty,
+    values,
+)
 
 STEPS, STOP = 8, 3
 
@@ -82,7 +87,7 @@ def test_resume_while_a_layer_is_frozen_that_was_trained_and_will_be(penalty: Gr
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaler"])
-@every_penalty
+@each_trait
 def test_resume(penalty: GradientPenalty, scaled: bool) -> None:
     straight = Training(penalty, scaled)
     straight.train(0, STOP)

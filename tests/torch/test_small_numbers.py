@@ -12,7 +12,15 @@ import gradreg
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
 
-from .cases import DURING_WARMUP, PENALTIES, assert_close, every_penalty, gradients, regularizer_at, tanh_problem
+from .cases import (
+    DURING_WARMUP,
+    PENALTIES,
+    assert_close,
+    each_trait,
+    gradients,
+    regularizer_at,
+    tanh_problem,
+)
 
 TINY = [1e-19, 1e-21, 1e-23, 1e-25, 1e-27, 1e-30]
 NORMALISED = ("sam", "gnp", "gnp-unit", "asam", "asam-everywhere", "layerwise", "friendly", "norm-central", "sam-3-steps", "gsam")
@@ -110,7 +118,7 @@ def test_a_radius_below_the_precision_of_float64_is_reported(penalty: GradientPe
         GradientRegularizer(problem.model, penalty).backward(problem.closure())
 
 
-@every_penalty
+@each_trait
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_radii_that_fit_are_not_reported(penalty: GradientPenalty, dtype: torch.dtype) -> None:
     problem = tanh_problem(dtype)

@@ -151,6 +151,7 @@ option = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     model=st.dictionaries(st.text(max_size=8), option, max_size=3),

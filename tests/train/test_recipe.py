@@ -95,6 +95,7 @@ def test_bad_recipes_are_refused_in_words(text, error, message):
         recipes.parse_recipe("x", text)
 
 
+@pytest.mark.slow
 @given(
     epochs=st.integers(1, 500),
     lr=st.floats(1e-6, 10),
