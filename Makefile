@@ -9,7 +9,7 @@ STAMP := $(VENV)/.complete
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
 
 setup: $(STAMP) ## make .venv with the pinned versions of requirements.lock
 
@@ -26,12 +26,11 @@ demo: $(STAMP) ## does gradient regularization help? a comparison on real images
 test: $(STAMP) ## the whole test suite, in WORKERS=2 processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-test-fast: $(STAMP) ## the tests that start no processes, compile nothing and train little: under two minutes
+test-fast: $(STAMP) ## without the tests that start processes, compile or train for long: under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
-soak: $(STAMP) ## the long sweeps whole: every executed line interrupted, every allocation failing, a thousand drawn configurations
+soak: $(STAMP) ## the long sweeps whole: interrupts at every line, no memory at every allocation, kills, 20 times the drawn examples
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --soak -m soak
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --soak tests/train/test_configuration_fuzz.py tests/torch/test_restore.py tests/train/test_interruptions.py
 
 lint: $(STAMP) ## check format, lint, types, and the tables of the documentation
 	$(BIN)/ruff format --check .

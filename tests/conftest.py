@@ -1,9 +1,9 @@
-"""The tiers of the tests, and Hypothesis, which draws the same examples every time, on any machine.
+"""The tiers of the tests, and what Hypothesis draws.
 
-- ``make test-fast`` leaves out what is marked ``slow``: tests that start processes, compile, or train. Most are whole
-  files, named here.
-- ``make test`` runs everything but the long sweeps, of which it takes a seeded sample.
-- ``make soak`` runs those whole (``--soak``), with more examples drawn at random where Hypothesis draws them.
+- ``make test-fast`` leaves out what is marked ``slow``: tests that start processes, compile, or train for long. Most are whole
+  files, named here, so that they are not even imported.
+- ``make test`` runs everything but the long sweeps, of each of which it takes a sample, the same every time and on any machine.
+- ``make soak`` runs the sweeps whole (``--soak``), and Hypothesis draws twenty times as many examples.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("seeded", derandomize=True, database=None, deadline=None)
-settings.register_profile("soak", max_examples=1000, deadline=None)
+settings.register_profile("soak", derandomize=True, database=None, deadline=None, max_examples=20 * settings.default.max_examples)
 settings.load_profile("seeded")
 
 HERE = Path(__file__).parent
@@ -23,6 +23,7 @@ SLOW = {
         "equinox",
         "examples",
         "flax",
+        "imports",
         "microbatches",
         "optax",
         "parity",
@@ -33,11 +34,10 @@ SLOW = {
     "study": ("compare", "l2"),
     "theory": ("command", "diagonal_network"),
     "torch": ("compile", "data_parallel", "data_parallel_inside", "fsdp"),
-    "train": ("evaluate", "interruptions", "mlp_gain", "options", "processes", "recipes", "start_up", "trackers", "weight_decay"),
-    "train/data": ("streaming",),
+    "train": ("interruptions", "options", "processes", "recipes", "start_up", "trackers"),
     "train/models": ("create", "parameters"),
 }
-"""The files of each folder, as tests/FOLDER/test_NAME.py, that are slow throughout."""
+"""The files of each folder, as tests/FOLDER/test_NAME.py, that are slow throughout; other files mark their slow tests themselves."""
 SLOW_FILES = {HERE / folder / f"test_{name}.py" for folder, names in SLOW.items() for name in names}
 
 
@@ -46,19 +46,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: starts processes, compiles or trains; left out by make test-fast")
-    config.addinivalue_line("markers", "soak: a whole sweep, for minutes; runs with --soak only")
     if config.getoption("--soak"):
         settings.load_profile("soak")
-    missing = [str(file.relative_to(HERE)) for file in SLOW_FILES if not file.is_file()]
+    missing = sorted(str(file.relative_to(HERE)) for file in SLOW_FILES if not file.is_file())
     if missing:
-        raise pytest.UsageError(f"tests/conftest.py calls slow what is not there: {', '.join(missing)}. Rename it there too.")
+        raise pytest.UsageError(f"SLOW in tests/conftest.py must name files that exist; got {', '.join(missing)}. Rename them there too.")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.getoption("markexpr") == "not slow" and collection_path in SLOW_FILES else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
+        if config.getoption("--soak") and getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(pytest.mark.soak)
     if not config.getoption("--soak"):
         soaking = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=soaking)

@@ -52,17 +52,18 @@ def decays(auto: AutoL2, trace: Trace, *, every: int = 10) -> list[tuple[int, fl
 
 
 # Few different values, so that ties (where >= and > differ) are frequent; and free ones.
+EXAMPLES = settings.default.max_examples
 _coarse = st.tuples(st.integers(0, 4).map(float), st.integers(0, 4).map(lambda n: n / 4))
 _free = st.tuples(st.floats(0, 10), st.floats(0, 1))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * EXAMPLES)
 @given(st.lists(_coarse, min_size=1, max_size=160) | st.lists(_free, min_size=1, max_size=160))
 def test_decays_where_the_description_does(trace: Trace) -> None:
     assert decays(AutoL2(), trace) == twin(trace)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=3 * EXAMPLES // 5)
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 0.4))
 def test_decays_where_the_description_does_on_learning_curves(seed: int, scatter: float) -> None:
     import random
@@ -73,7 +74,7 @@ def test_decays_where_the_description_does_on_learning_curves(seed: int, scatter
     assert twin(trace)  # a trace on which nothing happens would prove nothing
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=3 * EXAMPLES // 5)
 @given(st.lists(_coarse, min_size=2, max_size=60), st.data())
 def test_goes_on_from_its_state_as_if_never_stopped(trace: Trace, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(trace) - 1))

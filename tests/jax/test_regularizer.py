@@ -61,10 +61,9 @@ def test_aux_is_the_first_pass(penalty: GradientPenalty) -> None:
     def fun(params: Any, x: Any, y: Any) -> Any:
         return squared_error(params, x, y), params["0"]["bias"] + jnp.mean(x)
 
-    oracle = value_and_grad(fun, penalty, has_aux=True)
-    state, compiled = first_state(oracle, params), jax.jit(oracle)
-    for run, step in ((oracle, 50), (compiled, jnp.int32(50)), (compiled, jnp.int32(0))):
-        (_, aux), *_ = run(params, x, y, step=step, **state)
+    for step in (50, jnp.int32(50), jnp.int32(0)):
+        oracle = value_and_grad(fun, penalty, has_aux=True)
+        (_, aux), *_ = oracle(params, x, y, step=step, **first_state(oracle, params))
         at_theta = not isinstance(
             penalty.direction, gradreg.Random
         )  # perturbs before it has looked, as an average of results does once it is not 0
@@ -107,12 +106,11 @@ def test_scan_and_vmap_over_seeds(penalty: GradientPenalty) -> None:
 
     scales = jnp.array([0.5, 1.0])
     (finals, _), losses = jax.jit(jax.vmap(train, in_axes=(None, 0)))(params, scales)
-    run = jax.jit(oracle)
     for i, scale in enumerate(scales):
         single = jax.tree.map(lambda p, s=scale: s * p, params)
         state = first_state(oracle, single)
         for step in range(5):
-            loss, gradients, *following = run(single, x, y, step=jnp.int32(step), **state)
+            loss, gradients, *following = oracle(single, x, y, step=step, **state)
             state = next_state(following)
             np.testing.assert_allclose(losses[i, step], loss, rtol=1e-5)
             single = jax.tree.map(lambda p, g: p - 0.1 * g, single, gradients)

@@ -13,7 +13,7 @@ from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer, norms
 
 from . import twins
-from .cases import BASE, PENALTIES, every_penalty, plain_gradients, regularizer_at, tanh_problem
+from .cases import BASE, OF_EACH_TRAIT, PENALTIES, every_penalty, plain_gradients, regularizer_at, tanh_problem
 
 
 class Operations(TorchDispatchMode):
@@ -145,7 +145,7 @@ def test_nothing_waits_for_the_device_until_a_value_is_read(penalty: GradientPen
             assert "aten::_local_scalar_dense" in operations.names
 
 
-@pytest.mark.parametrize("penalty", [None, *PENALTIES.values()], ids=["none", *PENALTIES])
+@pytest.mark.parametrize("penalty", [None, *OF_EACH_TRAIT.values()], ids=["none", *OF_EACH_TRAIT])
 def test_own_operations_do_not_grow_with_the_number_of_tensors(penalty: GradientPenalty | None) -> None:
     """What is dispatched outside the closure and the backward pass; the double backward's products are autograd's own."""
     if penalty is not None and (penalty.difference == "exact" or isinstance(penalty.direction, gradreg.Random)):

@@ -62,7 +62,7 @@ class RandomModel(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
-@settings(max_examples=200)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(
     blocks=st.lists(st.sampled_from(BLOCKS), max_size=5),
     unused=st.booleans(),

@@ -29,6 +29,7 @@ def keys_of(schema: type, prefix: str = "") -> list[str]:
 
 
 PARSER = CommandParser("train", "")
+EXAMPLES = settings.default.max_examples  # more of them with --soak
 KEYS = keys_of(Config)
 FREE = ["model.name", "model.hidden", "penalty.name", "penalty.rho", "penalty.warmup", "penalty.warmup.kind", "penalty.ascent_fraction"]
 
@@ -69,7 +70,7 @@ def unwritable(tmp_path_factory):
     return str(file / "run")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(typed=st.lists(words, max_size=3))
 @example(typed=[])
 @example(typed=[["--optimizer", "null"]])
@@ -114,7 +115,7 @@ texts = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3 * EXAMPLES // 2, suppress_health_check=[HealthCheck.too_slow])
 @given(text=texts)
 @example(text="model: &a {name: mlp, x: *a}")
 @example(text="model: {name: mlp, x: 2020-01-01}")
@@ -152,7 +153,7 @@ option = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2 * EXAMPLES // 5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     model=st.dictionaries(st.text(max_size=8), option, max_size=3),
     optimizer=st.dictionaries(st.text(max_size=8), option, max_size=2),

@@ -62,13 +62,14 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def test_a_run_killed_at_20_random_moments_ends_like_one_that_was_left_alone(tmp_path):
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.soak)])
+def test_a_run_killed_at_random_moments_ends_like_one_that_was_left_alone(tmp_path, kills):
     script = Path(__file__).with_name("killed.py")
-    words = [sys.executable, script, tmp_path, "20", *WORDS]
+    words = [sys.executable, script, tmp_path, str(kills), *WORDS]
     done = subprocess.run(words, check=False, capture_output=True, text=True, env=environment(), timeout=500)
     assert done.returncode == 0, done.stderr
     struck = json.loads(done.stdout.splitlines()[-1])
-    assert len(struck) == 20
+    assert len(struck) == kills
     assert {"between checkpoints", "while a checkpoint was written"} <= set(struck)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import timm
 
 from gradreg import cli
@@ -29,6 +30,7 @@ def test_a_pattern_lists_ours_first_then_timms(capsys, monkeypatch):
     assert ["resnet18", "11,689,512", "3", "x", "224", "x", "224"] in rows
 
 
+@pytest.mark.slow
 def test_our_parameters_are_those_that_are_counted():
     assert list(listing.PARAMETERS) == list(OURS)
     assert {name: listing.describe(name).parameters for name in OURS} == listing.PARAMETERS
