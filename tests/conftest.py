@@ -31,9 +31,9 @@ SLOW = {
         "regularizer",
         "step",
     ),
-    "study": ("compare", "l2"),
+    "study": ("compare", "l2", "report"),
     "theory": ("command", "diagonal_network"),
-    "torch": ("compile", "data_parallel", "data_parallel_inside", "fsdp"),
+    "torch": ("compile", "data_parallel", "data_parallel_inside", "fsdp", "interrupts"),
     "train": ("interruptions", "options", "processes", "recipes", "start_up", "trackers"),
     "train/models": ("create", "parameters"),
 }

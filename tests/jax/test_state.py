@@ -34,6 +34,7 @@ def test_which_penalties_carry_a_state() -> None:
     assert {"friendly", "remembered", "sparse-fisher", "looksam"} <= set(WITH_STATE)
 
 
+@pytest.mark.slow
 @every_state
 def test_one_compilation_for_a_hundred_steps_with_the_state_donated(penalty: GradientPenalty) -> None:
     params, x, y = problem()
@@ -53,6 +54,7 @@ def test_one_compilation_for_a_hundred_steps_with_the_state_donated(penalty: Gra
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), state) == before
 
 
+@pytest.mark.slow
 @every_state
 def test_saved_and_loaded_the_run_resumes_with_the_same_bits(penalty: GradientPenalty, tmp_path: Path) -> None:
     params, _, _ = problem()

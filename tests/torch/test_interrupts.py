@@ -38,7 +38,6 @@ def test_memory_exhausted_at_some_allocations(name: str, moment: str) -> None:
     check(Allocations, PENALTIES[name], moment, a_few(4, name))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "moment", "stride"), [("sam", "first", 1), ("cgr", "second", 5)], ids=["sam", "cgr"])
 def test_an_interrupt_at_any_line_after_the_last_pass(name: str, moment: str, stride: int) -> None:
     """Where parameters, gradients, buffers and random numbers are put back, of which one may have happened and another not."""
@@ -103,7 +102,6 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space, and reads /proc")
 @pytest.mark.parametrize(
     "rooms", [list(range(4, 100, 12)), pytest.param(list(range(2, 120)), marks=pytest.mark.soak)], ids=["some rooms", "every room"]
