@@ -110,7 +110,8 @@ class ForwardState:
         self._quiet: set[Address] = set()
         self._pool: list[dict[Address, Tensor]] = []
         self._taken = 0
-        self._memory = _Ranges(())
+        self._trainable: Sequence[nn.Parameter] = ()
+        self._memory: _Ranges | None = None
         self._random: RandomSources | None = None
         self._keeps_state = self._replays_random = True
 
@@ -132,7 +133,7 @@ class ForwardState:
         """
         self._taken = 0
         self._keeps_state, self._replays_random = state, random
-        self._memory = _Ranges(local_shards(trainable))
+        self._trainable, self._memory = trainable, None
         self._searching = self._mode_now(trainable) != self._mode
         if self._searching:
             self._mode = None  # until the search has ended: after a step that failed it begins again
@@ -140,11 +141,15 @@ class ForwardState:
         if self._random is not None:
             self._random.generators = _once(slot.value() for slot in self._generators if is_generator(slot.value()))
 
-    @torch.no_grad()
     def snapshot(self) -> Snapshot:
         """The state in the slots that are copied."""
-        slots: Sequence[_Slot] = self._compared if self._searching else self._writers
-        slots = slots if self._keeps_state else ()
+        slots = (self._compared if self._searching else self._writers) if self._keeps_state else []
+        values, contents = self._copied(slots) if slots else ([], {})
+        random = self._random.capture() if self._replays_random and self._random is not None else None
+        return Snapshot(list(slots), values, contents, random)
+
+    @torch.no_grad()
+    def _copied(self, slots: Sequence[_Slot]) -> tuple[list[Any], dict[Address, tuple[Tensor, Tensor]]]:
         if self._taken == len(self._pool):
             self._pool.append({})
         pool = self._pool[self._taken]
@@ -161,12 +166,17 @@ class ForwardState:
             contents[slot.address] = tensor, copy
         for tensors, copies in _alike(contents.values()):
             torch._foreach_copy_(copies, tensors)
-        random = self._random.capture() if self._replays_random and self._random is not None else None
-        return Snapshot(list(slots), values, contents, random)
+        return values, contents
 
-    @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
         """Put the state of ``snapshot`` back into its slots."""
+        if snapshot.slots:
+            self._put_back(snapshot)
+        if snapshot.random is not None and self._random is not None:
+            self._random.restore(snapshot.random)
+
+    @torch.no_grad()
+    def _put_back(self, snapshot: Snapshot) -> None:
         for slot, value in zip(snapshot.slots, snapshot.values, strict=True):
             slot.put(value)
         for tensor, copy in snapshot.contents.values():
@@ -176,8 +186,6 @@ class ForwardState:
         written = (pair for address, pair in snapshot.contents.items() if address not in self._quiet or not _same(*pair))
         for tensors, copies in _alike(written):
             torch._foreach_copy_(tensors, copies)
-        if snapshot.random is not None and self._random is not None:
-            self._random.restore(snapshot.random)
 
     def settle(self, starts: Sequence[Snapshot], trainable: Sequence[nn.Parameter]) -> None:
         """After the first evaluation of closures from ``starts``: determine what it wrote, and what of ``starts`` must be put back."""
@@ -260,7 +268,11 @@ class ForwardState:
 
     def _copies_contents_of(self, tensor: Tensor) -> bool:
         """Whether the contents of ``tensor`` are copied: they can be, and are nobody else's."""
-        return _can_be_written(tensor) and not self._memory.overlap(tensor)
+        if not _can_be_written(tensor):
+            return False
+        if self._memory is None:  # made once a step, and only for models that have state
+            self._memory = _Ranges(local_shards(self._trainable))
+        return not self._memory.overlap(tensor)
 
     def _bytes_of(self, value: object) -> int:
         if not isinstance(value, Tensor) or not self._copies_contents_of(value):

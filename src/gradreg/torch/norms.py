@@ -155,8 +155,11 @@ def _norm_of(tensors: list[Tensor]) -> Tensor:
 
 
 def _norm_in(tensors: list[Tensor]) -> Tensor:
+    kinds = {(t.dtype, t.device) for t in tensors}
+    if len(kinds) == 1 and tensors[0].dtype not in LOW_PRECISION:
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, 2)), 2)
     low = [t for t in tensors if t.dtype in LOW_PRECISION]
-    high = tensors if not low else [t for t in tensors if t.dtype not in LOW_PRECISION]
+    high = [t for t in tensors if t.dtype not in LOW_PRECISION]
     norms: list[Tensor] = []
     if high:
         norms.extend(torch._foreach_norm(high, 2))
