@@ -30,6 +30,29 @@ ENGINE = (
     "--ignore=tests/torch/test_fsdp.py",
 )
 """The tests of the engine that need one process."""
+LIKELY = {
+    "../penalties.py": ("closures", "cost", "family"),
+    "../plan.py": ("identities", "family"),
+    "../registry.py": ("unknown_parts",),
+    "buffers.py": ("same_function", "forward_state", "batch_statistics"),
+    "closures.py": ("same_function", "forward_state", "aux", "random_numbers", "where_things_are"),
+    "decoupled.py": ("family",),
+    "directions.py": ("identities", "family", "precision"),
+    "draws.py": ("draws",),
+    "exact.py": ("where_things_are", "quadratics", "closures"),
+    "gradients.py": ("gradients", "restore"),
+    "masks.py": ("masks", "family"),
+    "mixing.py": ("identities", "family"),
+    "norms.py": ("small_numbers", "gradients", "dispatch"),
+    "parallel.py": ("same_function", "where_things_are"),
+    "perturbation.py": ("restore", "interrupts", "identities", "small_numbers"),
+    "regularizer.py": ("aux", "bad_input", "gradients", "metrics", "family", "cost"),
+    "rng.py": ("same_function", "random_numbers"),
+    "state.py": ("remembering", "family", "precision", "resume"),
+    "step.py": ("identities", "family", "unreached", "metrics", "precision", "remembering", "gradients", "memory"),
+    "watch.py": ("where_things_are",),
+}
+"""The tests of the engine that come first with ``--first``, by the file that is broken."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +222,7 @@ MUTANTS = (
 
 def failures(mutant: Mutant, *, first: bool) -> list[str]:
     """The tests that fail with ``mutant`` in place, or the first of them."""
+    likely = LIKELY.get(mutant.file, ()) if first and mutant.tests == ENGINE else ()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "src"
         shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
@@ -211,6 +235,7 @@ def failures(mutant: Mutant, *, first: bool) -> list[str]:
             sys.executable,
             "-m",
             "pytest",
+            *(f"tests/torch/test_{name}.py" for name in likely),
             *(word if word.startswith("-") else f"tests/{word}" for word in mutant.tests),
             "-p",
             "no:cacheprovider",
