@@ -45,7 +45,7 @@ LIKELY = {
     "mixing.py": ("identities", "family"),
     "norms.py": ("small_numbers", "gradients", "dispatch"),
     "parallel.py": ("same_function", "where_things_are"),
-    "perturbation.py": ("restore", "interrupts", "identities", "small_numbers"),
+    "perturbation.py": ("quadratics", "restore", "interrupts", "identities", "small_numbers"),
     "regularizer.py": ("aux", "bad_input", "gradients", "metrics", "family", "cost"),
     "rng.py": ("same_function", "random_numbers"),
     "state.py": ("remembering", "family", "precision", "resume"),

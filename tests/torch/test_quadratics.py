@@ -86,3 +86,28 @@ def test_every_penalty_at_a_step_of_its_schedule(penalty: GradientPenalty) -> No
         expected += (1 - c) * (g / g.norm() - g)
     regularizer_at(step, model, penalty).backward(model)
     torch.testing.assert_close(model.gradient(), expected, rtol=1e-12, atol=0)
+
+
+class LargeDiagonal(nn.Module):
+    """½Σaθ² over one large parameter, whose memory is swapped while it is perturbed, and a small one, which is copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(4)
+        self.a = torch.rand(40_010, dtype=torch.float64, generator=generator)
+        self.large = nn.Parameter(torch.randn(200, 200, dtype=torch.float64, generator=generator))
+        self.small = nn.Parameter(torch.randn(10, dtype=torch.float64, generator=generator))
+
+    def forward(self) -> Tensor:
+        return 0.5 * (self.a * torch.cat([self.large.flatten(), self.small]) ** 2).sum()
+
+
+@pytest.mark.parametrize("constructor", [gradreg.fgr, gradreg.bgr, gradreg.cgr])
+def test_large_parameters_are_perturbed_as_small_ones_are(constructor) -> None:
+    model = LargeDiagonal()
+    before = [p.detach().clone() for p in model.parameters()]
+    GradientRegularizer(model, constructor(gamma=0.5, epsilon=0.25)).backward(model)
+    theta = torch.cat([p.flatten() for p in before])
+    gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(gradients, model.a * theta + 0.5 * model.a**2 * theta, rtol=1e-10, atol=1e-12)
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
