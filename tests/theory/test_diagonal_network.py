@@ -102,11 +102,7 @@ def test_implicit_bias_minimises_the_potential_among_interpolators(scale):
     assert potential(found, alpha) <= direct.fun + 1e-12
 
 
-# With some builds of LAPACK, on some processors, Newton's method stalls there and says so: an error, not a wrong minimizer.
-STALLS = pytest.mark.xfail(raises=ValueError, strict=False, reason="Newton's equation is too ill-conditioned for some builds of LAPACK")
-
-
-@pytest.mark.parametrize("scale", [pytest.param(1e-150, marks=STALLS), 1e-30, 1e-6, 1e-2, 1.0, 1e3])
+@pytest.mark.parametrize("scale", [1e-300, 1e-150, 1e-100, 1e-30, 1e-6, 1e-2, 1.0, 1e3])
 def test_implicit_bias_meets_its_optimality_conditions_at_any_scale(scale):
     """Xβ = y, and arcsinh(β/2α²) in the row space of X: what makes a minimiser of a convex function one."""
     data = sparse_regression(seed=2, shift=2.0)
