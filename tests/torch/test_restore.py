@@ -1,5 +1,10 @@
 """Parameters come back bit for bit: after a step on random models, and after an exception at any call."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -8,6 +13,7 @@ from torch import Tensor, nn
 
 from gradreg import GradientPenalty
 from gradreg.torch import GradientRegularizer
+from gradreg.torch.perturbation import Perturbation
 
 from .cases import (
     PENALTIES,
@@ -180,3 +186,142 @@ def test_parameters_are_in_place_when_an_optimizer_steps(penalty: GradientPenalt
             {n: b.add(change[n], alpha=-0.5) for n, b in before.items()},
         )
         regularizer.decoupled_step(optimizer)
+
+
+LARGE = (128, 256)
+"""A shape of 32,768 elements, from which a parameter is pointed at a perturbed copy where nothing shares its memory."""
+
+
+class Read(nn.Module):
+    """A network of one large weight and one small bias whose loss also depends on what ``reads`` sees of the weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(LARGE, dtype=torch.float64) / 16)
+        self.bias = nn.Parameter(torch.randn(LARGE[0], dtype=torch.float64))
+        self.reads: Callable[[], Tensor] = self.weight.detach
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(nn.functional.linear(x, self.weight, self.bias)) + (self.weight * self.reads()).sum()
+
+
+def read_problem() -> Problem:
+    torch.manual_seed(3)
+    return Problem(Read(), torch.randn(4, LARGE[1], dtype=torch.float64), torch.randn(4, LARGE[0], dtype=torch.float64))
+
+
+def view_of(p: nn.Parameter, folder: Path) -> Tensor:
+    return p.data.view(-1)
+
+
+def array_of(p: nn.Parameter, folder: Path) -> Tensor:
+    return torch.from_numpy(p.data.numpy())
+
+
+def array_before(p: nn.Parameter, folder: Path) -> Tensor:
+    array = p.data.numpy().copy()
+    p.data = torch.from_numpy(array)
+    return torch.from_numpy(array)
+
+
+def mapped_file(p: nn.Parameter, folder: Path) -> Tensor:
+    p.data.numpy().tofile(folder / "weight.bin")
+    p.data = torch.from_file(str(folder / "weight.bin"), shared=True, size=p.numel(), dtype=p.dtype).view_as(p)
+    return torch.from_numpy(np.memmap(folder / "weight.bin", dtype=np.float64, mode="r+"))
+
+
+def shared_memory(p: nn.Parameter, folder: Path) -> Tensor:
+    """As another process has it, at an address of its own."""
+    p.share_memory_()
+    again = torch.UntypedStorage._new_shared_fd_cpu(*p.untyped_storage()._share_fd_cpu_())
+    return torch.empty(0, dtype=p.dtype).set_(again)
+
+
+def flattened_buffer(p: nn.Parameter, folder: Path) -> Tensor:
+    flat = torch.zeros(2 * p.numel(), dtype=p.dtype)
+    flat[: p.numel()] = p.data.view(-1)
+    p.data = flat[: p.numel()].view_as(p)
+    return flat[: p.numel()]
+
+
+SHARING = (view_of, array_of, array_before, mapped_file, shared_memory, flattened_buffer)
+
+
+@pytest.mark.parametrize("share", SHARING, ids=lambda share: share.__name__)
+@pytest.mark.parametrize("name", ["sam", "cgr", "sam-3-steps"])
+def test_memory_that_something_else_shares_is_perturbed_and_restored_itself(
+    share: Callable[[nn.Parameter, Path], Tensor], name: str, tmp_path: Path
+) -> None:
+    alone, shared = read_problem(), read_problem()
+    weight = shared.model.get_parameter("weight")
+    other = share(weight, tmp_path)
+    before, address = weight.detach().clone(), weight.data_ptr()
+    seen: list[Tensor] = []
+
+    def read() -> Tensor:
+        torch.testing.assert_close(other.view_as(weight), weight.detach(), rtol=0, atol=0)
+        seen.append(other.view_as(weight).clone())
+        return seen[-1]
+
+    shared.model.reads = read
+    for problem in (alone, shared):
+        regularizer_at(100, problem.model, PENALTIES[name]).backward(problem.closure())
+    assert_close(gradients(shared.model), gradients(alone.model))
+    assert len(seen) == PENALTIES[name].evaluations_at(100)
+    assert not torch.equal(seen[-1], before)
+    assert weight.data_ptr() == address
+    assert_same_bits({"read": other.view_as(weight)}, {"read": before})
+    other.fill_(0.5)
+    assert (weight == 0.5).all()
+    with torch.no_grad():
+        weight.add_(1.0)
+    assert (other == 1.5).all()
+
+
+@contextmanager
+def nothing_restored() -> Iterator[None]:
+    """A context in which every attempt of restoring is interrupted."""
+
+    def interrupted(self: Perturbation) -> None:
+        raise KeyboardInterrupt("while restoring")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Perturbation, "restore", interrupted)
+        yield
+
+
+def load_state_dict(model: nn.Module, name: str, value: Tensor) -> None:
+    model.load_state_dict({name: value}, strict=False)
+
+
+def copy_in_place(model: nn.Module, name: str, value: Tensor) -> None:
+    with torch.no_grad():
+        model.get_parameter(name).copy_(value)
+
+
+@pytest.mark.parametrize("load", [load_state_dict, copy_in_place], ids=lambda load: load.__name__)
+@pytest.mark.parametrize("loaded", ["weight", "bias"])
+@pytest.mark.parametrize("name", ["sam", "cgr"])
+def test_weights_loaded_after_a_step_that_was_not_restored_stay_and_others_come_back(
+    load: Callable[[nn.Module, str, Tensor], None], loaded: str, name: str
+) -> None:
+    """One large parameter and one small: whichever is loaded is kept, and the other is what it was before the step."""
+    problem, twin = read_problem(), read_problem()
+    before = values(problem.model)
+    regularizer = regularizer_at(100, problem.model, PENALTIES[name])
+    with nothing_restored(), pytest.raises(KeyboardInterrupt, match="while restoring"):
+        regularizer.backward(problem.closure())
+    assert not any(torch.equal(p, before[n]) for n, p in problem.model.named_parameters()), "the step was to be left perturbed"
+
+    expected = {**before, loaded: torch.full_like(before[loaded], 0.01)}
+    load(problem.model, loaded, expected[loaded])
+    twin.model.load_state_dict(expected)
+    problem.model.zero_grad()
+    for each, one in ((regularizer, problem), (regularizer_at(100, twin.model, PENALTIES[name]), twin)):
+        each.backward(one.closure())
+    assert_same_bits(values(problem.model), expected)
+    assert_close(gradients(problem.model), gradients(twin.model), tolerance=0)
+    # And so again, now that a parameter may live in what was a buffer.
+    problem.model.zero_grad()
+    regularizer.backward(problem.closure())
+    assert_same_bits(values(problem.model), expected)

@@ -215,7 +215,10 @@ def _can_be_swapped(p: nn.Parameter, vector: Tensor) -> bool:
     if not p.data.is_contiguous() and not p.data.is_contiguous(memory_format=torch.channels_last):
         return False
     storage = p.untyped_storage()
-    return storage.size() == p.numel() * p.element_size() and not storage.is_shared() and _users_of(storage) <= _users_of_a_parameter()
+    if storage.size() != p.numel() * p.element_size() or storage.is_shared():
+        return False
+    # Memory that PyTorch did not allocate (torch.from_numpy, a file) has users that it does not count, and cannot be resized.
+    return storage.resizable() and _users_of(storage) <= _users_of_a_parameter()
 
 
 def _users_of(storage: torch.UntypedStorage) -> int:
