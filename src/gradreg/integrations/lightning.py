@@ -245,7 +245,7 @@ class _RegularizedClosure(Closure):
         trainer, regularizer = self._trainer, self._owner._build(self._trainer)
         earlier = self._batches[0].earlier = _EarlierGradients(trainer.lightning_module)
         scale = _loss_scale(trainer, self._owner.penalty)
-        hooked: Iterable[Any] = (trainer.lightning_module, *trainer.callbacks)
+        hooked: Iterable[Any] = (trainer.lightning_module, *cast(Any, trainer).callbacks)
         before = after = False
 
         def backward(loss: Tensor) -> None:
