@@ -339,3 +339,13 @@ def test_without_a_penalty_manual_optimization_is_lightnings_own(tmp_path: Path)
 
     mine, plain = fit(tmp_path, None, module=Manual()), fit(tmp_path, plain=True, module=Manual())
     assert largest_difference(network_weights(mine.lightning_module), network_weights(plain.lightning_module)) == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+def test_a_backward_pass_that_makes_a_graph_is_an_error_with_a_penalty(tmp_path: Path):
+    class Graph(Digits):
+        def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            loss.backward(create_graph=True)
+
+    with pytest.raises(RuntimeError, match=r"backward must not make gradients with a graph \(create_graph=True\)"):
+        fit(tmp_path, SAM, module=Graph())

@@ -292,7 +292,7 @@ class GradientRegularizer:
             TypeError, ValueError: a closure that is not callable, returns no scalar or a loss without a gradient, or calls ``backward``;
                 parameters that joined the model later.
             RuntimeError: the last step's ``decoupled_step`` is missing; a loss computed outside of the closure; an optimizer that steps
-                inside the backward pass.
+                inside the backward pass; gradients with a graph (``create_graph=True``) in a step of several passes.
         """
         self._perturbation.recover()  # from a step that was interrupted twice
         closures = [closure] if callable(closure) else as_closures("closure", closure)
