@@ -83,13 +83,14 @@ class RegularizedTrainerMixin(_Base):
         _check_supported(self)
         GradientRegularizer(cast(nn.Module, self.model), penalty, parameters=parameters, scope=scope)  # so that bad arguments raise here
         refuse_decoupled(penalty, "the Trainer")
-        self.add_callback(RegularizerState())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own; the regularizer is built again, from the model as it is then wrapped."""
         self.regularizer = None
         self._waiting.clear()
         self._finished = -1
+        if not any(isinstance(c, RegularizerState) for c in self.callback_handler.callbacks):
+            self.add_callback(RegularizerState())
         return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
