@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from .suites import SUITES, Suite, main, outcomes
+from .suites import SUITES, Suite, failures, main, outcomes
 
 pytestmark = pytest.mark.slow
 
@@ -28,9 +29,6 @@ def test_trains(tmp_path):
 def test_counts(tmp_path):
     assert not [c for c in trainer(tmp_path).callbacks if c.__module__.startswith("gradreg")]
 
-def test_documented(tmp_path):
-    test_counts(tmp_path)
-
 def test_fails_anyway():
     assert False
 
@@ -39,6 +37,7 @@ def test_skips():
     pytest.skip("here")
 """
 TRANSFORMERS = """
+import pytest
 import torch
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
@@ -61,6 +60,10 @@ def test_counts():
 
 def test_fails_anyway():
     assert False
+
+@pytest.mark.flaky
+def test_skips():
+    pytest.skip("here")
 """
 
 
@@ -73,45 +76,42 @@ def test_no_test_of_another_project_fails_with_gradreg_only(name: str):
     assert main([name, path]) == 0
 
 
-def checkout(folder: Path, tests: str) -> Suite:
-    (folder / "theirs").mkdir()
-    (folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\naddopts = ['--strict-markers']\n")
-    (folder / "theirs" / "test_it.py").write_text(tests)
-    (folder / "theirs" / "test_left_out.py").write_text("raise ImportError\n")
-    documented = {"theirs/test_it.py::test_documented": "it counts"}
-    return Suite(root=".", tests=("theirs", "not there"), ignored={"theirs/test_left_out.py": "an ImportError"}, documented=documented)
-
-
-def test_failures_that_are_new_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    suite = checkout(tmp_path, LIGHTNING)
-    assert main(["lightning", str(tmp_path)], {"lightning": suite}) == 1
-    first, second, *new, last = capsys.readouterr().out.splitlines()
-    assert first == "without gradreg: 3 passed, 1 failed, 1 skipped"
-    assert second == "with gradreg: 1 passed, 3 failed, 1 skipped"
-    assert new == ["new: theirs/test_it.py::test_counts", "new: theirs/test_it.py::test_documented (documented: it counts)"]
-    assert last == "2 new failures, 1 of them documented"
-
-
-def test_every_trainer_of_transformers_has_the_mixin(tmp_path: Path):
-    suite = checkout(tmp_path, TRANSFORMERS)
-    found = outcomes(suite, tmp_path, "transformers", ["theirs"])
-    assert {name.partition("::")[2]: outcome for name, outcome in found.items()} == {
-        "test_trains": "passed",
-        "test_counts": "failed",
-        "test_fails_anyway": "failed",
-    }
+@pytest.mark.parametrize(("name", "file"), [("lightning", LIGHTNING), ("transformers", TRANSFORMERS)])
+def test_every_trainer_of_the_project_is_injected_into(name: str, file: str, tmp_path: Path):
+    """Without it ``test_counts`` passes."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\naddopts = ['--strict-markers']\n")
+    (tmp_path / "theirs" / "test_it.py").write_text(file)
+    (tmp_path / "theirs" / "test_left_out.py").write_text("raise ImportError\n")
+    suite = Suite(root=".", tests=("theirs",), ignored={"theirs/test_left_out.py": "it cannot be imported"})
+    expected = {"test_trains": "passed", "test_counts": "failed", "test_fails_anyway": "failed", "test_skips": "skipped"}
+    found = outcomes(suite, tmp_path, name, suite.tests)
+    assert {test.removeprefix("theirs/test_it.py::"): outcome for test, outcome in found.items()} == expected
+    assert failures(found) == {"theirs/test_it.py::test_counts", "theirs/test_it.py::test_fails_anyway"}
 
 
 @pytest.mark.parametrize(("documented", "status"), [({}, 1), ({"b": "a reason"}, 0), ({"a": "not new"}, 1)])
-def test_documented_failures_are_no_error(documented: dict[str, str], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Of two that fail with gradreg only, one does not when they are run again."""
-    runs = [{"a": "failed", "b": "passed", "c": "passed"}, {"a": "failed", "b": "failed", "c": "failed"}]
+def test_a_failure_is_new_if_it_fails_again_and_not_without_gradreg(
+    documented: dict[str, str], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked: list[tuple[str, tuple[str, ...]]] = []
+    runs = [{"a": "failed", "b": "passed", "c": "passed", "d": "skipped"}, {"a": "failed", "b": "failed", "c": "failed", "d": "skipped"}]
     runs += [{"b": "passed", "c": "passed"}, {"b": "failed", "c": "passed"}]
-    monkeypatch.setattr("tests.peers.suites.outcomes", lambda *_: runs.pop(0))
+
+    def run(suite: Suite, checkout: Path, inject: str, tests: Sequence[str]) -> dict[str, str]:
+        asked.append((inject, tuple(tests)))
+        return runs.pop(0)
+
+    monkeypatch.setattr("tests.peers.suites.outcomes", run)
     (tmp_path / "theirs").mkdir()
-    suite = Suite(root=".", tests=("theirs",), documented=documented)
+    suite = Suite(root=".", tests=("theirs", "not there"), documented=documented)
     assert main(["it", str(tmp_path)], {"it": suite}) == status
-    assert not runs
+    assert asked == [("", ("theirs",)), ("it", ("theirs",)), ("", ("b", "c")), ("it", ("b", "c"))]
+    first, second, new, last = capsys.readouterr().out.splitlines()
+    assert first == "without gradreg: 2 passed, 1 failed, 1 skipped"
+    assert second == "with gradreg: 0 passed, 3 failed, 1 skipped"
+    assert new == "new: b" + (" (documented: a reason)" if "b" in documented else "")
+    assert last == f"1 new failures, {int('b' in documented)} of them documented"
 
 
 def test_without_a_checkout_nothing_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
