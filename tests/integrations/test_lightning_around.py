@@ -41,8 +41,7 @@ def test_building_the_callback_draws_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("name", REMEMBER)
+@pytest.mark.parametrize(("name", "accumulate"), [*((name, 1) for name in REMEMBER), ("friendly", 2), ("looksam", 2)])
 def test_penalties_with_state_train_as_the_hand_written_loop(name: str, accumulate: int, tmp_path: Path):
     trainer = fit(tmp_path, REMEMBER[name], accumulate_grad_batches=accumulate)
     expected = by_hand(REMEMBER[name], accumulate=accumulate)
@@ -205,8 +204,7 @@ class Slow(Digits):
         return torch.optim.SGD(self.parameters(), lr=self.rate)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("kind", ["precision", "strategy"])
+@pytest.mark.parametrize(("kind", "accumulate"), [("precision", 1), ("strategy", 3)])
 @pytest.mark.parametrize("name", ["none", "sam", "fgr", "bgr", "friendly"])
 def test_a_custom_precision_or_strategy_runs_every_backward_pass(name: str, kind: str, accumulate: int, tmp_path: Path):
     penalty = {"none": None, "sam": SAM, "fgr": FGR, "bgr": gradreg.bgr(gamma=0.1, epsilon=0.3), **REMEMBER}[name]
@@ -219,7 +217,7 @@ def test_a_custom_precision_or_strategy_runs_every_backward_pass(name: str, kind
     ours = scaled.callbacks[0]
     assert isinstance(ours, GradientRegularization)
     assert ours.regularizer is not None
-    assert ours.regularizer.metrics.gradient_norm < 50  # without the scale, or NaN under accumulation
+    assert ours.regularizer.metrics.gradient_norm < 50  # without the scale
     if kind == "strategy":
         assert strategy.calls == 9 * (1 if penalty is None else 2)
 
