@@ -221,6 +221,22 @@ def test_a_closure_that_could_not_be_followed_is_refused(closure: Callable[[nn.M
     assert all(p.grad is None for p in model.parameters())
 
 
+class Differentiates(torch.optim.SGD):
+    """As AdaHessian and SophiaH do."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        torch.autograd.grad([p.grad.sum() for p in parameters], parameters)
+
+
+@pytest.mark.parametrize("penalty", [None, gradreg.sam(rho=0.1)], ids=["none", "sam"])
+def test_an_optimizer_that_differentiates_the_gradient_is_an_error(penalty: Any):
+    model = network()
+    optimizer = RegularizedOptimizer(Differentiates(model.parameters(), lr=0.1), GradientRegularizer(model, penalty))
+    with pytest.raises(RuntimeError, match="optimizer must take gradients without a graph; got Differentiates, which differentiates them"):
+        optimizer.step(lambda: forward_only(model, optimizer, 0))
+
+
 def test_arguments_of_another_kind_are_refused():
     model = network()
     sgd, regularizer = torch.optim.SGD(model.parameters(), lr=0.1), GradientRegularizer(model, gradreg.sam(rho=0.1))

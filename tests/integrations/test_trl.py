@@ -10,10 +10,21 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
-from trl import GRPOConfig, SFTConfig
+from transformers import LlamaConfig, LlamaForSequenceClassification
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig, SFTTrainer
 
 import gradreg
-from gradreg.integrations.trl import RegularizedGRPOTrainer, RegularizedSFTTrainer, against_reward_hacking, without_embeddings
+from gradreg.integrations.transformers import RegularizedTrainerMixin
+from gradreg.integrations.trl import (
+    RegularizedDPOTrainer,
+    RegularizedGRPOTrainer,
+    RegularizedKTOTrainer,
+    RegularizedRewardTrainer,
+    RegularizedRLOOTrainer,
+    RegularizedSFTTrainer,
+    against_reward_hacking,
+    without_embeddings,
+)
 from gradreg.torch import GradientRegularizer
 
 from .digits import largest_difference, weights
@@ -142,6 +153,109 @@ def test_sft_logs_and_counts_its_tokens_once(tmp_path: Path):
         assert on.state.log_history[0][name] == pytest.approx(off.state.log_history[0][name], rel=1e-5), name
     assert on.state.log_history[1]["num_tokens"] == off.state.log_history[1]["num_tokens"]
     assert largest_difference(weights(on.model), weights(off.model)) > 1e-4
+
+
+def preferences(*, labelled: bool = False) -> Dataset:
+    """A prompt, its own continuation, and another one; ``labelled`` gives each completion a row of its own."""
+    words = text().split()
+    rows = []
+    for i in range(16):
+        piece = words[24 * i : 24 * (i + 1)]
+        prompt, chosen, rejected = (" ".join(part) for part in (piece[:6], piece[6 : 12 + i % 3], piece[14:18]))
+        if labelled:
+            rows += [{"prompt": prompt, "completion": chosen, "label": True}, {"prompt": prompt, "completion": rejected, "label": False}]
+        else:
+            rows.append({"prompt": prompt, "chosen": " " + chosen, "rejected": " " + rejected})
+    return Dataset.from_list(rows)
+
+
+def judge() -> LlamaForSequenceClassification:
+    torch.manual_seed(0)
+    return LlamaForSequenceClassification(LlamaConfig(**{**language_model(dropout=0.0).config.to_dict(), "num_labels": 1}))
+
+
+ALIGNMENT: dict[str, tuple[Any, Any, Any]] = {
+    "dpo": (RegularizedDPOTrainer, DPOConfig, preferences),
+    "kto": (RegularizedKTOTrainer, KTOConfig, lambda: preferences(labelled=True)),
+    "reward": (RegularizedRewardTrainer, RewardConfig, preferences),
+    "rloo": (RegularizedRLOOTrainer, RLOOConfig, prompts),
+}
+
+
+def aligned(folder: Path, kind: str, penalty: Any, *, plain: bool = False) -> Any:
+    """One step of two micro-batches; with ``plain`` TRL's own trainer, not trained."""
+    ours, config, data = ALIGNMENT[kind]
+    base = ours.__mro__[2]
+    assert base.__module__.startswith("trl.")
+
+    class Recording(ours):  # type: ignore[misc, valid-type]
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self.repeats_pass:
+                self.batches = [*getattr(self, "batches", []), copy.copy(inputs)]
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    model = (judge() if kind == "reward" else language_model(dropout=0.0)).double()  # so that rounding does not decide the comparison
+    options: dict[str, Any] = {"num_generations": 4, "max_completion_length": 8, "beta": 0.0} if kind == "rloo" else {"max_length": 32}
+    args = config(str(folder), max_steps=1, seed=1, **COMMON, **options)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5)
+    trainer = (base if plain else Recording)(
+        model,
+        args=args,
+        train_dataset=data(),
+        processing_class=tokenizer(),
+        optimizers=(sgd, torch.optim.lr_scheduler.ConstantLR(sgd, 1.0)),
+        **(
+            {"reward_funcs": different_words}
+            if kind == "rloo"
+            else {"ref_model": language_model(1, dropout=0.0).double()}
+            if kind != "reward"
+            else {}
+        ),
+        **({} if plain else {"penalty": penalty}),
+    )
+    if not plain:
+        trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("kind", ALIGNMENT)
+def test_a_step_is_the_hand_written_one(kind: str, tmp_path: Path):
+    trainer, plain, off = aligned(tmp_path, kind, STRONG), aligned(tmp_path, kind, None, plain=True), aligned(tmp_path, kind, None)
+    model = plain.model
+    before = weights(model)
+    assert len(trainer.batches) == 2
+    model.train()
+    closures = [lambda b=b: plain.compute_loss(model, copy.copy(b)) / 2 for b in trainer.batches]
+    loss = GradientRegularizer(model, STRONG).backward(closures)
+    nn.utils.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
+    torch.optim.SGD(model.parameters(), lr=0.5).step()
+    assert largest_difference(weights(trainer.model), weights(model)) <= 1e-6
+    assert min(largest_difference(w, weights(model)) for w in (before, weights(off.model))) > 1e-4
+    logged, without = trainer.state.log_history[0], off.state.log_history[0]
+    assert logged["loss"] == pytest.approx(loss.item(), rel=1e-4, abs=1e-6)
+    assert logged["gradient_evaluations"] == 2
+    assert logged.keys() == without.keys()
+    for name in logged.keys() - {"grad_norm", "gradient_evaluations", "penalty_strength", "step_time"}:
+        assert logged[name] == pytest.approx(without[name], rel=1e-5, abs=1e-6), name  # of the first pass, once
+
+
+def test_a_trainer_that_computes_its_loss_elsewhere_is_an_error(tmp_path: Path):
+    class GeneratesPairs(SFTTrainer):
+        """As ``trl.experimental.online_dpo`` does: generates, scores and computes its loss in ``training_step``."""
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+            loss = model(input_ids=inputs["input_ids"], labels=inputs["labels"]).loss
+            self.accelerator.backward(loss)
+            return loss.detach()
+
+    class Mixed(RegularizedTrainerMixin, GeneratesPairs):
+        pass
+
+    args = SFTConfig(str(tmp_path), max_steps=1, max_length=32, packing=False, **COMMON)
+    data = Dataset.from_list([{"text": piece} for piece in text().split("\n\n")[:24]])
+    trainer = Mixed(language_model(dropout=0.0), args=args, train_dataset=data, processing_class=tokenizer(), penalty=STRONG)
+    with pytest.raises(ValueError, match="got one that computes its loss without compute_loss"):
+        trainer.train()
 
 
 def test_the_setting_of_the_paper():

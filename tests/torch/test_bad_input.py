@@ -114,6 +114,44 @@ def test_backward_of_the_wrong_type() -> None:
         GradientRegularizer(problem.model, None).backward(problem.closure(), backward=True)  # type: ignore[arg-type]
 
 
+GRAPHS = {
+    "sam": gradreg.sam(rho=0.1),
+    "gnp": gradreg.gnp(r=0.1, alpha=0.5),
+    "cgr": gradreg.cgr(gamma=0.1, epsilon=0.2),
+    "gsam": gradreg.gsam(rho=0.1, a=0.1),
+    "friendly": gradreg.friendly_sam(rho=0.1),
+    "random": gradreg.random_sam(rho=0.1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+@pytest.mark.parametrize("name", GRAPHS)
+def test_gradients_with_a_graph_are_an_error_where_parameters_move(name: str) -> None:
+    """Optimizers that differentiate the gradient (AdaHessian, SophiaH) need one, and moving the parameters breaks it."""
+    problem = tanh_problem()
+    before = values(problem.model)
+    regularizer = GradientRegularizer(problem.model, GRAPHS[name])
+    with pytest.raises(RuntimeError, match=r"backward must not make gradients with a graph \(create_graph=True\).*AdaHessian"):
+        regularizer.backward(problem.closure(), backward=lambda loss: loss.backward(create_graph=True))
+    assert_same_bits(values(problem.model), before)
+    assert all(p.grad is None for p in problem.model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+@pytest.mark.parametrize(
+    "penalty", [None, gradreg.sam(rho=0.1).warmup("zero", steps=3), gradreg.exact(gamma=0.1)], ids=["none", "off", "exact"]
+)
+def test_gradients_with_a_graph_are_differentiable_where_parameters_stay(penalty) -> None:
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, penalty)
+    regularizer.backward(problem.closure(), backward=lambda loss: loss.backward(create_graph=True))
+    parameters = list(problem.model.parameters())
+    products = torch.autograd.grad([p.grad for p in parameters], parameters, grad_outputs=[torch.ones_like(p) for p in parameters])  # type: ignore[misc]
+    assert all(bool(torch.isfinite(h).all()) for h in products)
+    for p in parameters:
+        p.grad = None
+
+
 def test_a_model_frozen_after_construction() -> None:
     problem = tanh_problem()
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.1))

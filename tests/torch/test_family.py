@@ -252,6 +252,54 @@ def test_the_decoupled_step_must_not_be_forgotten() -> None:
     assert changed, "a second call changes nothing more"
 
 
+def test_the_decoupled_step_of_several_optimizers_is_that_of_one_with_their_groups() -> None:
+    ends = []
+    for several in (False, True):
+        problem = tanh_problem()
+        first, second = (list(problem.model[i].parameters()) for i in (0, 2))  # type: ignore[index]
+        groups = [{"params": first, "lr": 0.1}, {"params": second, "lr": 0.3}]
+        optimizers = [torch.optim.SGD([group], momentum=0.9) for group in groups] if several else [torch.optim.SGD(groups, momentum=0.9)]
+        regularizer = GradientRegularizer(problem.model, gradreg.wsam(rho=0.3, gamma=0.8, decoupled=True))
+        for _ in range(3):
+            problem.model.zero_grad()
+            regularizer.backward(problem.closure())
+            for optimizer in optimizers:
+                optimizer.step()
+            if several:
+                with pytest.raises(ValueError, match=r"got one that lacks 2 of 4\. Pass .* or all of them: decoupled_step\(muon, adamw\)"):
+                    regularizer.decoupled_step(optimizers[0])
+                with pytest.raises(ValueError, match="optimizers must hold each parameter once; got 2 that two of them hold"):
+                    regularizer.decoupled_step(optimizers[0], optimizers[1], optimizers[0])
+            regularizer.decoupled_step(*optimizers)
+        ends.append(values(problem.model))
+    assert_close(ends[1], ends[0], tolerance=0.0)
+
+
+def test_the_decoupled_step_leaves_out_the_optimizer_whose_step_a_scaler_skips() -> None:
+    problem = tanh_problem(torch.float32)
+    first, second = (list(problem.model[i].parameters()) for i in (0, 2))  # type: ignore[index]
+    optimizers = [torch.optim.SGD(part, lr=0.1) for part in (first, second)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    regularizer = GradientRegularizer(problem.model, gradreg.wsam(rho=0.3, gamma=0.8, decoupled=True))
+    calls: list[int] = []
+
+    def closure() -> torch.Tensor:
+        calls.append(0)
+        overflow = sum(p.sum() for p in first) * (float("inf") if len(calls) == 2 else 0.0)  # in the second pass, of the first layer
+        return problem.loss() + overflow
+
+    before = values(problem.model)
+    regularizer.backward(closure, scaler=scaler)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    after = values(problem.model)
+    scaler.update()
+    regularizer.decoupled_step(*optimizers)
+    now = values(problem.model)
+    assert {n for n in now if torch.equal(now[n], before[n])} == {"0.weight", "0.bias"}
+    assert all(not torch.equal(now[n], after[n]) and bool(torch.isfinite(now[n]).all()) for n in ("2.weight", "2.bias"))
+
+
 def test_a_decoupled_step_that_is_not_to_be_taken_is_given_up_by_going_back() -> None:
     problem = tanh_problem()
     optimizer = torch.optim.SGD(problem.model.parameters(), lr=RATE)

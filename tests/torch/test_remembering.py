@@ -141,3 +141,40 @@ def test_a_remembered_direction_forgets_nothing_in_a_warm_up() -> None:
         regularizer.backward(problem.closure())
     theta, loss = twins.parameters_of(problem.model), twins.loss_of(problem.model, problem.x, problem.y)
     assert_close(gradients(problem.model), twins.fgr(loss, theta, 0.3, 0.3))
+
+
+def wrapped(model: torch.nn.Module, by: str) -> torch.nn.Module:
+    if by == "compile":
+        return torch.compile(model)  # type: ignore[return-value]
+    if by == "compiled part":
+        model[0] = torch.compile(model[0])  # type: ignore[index, assignment]
+        return model
+    if by == "data parallel":
+        return torch.nn.DataParallel(model)
+    return torch.compile(torch.nn.DataParallel(model))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("by", ["compile", "compiled part", "data parallel", "both"])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_the_names_in_a_state_are_the_models_own_whatever_wraps_it(name: str, by: str) -> None:
+    """What is saved bare loads wrapped, and the other way round; so do states of earlier versions, which had the wrappers' names."""
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, MEMORIES[name])
+    for _ in range(2):
+        problem.model.zero_grad()
+        regularizer.backward(problem.closure())
+    saved = regularizer.state_dict()
+    outside = wrapped(tanh_problem().model, by)
+    around = GradientRegularizer(outside, MEMORIES[name])
+    around.load_state_dict(saved)
+    assert {k: set(v) for k, v in around.state_dict()["memory"].items() if k != "period"} == {
+        k: set(v) for k, v in saved["memory"].items() if k != "period"
+    }
+    theirs = [n for n, _ in outside.named_parameters()]
+    old = {**saved, "memory": {k: v if k == "period" else dict(zip(theirs, v.values(), strict=True)) for k, v in saved["memory"].items()}}
+    for state in (around.state_dict(), old):
+        bare = GradientRegularizer(tanh_problem().model, MEMORIES[name])
+        bare.load_state_dict(state)
+        for kind, tensors in saved["memory"].items():
+            if kind != "period":
+                assert_same_bits(bare.state_dict()["memory"][kind], tensors)

@@ -118,6 +118,65 @@ def test_cautious_decay_leaves_parameters_without_a_gradient_alone() -> None:
     assert (weight.item(), frozen.item()) == (pytest.approx(0.9), 1.0)
 
 
+@pytest.mark.parametrize("kind", ["fused", "foreach"])
+@pytest.mark.parametrize("cautious", [False, True])
+def test_a_step_that_a_loss_scale_skips_decays_nothing(cautious: bool, kind: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=LR, weight_decay=1.0, **{kind: True})  # type: ignore[arg-type]
+    setter = WeightDecay(optimizer, 0.1, cautious=cautious)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for step, (loss, expected) in enumerate([(float("inf"), 1.0), (0.0, 0.95)]):
+        optimizer.zero_grad()
+        setter.set(step)
+        scaler.scale((weight * loss).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        torch.testing.assert_close(weight.detach(), torch.full((3,), expected))
+
+
+def test_cautious_decay_follows_a_closure() -> None:
+    weight = one()
+    optimizer = torch.optim.SGD([weight], lr=LR, weight_decay=1.0)
+    WeightDecay(optimizer, 0.2, cautious=True)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = 0.0 * weight.sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert weight.item() == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("cautious", [False, True])
+@pytest.mark.parametrize("sets_first", [False, True], ids=["added before set", "added after set"])
+def test_a_group_that_is_added_later_decays_by_its_ratio_to_the_largest(cautious: bool, sets_first: bool) -> None:
+    weights = [one(), one(), one(), one()]
+    optimizer = torch.optim.AdamW([{"params": [weights[0]], "weight_decay": 0.02}], lr=LR)
+    setter = WeightDecay(optimizer, Cosine(start=0.4, end=0.0, steps=2), cautious=cautious)
+    setter.set(0)
+    if sets_first:
+        setter.set(1)
+    for weight, mark in zip(weights[1:], (0.01, 0.0, 0.02), strict=True):
+        optimizer.add_param_group({"params": [weight], "weight_decay": mark})
+    if not sets_first:
+        assert setter.set(1) == pytest.approx(0.2)
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    assert [w.item() for w in weights] == pytest.approx([0.9, 0.95, 1.0, 0.9])
+    state = setter.state_dict()
+    again = WeightDecay(optimizer, Cosine(start=0.4, end=0.0, steps=2), cautious=False) if not cautious else None
+    if again is not None:
+        again.load_state_dict(json.loads(json.dumps(state)))
+        again.set(1)
+        assert [g["weight_decay"] for g in optimizer.param_groups] == pytest.approx([0.2, 0.1, 0.0, 0.2])
+    del optimizer.param_groups[1:]
+    with pytest.raises(ValueError, match=r"optimizer must keep its parameter groups; got 1, of 4\. Build WeightDecay again"):
+        setter.set(2)
+
+
 def train(weight: torch.Tensor, optimizer: torch.optim.Optimizer, scheduler: object, setter: WeightDecay, steps: range) -> list[float]:
     values = []
     for step in steps:

@@ -96,6 +96,7 @@ class RegularizedOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError: no closure.
             ValueError: a closure that computes gradients other than by ``loss.backward()``, or reads them.
+            RuntimeError: a base optimizer that differentiates the gradients.
         """
         if closure is None:
             raise TypeError(
@@ -111,7 +112,15 @@ class RegularizedOptimizer(torch.optim.Optimizer):
         for p in parameters:
             p.grad = None
         loss = self.regularizer.backward(lambda: _loss_of(closure, parameters))
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise RuntimeError(
+                f"optimizer must take gradients without a graph; got {type(self.optimizer).__name__}, which differentiates them, as "
+                "AdaHessian and SophiaH do. Use SGD or Adam."
+            ) from error
         self.regularizer.decoupled_step(self.optimizer)
         return loss
 
@@ -186,6 +195,7 @@ class _Captured(TorchFunctionMode):
         if inputs is not None or create_graph:
             raise ValueError(
                 "closure must call backward() for all parameters and to first order; got inputs= or create_graph=True. "
-                "Freeze parameters by requires_grad_(False); for double backward use gradreg.exact(gamma=...)."
+                "Freeze parameters by requires_grad_(False); for double backward use gradreg.exact(gamma=...). Optimizers that need "
+                "create_graph (AdaHessian, SophiaH) cannot be wrapped."
             )
         self.losses.append(loss if gradient is None else (loss * gradient).sum())

@@ -57,10 +57,14 @@ class RegularizedTrainerMixin(_Base):
             ``without_embeddings(model)`` is one.
         scope: "local" or "global", under data parallelism: see ``GradientRegularizer``.
 
+    While ``training_step`` runs, the loss that it gets from ``compute_loss`` stands for the loss to come: its value is 1. One that does
+    more than scale it raises; put what is more (terms added to the loss, several losses) into ``compute_loss``.
+
     Also logs ``first_gradient_norm`` (of the first pass), ``penalty_strength``, and ``gradient_evaluations`` so far.
 
     Raises:
-        ValueError: DeepSpeed, Megatron-LM, LOMO, or context or sequence parallelism, which run their own backward pass.
+        ValueError: DeepSpeed, Megatron-LM, LOMO, or context or sequence parallelism, which run their own backward pass; when training, a
+            ``training_step`` that does more than scale one loss.
     """
 
     repeats_pass = False
@@ -75,30 +79,47 @@ class RegularizedTrainerMixin(_Base):
         self.scope: Scope = scope
         self.regularizer: GradientRegularizer | None = None
         self._waiting: list[_MicroBatch] = []
+        self._finished = -1
         _check_supported(self)
         GradientRegularizer(cast(nn.Module, self.model), penalty, parameters=parameters, scope=scope)  # so that bad arguments raise here
         refuse_decoupled(penalty, "the Trainer")
-        self.add_callback(RegularizerState())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own; the regularizer is built again, from the model as it is then wrapped."""
         self.regularizer = None
         self._waiting.clear()
+        self._finished = -1
+        if not any(isinstance(c, RegularizerState) for c in self.callback_handler.callbacks):
+            self.add_callback(RegularizerState())
         return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """The trainer's own, with loss and backward pass deferred until the accumulation is complete."""
         if self.regularizer is None:
             self._build(model)
+        if self.is_in_train and self._finished == self.state.global_step:
+            raise _does_more("calls the training_step beneath it more than once")
         accelerator, loss = self.accelerator, torch.zeros((), device=self.args.device)
         compute_loss, backward = self.compute_loss, accelerator.backward
+        one = torch.ones((), requires_grad=True)  # in place of the loss; on the CPU, so that reading what becomes of it waits for nothing
+        calls = {"compute_loss": 0, "backward": 0}
 
         def wait(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            calls["compute_loss"] += 1
+            if calls["compute_loss"] > 1:
+                raise _does_more("calls compute_loss more than once")
+            if kwargs.get("return_outputs") or (args and args[0] is True):
+                raise _does_more("uses the outputs of compute_loss")
             self._waiting.append(_MicroBatch(self, lambda: compute_loss(model, copy.copy(inputs), *args, **kwargs)))
-            return torch.ones((), device=self.args.device)  # what the Trainer computes from 1 is the factor of the loss
+            return one
 
-        def finish(factor: Tensor, **options: Any) -> None:
-            self._waiting[-1].factor = factor
+        def finish(scaled: Tensor, **options: Any) -> None:
+            calls["backward"] += 1
+            if calls["backward"] > 1:
+                raise _does_more("runs more than one backward pass")
+            if calls["compute_loss"] == 0:
+                raise _does_more("computes its loss without compute_loss")
+            self._waiting[-1].factor = _factor(scaled, one)
             if accelerator.sync_gradients:
                 del vars(self)["compute_loss"]
                 loss.add_(self._regularized(lambda value: backward(value, **options)))
@@ -107,6 +128,8 @@ class RegularizedTrainerMixin(_Base):
         vars(self)["compute_loss"], vars(accelerator)["backward"] = wait, finish
         try:
             super().training_step(model, *args, **kwargs)
+            if calls["backward"] == 0:
+                raise _does_more("does not call accelerator.backward")
         except BaseException:
             self._waiting.clear()
             raise
@@ -144,6 +167,7 @@ class RegularizedTrainerMixin(_Base):
         regularizer, closures = self.regularizer, self._waiting
         assert regularizer is not None
         self._waiting = []
+        self._finished = self.state.global_step
         loss = regularizer.backward(closures, backward=backward, scaler=self.accelerator.scaler, step=self.state.global_step)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, RegularizerState):
@@ -219,6 +243,38 @@ class _MicroBatch:
 def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
     """The attributes, with copies of the lists of metrics."""
     return {name: copy.deepcopy(value) if name == "_metrics" else value for name, value in attributes.items()}
+
+
+def _factor(scaled: Tensor, one: Tensor) -> Tensor:
+    """By what ``training_step`` multiplied ``one``.
+
+    Raises:
+        ValueError: it did anything else, so that more than a factor would be lost.
+    """
+    if scaled is one:
+        return one.detach()
+    nodes, seen = [scaled.grad_fn], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", one) is not one:
+            raise _does_more("adds a term that depends on parameters to the loss of compute_loss")
+        nodes += [following for following, _ in node.next_functions]
+    factor = torch.autograd.grad(scaled, one)[0] if scaled.requires_grad else None
+    if factor is None or not torch.isclose(factor, scaled.detach().to(factor), rtol=1e-4):
+        raise _does_more("does more with the loss of compute_loss than multiply it by a number")
+    return factor
+
+
+def _does_more(what: str) -> ValueError:
+    return ValueError(
+        f"training_step must scale the loss of one call of compute_loss and call accelerator.backward on it once; got one that {what}. The "
+        "penalty evaluates the loss again at perturbed parameters, which only compute_loss can do: compute the whole loss there (extra "
+        "terms, pairs, generated batches), and leave training_step to transformers.Trainer. Where that cannot be, write a loop of your own "
+        "with gradreg.torch.GradientRegularizer."
+    )
 
 
 def _check_supported(trainer: RegularizedTrainerMixin) -> None:

@@ -1,4 +1,4 @@
-"""TRL's SFT and GRPO trainers with a gradient penalty: F-GR in place of the KL penalty against reward hacking.
+"""TRL's SFT, DPO, KTO, Reward, RLOO and GRPO trainers with a gradient penalty: F-GR in place of the KL penalty against reward hacking.
 
 Source: arXiv 2602.18037. Its setting, for a model of any size::
 
@@ -16,13 +16,22 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
-from trl import GRPOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer
 
 from gradreg.constructors import fgr
 from gradreg.integrations.transformers import RegularizedTrainerMixin, without_embeddings
 from gradreg.penalties import GradientPenalty
 
-__all__ = ["RegularizedGRPOTrainer", "RegularizedSFTTrainer", "against_reward_hacking", "without_embeddings"]
+__all__ = [
+    "RegularizedDPOTrainer",
+    "RegularizedGRPOTrainer",
+    "RegularizedKTOTrainer",
+    "RegularizedRLOOTrainer",
+    "RegularizedRewardTrainer",
+    "RegularizedSFTTrainer",
+    "against_reward_hacking",
+    "without_embeddings",
+]
 
 
 def against_reward_hacking(*, gamma: float = 1e-2, epsilon: float = 1e-3) -> GradientPenalty:
@@ -37,6 +46,25 @@ def against_reward_hacking(*, gamma: float = 1e-2, epsilon: float = 1e-3) -> Gra
 
 class RegularizedSFTTrainer(RegularizedTrainerMixin, SFTTrainer):
     """``trl.SFTTrainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``parameters`` and ``scope``."""
+
+
+class RegularizedDPOTrainer(RegularizedTrainerMixin, DPOTrainer):
+    """``trl.DPOTrainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``parameters`` and ``scope``."""
+
+
+class RegularizedKTOTrainer(RegularizedTrainerMixin, KTOTrainer):
+    """``trl.KTOTrainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``parameters`` and ``scope``."""
+
+
+class RegularizedRewardTrainer(RegularizedTrainerMixin, RewardTrainer):
+    """``trl.RewardTrainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``parameters`` and ``scope``."""
+
+
+class RegularizedRLOOTrainer(RegularizedTrainerMixin, RLOOTrainer):
+    """``trl.RLOOTrainer`` with the arguments of ``RegularizedTrainerMixin``: ``penalty``, ``parameters`` and ``scope``.
+
+    All passes share the completions, the rewards and the old policy, that of the time of generation.
+    """
 
 
 class RegularizedGRPOTrainer(RegularizedTrainerMixin, GRPOTrainer):

@@ -209,6 +209,7 @@ class Evaluator:
         try:
             if self.backward is not None:
                 self.backward(loss if weight == 1.0 else loss * weight)
+                self._refuse_graphs()
                 return
             scaled = self.scaled(loss)
             scaled.backward(None if weight == 1.0 else torch.full_like(scaled, weight))
@@ -219,6 +220,18 @@ class Evaluator:
                     "graph was made outside of it, or in an earlier evaluation. Write regularizer.backward(lambda: criterion(model(x), y))."
                 ) from error
             raise
+
+    def _refuse_graphs(self) -> None:
+        """Raise if gradients have a graph, which moving the parameters would break for whoever differentiates them."""
+        first = next((p.grad for p in self.trainable if p.grad is not None), None)
+        if self._sharing and first is not None and first.requires_grad:
+            for p in self.trainable:
+                p.grad = None if p.grad is None else p.grad.detach()
+            raise RuntimeError(
+                "backward must not make gradients with a graph (create_graph=True) in a step of this penalty, which changes the parameters "
+                "that the graph was made with; got one that does, as optimizers that differentiate the gradient need it (AdaHessian, "
+                "SophiaH). Use an optimizer that needs none, or gradreg.exact(gamma=...), or penalty=None."
+            )
 
     def scaled(self, value: Tensor) -> Tensor:
         """``value`` times the loss scale."""

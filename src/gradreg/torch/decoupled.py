@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,38 +15,47 @@ class Correction:
 
     def __init__(self) -> None:
         self._pending: dict[nn.Parameter, Tensor] | None = None
+        self._overflow = False
 
     def keep(self, correction: Mapping[nn.Parameter, Tensor], *, finite_only: bool) -> None:
-        """Hold ``correction``, this rank's shards; with ``finite_only``, which takes a device sync, drop it if it is not finite.
+        """Hold ``correction``, this rank's shards; with ``finite_only``, which takes a device sync, note whether it is finite.
 
-        A gradient scaler then skips the optimizer's step, so the other half must be skipped too.
+        Where it is not, a gradient scaler skips the step of the optimizer with those parameters, so the other half must be skipped too.
         """
         if not correction:
             return
-        finite = not finite_only or bool(torch.isfinite(norm_of_shards(list(correction.values()), list(correction))))
-        self._pending = dict(correction) if finite else None
+        self._overflow = finite_only and not _is_finite(correction)
+        self._pending = dict(correction)
 
     def check_applied(self, before: str) -> None:
         """Raise ``RuntimeError`` if a correction is still pending."""
-        if self._pending is not None:
+        if self._pending is not None and not self._overflow:
             raise RuntimeError(
                 f"regularizer.decoupled_step(optimizer) must come after optimizer.step() and before {before}; it is missing, and half of "
                 "the last step with it. Call it, or use a penalty that is not decoupled."
             )
 
     @torch.no_grad()
-    def apply(self, optimizer: torch.optim.Optimizer) -> None:
-        """Subtract lr times the pending correction, with the lr of each parameter's group in ``optimizer``."""
-        pending, placed = self._pending or {}, set()
+    def apply(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Subtract lr times the pending correction, with the lr of each parameter's group in one of ``optimizers``."""
+        pending, placed = self._pending or {}, set[nn.Parameter]()
         groups: list[tuple[float | Tensor, list[nn.Parameter]]] = []
-        for group in optimizer.param_groups:
-            here = [p for p in group["params"] if p in pending]
-            placed.update(here)
-            groups.append((group["lr"], here))
+        for optimizer in optimizers:
+            mine = [(group["lr"], [p for p in group["params"] if p in pending]) for group in optimizer.param_groups]
+            held = [p for _, here in mine for p in here]
+            if placed.intersection(held):
+                raise ValueError(
+                    f"optimizers must hold each parameter once; got {len(placed.intersection(held))} that two of them hold. "
+                    "Give every parameter to one optimizer."
+                )
+            placed.update(held)
+            if not self._overflow or _is_finite({p: pending[p] for p in held}):
+                groups += mine
         if len(placed) < len(pending):
             raise ValueError(
-                f"optimizer must hold all parameters that the regularizer trains; got one that lacks {len(pending) - len(placed)} of "
-                f"{len(pending)}. Pass the optimizer that updates the model."
+                f"optimizer must hold all parameters that the regularizer trains; got {'one' if len(optimizers) == 1 else 'some'} that "
+                f"{'lacks' if len(optimizers) == 1 else 'lack'} {len(pending) - len(placed)} of {len(pending)}. Pass the optimizer that "
+                "updates the model, or all of them: decoupled_step(muon, adamw)."
             )
         for rate, here in groups:
             if not here:
@@ -56,3 +65,7 @@ class Correction:
             else:
                 torch._foreach_add_(local_shards(here), [pending[p] for p in here], alpha=-rate)
         self._pending = None
+
+
+def _is_finite(correction: Mapping[nn.Parameter, Tensor]) -> bool:
+    return not correction or bool(torch.isfinite(norm_of_shards(list(correction.values()), list(correction))))

@@ -24,7 +24,7 @@ from gradreg.torch.metrics import Metrics
 from gradreg.torch.mixing import check_mixing
 from gradreg.torch.parallel import Parallelism
 from gradreg.torch.perturbation import Perturbation
-from gradreg.torch.state import State, remembered_kinds
+from gradreg.torch.state import State, own_names, remembered_kinds
 from gradreg.torch.step import Result, Step
 from gradreg.torch.watch import Watch, check_memory, check_real
 
@@ -137,7 +137,7 @@ class GradientRegularizer:
         self._parameters = [p for _, p in named]
         self._indices = {p: index for index, p in enumerate(self._parameters)}
         self._perturbed = list(selected)
-        self._state = State({p: name for name, p in named}, remembered_kinds(penalty))
+        self._state = State(own_names(model), remembered_kinds(penalty))
         self._mask = CoordinateMask(mask, self._state, self._indices) if mask is not None and mask.level == "coordinates" else None
         self._correction = Correction()
         self._remembers = penalty is not None and penalty.has_memory
@@ -205,7 +205,7 @@ class GradientRegularizer:
         self._step, self._evaluations = step, _whole(evaluations)
         self._correction = Correction()
 
-    def decoupled_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def decoupled_step(self, optimizer: torch.optim.Optimizer, *others: torch.optim.Optimizer) -> None:
         """After ``optimizer.step()``: subtract ``lr·(P − g)`` from the parameters, the part that a decoupled penalty keeps out of it.
 
         ``lr`` is the current learning rate of each parameter's group. It does nothing for other penalties, or after a step that a gradient
@@ -213,11 +213,13 @@ class GradientRegularizer:
 
         Args:
             optimizer: the optimizer of the model's parameters.
+            others: where several optimizers share the parameters (Muon and AdamW), the others, after all of them have stepped. One whose
+                step a gradient scaler skips is left out.
 
         Raises:
-            ValueError: the optimizer does not hold a parameter that must be changed.
+            ValueError: no optimizer holds a parameter that must be changed, or two do.
         """
-        self._correction.apply(optimizer)
+        self._correction.apply((optimizer, *others))
 
     @overload
     def backward(
@@ -290,7 +292,7 @@ class GradientRegularizer:
             TypeError, ValueError: a closure that is not callable, returns no scalar or a loss without a gradient, or calls ``backward``;
                 parameters that joined the model later.
             RuntimeError: the last step's ``decoupled_step`` is missing; a loss computed outside of the closure; an optimizer that steps
-                inside the backward pass.
+                inside the backward pass; gradients with a graph (``create_graph=True``) in a step of several passes.
         """
         self._perturbation.recover()  # from a step that was interrupted twice
         closures = [closure] if callable(closure) else as_closures("closure", closure)

@@ -19,6 +19,8 @@ REUSED = "reused"
 """The part of the penalised gradient orthogonal to the plain one (``Reuse``)."""
 MASK = "mask"
 """The coordinates that a mask chose from gradients."""
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+"""Where wrappers hold the module that they wrap."""
 
 
 def remembered_kinds(penalty: GradientPenalty | None) -> dict[str, torch.dtype | None]:
@@ -31,6 +33,21 @@ def remembered_kinds(penalty: GradientPenalty | None) -> dict[str, torch.dtype |
     if penalty is not None and penalty.mask is not None and penalty.mask.needs_gradient:
         kinds[MASK] = torch.bool
     return kinds
+
+
+def own_names(model: nn.Module) -> dict[nn.Parameter, str]:
+    """The parameters of ``model`` and their names in it, without those of wrappers: ``torch.compile``, data parallelism, checkpointing."""
+    found: dict[nn.Parameter, str] = {}
+    for name, p in model.named_parameters():
+        parts: list[str] = []
+        module: nn.Module | None = model
+        for part in name.split("."):
+            parallel = isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)) and part == "module"
+            if not parallel and part not in _WRAPPED:
+                parts.append(part)
+            module = None if module is None else module._modules.get(part)
+        found[p] = ".".join(parts)
+    return found if len(set(found.values())) == len(found) else {p: name for name, p in model.named_parameters()}
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,7 @@ class State:
             raise ValueError(f"memory must hold {' and '.join(kinds)}; got {got}. Pass what state_dict() returned.")
         period = checks.whole("period", state["period"], minimum=-1)
         named = {name: p for p, name in self._names.items()}
+        state = {kind: _without_wrappers(value, named) if kind in self._kinds else value for kind, value in state.items()}
         for kind in self._kinds:
             for name, tensor in state[kind].items():
                 if name not in named:
@@ -173,6 +191,16 @@ class State:
             wide = torch.float32 if p.dtype in LOW_PRECISION else p.dtype  # in 16 bits small updates of an EMA would be rounded away
             tensors[p] = torch.zeros_like(p, dtype=self._kinds[kind] or wide, requires_grad=False)
         return tensors[p]
+
+
+def _without_wrappers(tensors: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """``tensors`` by the names of ``named``, where a state of an earlier version has those of wrappers before them."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        shorter = ".".join(part for part in name.split(".") if part not in _WRAPPED)
+        known = (n for n in (name, shorter, shorter.removeprefix("module.")) if n in named)
+        found[next(known, name)] = tensor
+    return found
 
 
 def _finite(shards: Sequence[Tensor], like: Sequence[Tensor]) -> bool:
