@@ -32,6 +32,11 @@ class Mask(Part, tag="mask"):
         return 1
 
     @property
+    def depends_on_step(self) -> bool:
+        """Whether the number of the step enters, so that the JAX engine must be given it: where coordinates are chosen again."""
+        return self.level == "coordinates"
+
+    @property
     def has_memory(self) -> bool:
         """Whether the choice depends on earlier steps."""
         return self.needs_gradient
