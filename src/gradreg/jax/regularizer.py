@@ -17,7 +17,7 @@ from gradreg.jax.masks import coordinates, selected_leaves, selected_parameters
 from gradreg.jax.mixing import mix, weigh_plain
 from gradreg.jax.norms import Tree, gradient_norm
 from gradreg.jax.parallel import AxisName, axis_names, check_bound, mean, per_shard
-from gradreg.jax.shards import NormAxes, has_convolution, shards_of
+from gradreg.jax.shards import NormAxes, convolves, shards_of
 from gradreg.jax.state import State, carries_state, check_state, initial
 from gradreg.jax.step import Step
 from gradreg.penalties import GradientPenalty
@@ -49,7 +49,7 @@ class Metrics(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RegularizedValueAndGrad:
-    """From ``(params, *args, step=..., **kwargs)`` to loss and gradient; and with ``state=``, for a penalty that has a state, to the next state.
+    """From ``(params, *args, step=..., **kwargs)`` to loss and gradient, and with ``state=``, where there is a state, to the next state.
 
     Made by ``value_and_grad``, whose arguments these are.
     """
@@ -96,6 +96,11 @@ class RegularizedValueAndGrad:
         axes = tuple(axis for axis in self.axes if axis not in shards.averaged)
         shared, unequal = (axes, ()) if self.scope == "global" else ((), axes)
         scale = None if loss_scale is None else checked_loss_scale(loss_scale)
+        if scale is not None and hasattr(self.fun, "divides_into_parts"):
+            raise ValueError(
+                "loss_scale must be left out for a microbatched fun; got one. Its gradients are taken before the scale is known, "
+                "so small gradients would be lost. Train in bfloat16, or without microbatched."
+            )
         evaluate = evaluate_with(loss, shared, shards, scale)
         params = per_shard(params, axes)
         if penalty is None or values is None:
@@ -124,8 +129,7 @@ class RegularizedValueAndGrad:
         if self.branch != "auto" or isinstance(values.fresh, bool):
             return self.branch == "select"
         # Convolutions inside control flow do not use the CPU's fast kernels (jax#12868), and are slower by far more than a gradient.
-        program: Any = jax.make_jaxpr(loss)(params) if jax.default_backend() == "cpu" else None
-        return program is not None and has_convolution(program.jaxpr)
+        return jax.default_backend() == "cpu" and convolves(loss, params)
 
     def _selected(self, params: Tree) -> list[bool]:
         return selected_leaves(params, self.parameters, None if self.penalty is None else self.penalty.mask)

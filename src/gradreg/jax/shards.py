@@ -228,8 +228,13 @@ def _gathered(jaxpr: Any, parameters: set[Any]) -> set[str]:
     return found
 
 
-def has_convolution(jaxpr: Any) -> bool:
-    """Whether a program convolves, anywhere within."""
+def convolves(fun: Callable[..., Any], *args: Any) -> bool:
+    """Whether the program of ``fun(*args)`` convolves, anywhere within."""
+    program: Any = jax.make_jaxpr(fun)(*args)
+    return _convolves(program.jaxpr)
+
+
+def _convolves(jaxpr: Any) -> bool:
     if any(equation.primitive.name == "conv_general_dilated" for equation in jaxpr.eqns):
         return True
-    return any(has_convolution(inner) for equation in jaxpr.eqns for inner in jax.extend.core.jaxprs_in_params(equation.params))
+    return any(_convolves(inner) for equation in jaxpr.eqns for inner in jax.extend.core.jaxprs_in_params(equation.params))
