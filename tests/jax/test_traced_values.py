@@ -12,7 +12,7 @@ import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import grad, value_and_grad
 from gradreg.schedules import Constant, Product, Traced
-from tests.penalties import PENALTIES
+from tests.penalties import PENALTIES, of_each_trait
 
 from .cases import assert_close, first_state, problem, squared_error
 
@@ -32,14 +32,11 @@ BY_RHO: dict[str, Any] = {
     "ramp": lambda rho: gradreg.fgr(gamma=rho, epsilon=rho).warmup("radius", steps=4),
     "seldom": lambda rho: gradreg.sam(rho=rho).every(2, compensate=True),
     "by-chance": lambda rho: gradreg.gnp(r=rho, alpha=0.5).with_probability(0.5),
-    "product": lambda rho: gradreg.sam(rho=Traced(rho) * gradreg.Cosine(steps=9)) if isinstance(rho, jax.Array) else None,
-    "wsam": lambda rho: gradreg.wsam(rho=rho, gamma=0.6),
     "gsam": lambda rho: gradreg.gsam(rho=rho, a=0.4),
 }
 
 
-@pytest.mark.parametrize("traced_step", [False, True], ids=["int", "traced"])
-@pytest.mark.parametrize("name", [name for name in BY_RHO if name != "product"])
+@pytest.mark.parametrize(("name", "traced_step"), [*((name, True) for name in BY_RHO), ("late", False), ("ramp", False), ("unit", False)])
 @pytest.mark.usefixtures("x64")
 def test_vmap_over_a_radius_or_strength_equals_single_runs(name: str, traced_step: bool) -> None:
     params, x, y = problem()
@@ -85,7 +82,7 @@ def test_traced_values_that_are_known_now_are_values_like_others() -> None:
         gradreg.sam(rho=jnp.ones(3))
 
 
-@pytest.mark.parametrize("name", [name for name in BY_RHO if name not in ("late", "product", "seldom", "by-chance")])
+@pytest.mark.parametrize("name", ["sam", "alpha", "gamma", "epsilon", "exact"])
 def test_a_negative_traced_value_is_not_finite(name: str) -> None:
     params, x, y = problem()
     run = jax.jit(lambda rho: value_and_grad(squared_error, BY_RHO[name](rho))(params, x, y, step=3)[1])
@@ -95,7 +92,9 @@ def test_a_negative_traced_value_is_not_finite(name: str) -> None:
 
 def test_a_traced_radius_of_zero_is_the_plain_gradient() -> None:
     params, x, y = problem()
-    assert_close(jax.jit(lambda rho: grad(squared_error, gradreg.sam(rho=rho))(params, x, y))(0.0), jax.grad(squared_error)(params, x, y), 1e-6)
+    assert_close(
+        jax.jit(lambda rho: grad(squared_error, gradreg.sam(rho=rho))(params, x, y))(0.0), jax.grad(squared_error)(params, x, y), 1e-6
+    )
 
 
 DEPENDENT = [name for name, penalty in PENALTIES.items() if penalty.depends_on_step]
@@ -103,8 +102,8 @@ DEPENDENT = [name for name, penalty in PENALTIES.items() if penalty.depends_on_s
 
 def test_which_penalties_depend_on_the_step() -> None:
     """By comparison: those whose numbers, draws or masks differ between two steps."""
-    words = ("warm-up", "log-time", "random", "sparse", "looksam", "every", "by-chance")
-    assert DEPENDENT == [name for name in PENALTIES if any(word in name for word in words)]
+    words = ("warm-up", "log-time", "random", "sparse", "looksam", "every-2", "by-chance")
+    assert [name for name in PENALTIES if any(word in name for word in words)] == DEPENDENT
     assert not gradreg.sam(rho=0.1).every(1).depends_on_step
     assert not gradreg.looksam(rho=0.1, k=1).depends_on_step
     assert not gradreg.sam(rho=Product(left=Constant(value=2.0), right=0.1)).depends_on_step
@@ -112,7 +111,7 @@ def test_which_penalties_depend_on_the_step() -> None:
     assert not gradreg.sam(rho=0.1).only_norms().depends_on_step
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", [*DEPENDENT, "sam", "fgr", "exact", "friendly", "remembered", "gsam"])
 def test_step_is_required_where_the_penalty_depends_on_it(name: str) -> None:
     params, x, y = problem()
     oracle = value_and_grad(squared_error, PENALTIES[name])
@@ -126,7 +125,7 @@ def test_step_is_required_where_the_penalty_depends_on_it(name: str) -> None:
         assert_close(oracle(params, x, y, **state)[1], oracle(params, x, y, step=7, **state)[1])
 
 
-@pytest.mark.parametrize("name", DEPENDENT)
+@pytest.mark.parametrize("name", ["sam-zero-warm-up", "fgr-log-time", "random", "sparse-random", "looksam", "exact-zero-warm-up"])
 def test_a_negative_step_is_an_error_or_not_finite(name: str) -> None:
     params, x, y = problem()
     oracle = value_and_grad(squared_error, PENALTIES[name])
@@ -140,7 +139,7 @@ def test_a_negative_step_is_an_error_or_not_finite(name: str) -> None:
     assert not any(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(run(jnp.int32(3))[0]))
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", [*of_each_trait(), "fgr-log-time"])
 @pytest.mark.parametrize("double", [False, True], ids=["x32", "x64"])
 def test_strict_promotion_of_dtypes(name: str, double: bool) -> None:
     """Also float32 parameters where the default is float64, and leaves of two dtypes."""
@@ -202,19 +201,17 @@ def test_state_where_there_is_none() -> None:
     assert float(value_and_grad(positional, gradreg.sam(rho=0.1))(jnp.array(1.0), 2.0)[0]) == 2.0
 
 
-SCALED = {name: penalty for name, penalty in PENALTIES.items() if not penalty.has_memory}
+SCALED = ["sam", "gnp-unit", "fgr-mixing", "bgr", "cgr", "exact", "gsam", "wsam-decoupled"]
 
 
 @pytest.mark.parametrize("name", SCALED)
-@pytest.mark.parametrize("scale", [2.0**15, jnp.float32(2.0**-3)], ids=["number", "array"])
 @pytest.mark.usefixtures("x64")
-def test_a_loss_scale_that_is_known_changes_nothing(name: str, scale: Any) -> None:
+def test_a_loss_scale_that_is_known_changes_nothing(name: str) -> None:
     params, x, y = problem()
     oracle = value_and_grad(squared_error, PENALTIES[name])
     state = first_state(oracle, params)
-    value, gradients, *_ = oracle(params, x, y, step=4, loss_scale=scale, **state)
-    expected_value, expected, *_ = oracle(params, x, y, step=4, **state)
-    assert_close((value, gradients), (expected_value, expected))
+    run = jax.jit(lambda scale: oracle(params, x, y, step=4, loss_scale=scale, **state)[:2])
+    assert_close(run(jnp.float32(2.0**15)), oracle(params, x, y, step=4, **state)[:2])
 
 
 def test_a_loss_scale_saves_what_half_precision_flushes_to_zero() -> None:
@@ -245,11 +242,10 @@ def test_bad_loss_scales(scale: Any, error: type[Exception], message: str) -> No
         value_and_grad(jnp.sum, gradreg.sam(rho=0.1))(jnp.ones(3), loss_scale=scale)
 
 
-METRICS = ["sam", "gnp-unit", "fgr-mixing", "bgr", "cgr", "exact", "exact-norm", "gsam", "looksam", "sam-zero-warm-up", "random", "remembered"]
+METRICS = ["gnp-unit", "bgr", "cgr", "exact", "gsam", "looksam", "sam-zero-warm-up", "exact-zero-warm-up", "random"]
 
 
-@pytest.mark.parametrize("branch", ["cond", "select"])
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize(("name", "branch"), [*((name, "cond") for name in METRICS), ("looksam", "select"), ("sam-zero-warm-up", "select")])
 @pytest.mark.usefixtures("x64")
 def test_metrics(name: str, branch: Any) -> None:
     penalty: GradientPenalty = PENALTIES[name]
@@ -299,14 +295,9 @@ def test_forms_with_metrics() -> None:
         assert (aux, float(metrics.gradient_norm)) == ("aux", 10.0)
         _, metrics = grad(lambda at: with_aux(at)[0], penalty, with_metrics=True)(theta)
         assert float(metrics.strength) == pytest.approx(0.0 if penalty is None else 0.1)
-    _, metrics, state = (oracle := grad(lambda at: with_aux(at)[0], gradreg.friendly_sam(rho=0.1), with_metrics=True))(
-        theta, state=oracle_state(oracle, theta)
-    )
+    oracle = grad(lambda at: with_aux(at)[0], gradreg.friendly_sam(rho=0.1), with_metrics=True)
+    _, metrics, state = oracle(theta, state=oracle.init(theta))
     assert (set(state), float(metrics.gradient_norm)) == ({"average"}, 10.0)
-
-
-def oracle_state(oracle: Any, params: Any) -> Any:
-    return oracle.init(params)
 
 
 def test_metrics_of_a_part_of_the_parameters() -> None:

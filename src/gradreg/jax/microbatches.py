@@ -40,8 +40,7 @@ def microbatched(fun: Callable[..., Any], *, in_axes: InAxes = 0, has_aux: bool 
     Returns:
         A function of the same arguments giving the mean loss, or ``(loss, aux)`` with every leaf of ``aux`` stacked along a new first axis.
         It can be differentiated in reverse mode (and once more, as "exact" does): by ``params``, by all other arguments, and through
-        ``aux``, which costs another pass over the parts. JAX raises if it is differentiated by an array that ``fun`` closes over, or in
-        forward mode.
+        ``aux``, which costs another pass over the parts. JAX raises if it is differentiated in forward mode.
 
     Cost: that of ``fun`` on all parts, one after another; memory for one part's activations and one more gradient. An "exact" penalty keeps
     the activations of all parts, so it saves no memory.
@@ -77,7 +76,14 @@ def microbatched(fun: Callable[..., Any], *, in_axes: InAxes = 0, has_aux: bool 
             return result if has_aux else (result, None)
 
         first = [jax.tree.map(lambda leaf: leaf[0], leaf) for leaf in divided]
-        loss, aux = _mean(on, number, _unrolled(unroll, number, on, params, first, shared))(params, divided, shared)
+        # So are those that fun closes over, if a derivative by them is taken.
+        converted, closed = jax.closure_convert(on, params, first, shared)
+
+        def closing(at: Tree, part: list[Any], common: list[Any]) -> tuple[jax.Array, Any]:
+            return converted(at, part, common[: len(shared)], *common[len(shared) :])
+
+        turns = _unrolled(unroll, number, on, params, first, shared)
+        loss, aux = _mean(closing, number, turns)(params, divided, [*shared, *closed])
         return (loss, aux) if has_aux else loss
 
     mean_of_parts.divides_into_parts = True  # type: ignore[attr-defined]
