@@ -262,14 +262,27 @@ def value_and_grad(
         axis_name: the mapped axis, or axes, of ``jax.shard_map`` (or of ``jax.vmap(..., axis_name=...)``) over which the batch is
             sharded. The loss and the gradient are then averaged over it, and are the same on every shard; ``aux`` is not averaged.
             Leave it out for arrays sharded under plain ``jit``, where everything is already global.
+        norm_axes: the mapped axes of ``jax.shard_map`` along which each device holds another part of a parameter (tensor parallel, ZeRO),
+            so that norms are those of the whole model: a name, a tuple of names, or ``(name, leaf) -> names``, which is required with
+            ``check_vma=False``. ``fun`` returns the same loss on every device along them, or, for an axis that is also in ``axis_name``
+            (``scope="global"`` only), that of the device's own part of the batch. None raises where parameters seem to be divided;
+            ``()`` says that none is. Not for penalties that draw or compare single coordinates, and for parts of your own.
+        branch: what a step does that may rest, if that is known only when the program runs: "cond" runs one side (``jax.lax.cond``),
+            "select" computes both and selects. "auto" is "select" where JAX's default backend is the CPU and ``fun`` convolves, because
+            convolutions are very slow inside control flow there, else "cond".
+        with_metrics: whether ``(loss, metrics)``, or ``(loss, aux, metrics)``, stands in place of the loss: see ``Metrics``.
         scope: "local" perturbs each shard by its own gradient (one all-reduce a step; the m-sharpness of the SAM paper), "global" by
             the gradient averaged over ``axis_name`` (two all-reduces). The state is the same on every shard in either scope: with
             "local", the average of ``Friendly`` and the choice of a Fisher mask take one more all-reduce in the steps that change them.
 
     Returns:
-        A function ``(params, *args, step=0, **kwargs)`` giving ``(loss, grads)`` or ``((loss, aux), grads)``; ``grads`` has the structure,
-        shapes and dtypes of ``params``. ``step`` is the optimizer step (≥ 0) for the penalty's schedules, a Python int or an integer
-        scalar array; it is not passed on to ``fun``. Pass it as an array under ``jit``, so that one compilation serves all steps.
+        A function ``(params, *args, step=..., loss_scale=None, **kwargs)`` giving ``(loss, grads)`` or ``((loss, aux), grads)``; ``grads``
+        has the structure, shapes and dtypes of ``params``. ``step`` is the optimizer step (≥ 0) for the penalty's schedules, a Python int or an
+        integer scalar array, required where ``penalty.depends_on_step``. Pass it as an array under ``jit``, so that one compilation serves
+        all steps; a negative one then makes the gradient NaN. ``fun`` receives it if it has a parameter named ``step``.
+
+        ``loss_scale`` (> 0, a number or an array) multiplies the loss before it is differentiated, and divides the gradients, for float16:
+        loss and gradients are those without it. It must not be inside ``fun``, where the penalty would take it for part of the objective.
 
         For a penalty with memory (``penalty.has_memory``) and a decoupled one, the function takes the keyword ``state``, which is
         not passed on to ``fun`` either, and gives ``(loss, grads, state)`` or ``((loss, aux), grads, state)``. Its method
@@ -279,7 +292,8 @@ def value_and_grad(
     Cost in gradient evaluations: 2 (forward, backward), 3 (central), 1 where the strength is 0. "exact" costs about 2.5 to 3.3: one
     ``jax.linearize`` of the gradient, forward over reverse. Measured on a CPU, that took 3.0 on an MLP and 2.5 on a convolutional network,
     reverse over reverse 2.6 and 10.7. Where the strength is a schedule that may be 0 and ``step`` is traced, ``jax.lax.cond`` decides at
-    run time; under ``vmap`` over ``step`` itself both branches run. ``ascent`` costs its share of the batch, and 1 more evaluation
+    run time (see ``branch``); under ``vmap`` over ``step`` itself both branches run.
+    ``ascent`` costs its share of the batch, and 1 more evaluation
     unless c = 1. A direction that needs no gradient (``remembered``, ``random_sam``) with c = 1 costs 1, and ``Reuse`` 1 between its
     fresh steps. State: one more copy of the parameters, for a Fisher mask an eighth to a quarter of one.
 
@@ -291,10 +305,11 @@ def value_and_grad(
     the strength is not, the gradient is not finite (``GradientPenalty.coefficient_at`` raises for such a step).
 
     Raises:
-        TypeError, ValueError: here, for arguments of the wrong kind and for a direction, mask or mixing of your own that has no function in
+        TypeError, ValueError: here, for arguments of the wrong kind, a ``fun`` with a parameter named ``state`` or ``loss_scale``, and
+            for a direction, mask or mixing of your own that has no function in
             this engine (``docs/extending.md``); when traced, for a loss that is not a real floating scalar, parameters
-            that are not real floating arrays, a predicate or a mask that selects none, a bad step, a missing state or one of other
-            parameters, and an ``axis_name`` that is not mapped.
+            that are not real floating arrays, a predicate or a mask that selects none, a bad or missing step, a missing state or one of
+            other parameters, parameters that are divided over devices and not declared so, and an ``axis_name`` that is not mapped.
 
     Sources: those of each penalty's constructor; scope: Foret et al. 2021, arXiv 2010.01412, section 4.1 (m-sharpness).
 
@@ -351,7 +366,8 @@ def grad(
     The arguments, cost and errors are those of ``value_and_grad``.
 
     Returns:
-        A function ``(params, *args, step=0, **kwargs)`` giving ``grads``, or ``(grads, aux)`` with ``has_aux``; and with a ``state``,
+        A function ``(params, *args, step=..., loss_scale=None, **kwargs)`` giving ``grads``, or ``(grads, aux)`` with ``has_aux``, then
+        ``metrics`` if asked for; and with a ``state``,
         as ``value_and_grad``'s, ``(grads, state)`` or ``(grads, aux, state)``.
 
     SAM on ½θ², where every gradient is the point at which it is taken: G = θ + ρ·sign(θ).
