@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from gradreg import checks
 from gradreg.jax.directions import ascent_direction
@@ -116,11 +117,11 @@ class RegularizedValueAndGrad:
             both = self._computes_both(values, loss, params)
             this = Step(penalty, values, evaluate, ascend, selected, axes, unequal, state, shards, both, self.with_metrics)
             (value, aux, gradients), state, measured = this.run(params)
-            numbers = (values.strength, values.radius, values.coefficient)
-            metrics = Metrics(measured.gradient_norm, *(jnp.nan if number is None else number for number in numbers), measured.cosine)
+            strength, radius, c = (jnp.nan if number is None else number for number in (values.strength, values.radius, values.coefficient))
+            metrics = Metrics(measured.gradient_norm, strength, radius, c, measured.cosine)
         beside = (value, *((aux,) if self.has_aux else ()))
         if self.with_metrics:
-            beside = (*beside, Metrics(*(jnp.asarray(number, metrics.gradient_norm.dtype) for number in metrics)))
+            beside = (*beside, jax.tree.map(lambda number: jnp.asarray(number, metrics.gradient_norm.dtype), metrics))
         found = (beside if len(beside) > 1 else value), gradients
         return (*found, state) if carries_state(penalty) else found
 
@@ -161,11 +162,11 @@ def step_values(penalty: GradientPenalty, step: Any) -> StepValues:
         raise TypeError(
             f"step must be one integer; got an array of shape {jnp.shape(step)} and dtype {step.dtype}. Pass the optimizer's step count."
         )
-    if not isinstance(step, jax.core.Tracer):
+    if not isinstance(step, Tracer):
         checks.whole("step", int(step), minimum=0, remedy="Pass the number of optimizer steps done so far.")
     # The default integers divide to the default floats: float64 where that is enabled.
     values = penalty.at(jnp.asarray(step, int), ops=jnp)
-    signed = isinstance(step, jax.core.Tracer) and jnp.issubdtype(step.dtype, jnp.signedinteger)
+    signed = isinstance(step, Tracer) and jnp.issubdtype(step.dtype, jnp.signedinteger)
     return _not_finite_unless_valid(values, step >= 0 if signed and penalty.depends_on_step else True)
 
 
@@ -277,8 +278,8 @@ def value_and_grad(
 
     Returns:
         A function ``(params, *args, step=..., loss_scale=None, **kwargs)`` giving ``(loss, grads)`` or ``((loss, aux), grads)``; ``grads``
-        has the structure, shapes and dtypes of ``params``. ``step`` is the optimizer step (≥ 0) for the penalty's schedules, a Python int or an
-        integer scalar array, required where ``penalty.depends_on_step``. Pass it as an array under ``jit``, so that one compilation serves
+        has the structure, shapes and dtypes of ``params``. ``step`` is the optimizer step (≥ 0) for the penalty's schedules, a Python int
+        or an integer scalar array, required where ``penalty.depends_on_step``. Pass it as an array under ``jit``, so that one compilation serves
         all steps; a negative one then makes the gradient NaN. ``fun`` receives it if it has a parameter named ``step``.
 
         ``loss_scale`` (> 0, a number or an array) multiplies the loss before it is differentiated, and divides the gradients, for float16:

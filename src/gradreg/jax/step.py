@@ -115,7 +115,7 @@ class Step:
         norm = self._norm(first)
         if second is None:
             return Measured(norm, jnp.nan * norm)
-        product = inner_product(*(self._selected(tree) for tree in (first, second)), self._selected_shards())
+        product = inner_product(self._selected(first), self._selected(second), self._selected_shards())
         return Measured(norm, safe_ratio(product, norm * self._norm(second)))
 
     def _norm(self, gradients: Tree) -> jax.Array:

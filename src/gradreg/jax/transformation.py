@@ -78,7 +78,7 @@ def regularize(penalty: GradientPenalty, *, parameters: Callable[[str, Any], boo
     def init(params: Any) -> RegularizeState:
         return RegularizeState(jnp.zeros((), jnp.int32), initial(penalty, params, selected(params)) if carries_state(penalty) else {})
 
-    def update(updates: Any, state: RegularizeState, params: Any = None, *, grad_fn: Any = None, **_: Any) -> tuple[Any, RegularizeState]:
+    def update(updates: Any, state: Any, params: Any = None, *, grad_fn: Any = None, **_: Any) -> tuple[Any, RegularizeState]:
         if params is None:
             raise ValueError(
                 "params must be given to update(), because they are perturbed; got None. Call update(grads, state, params, ...)."
