@@ -193,7 +193,9 @@ def largest(share: float, gradients: Tree, selected: Sequence[bool]) -> Tree:
         count = sum(jnp.sum(ordered(leaf) >= candidate, dtype=jnp.uint32) for leaf in kept)
         return jnp.where(count >= wanted, candidate, bound)
 
-    zero = sum(jnp.sum(ordered(leaf)) for leaf in kept) & 0  # computed from the leaves, so that shard_map marks it as varying as they are
+    zero = (
+        sum(jnp.sum(ordered(leaf), dtype=integer) for leaf in kept) & 0
+    )  # computed from the leaves, so that shard_map marks it as varying as they are
     bound = jax.lax.fori_loop(0, highest + 1, narrowed, zero)
     return structure.unflatten([None if leaf is None else ordered(leaf) >= bound for leaf in leaves])
 

@@ -279,8 +279,8 @@ def value_and_grad(
     Returns:
         A function ``(params, *args, step=..., loss_scale=None, **kwargs)`` giving ``(loss, grads)`` or ``((loss, aux), grads)``; ``grads``
         has the structure, shapes and dtypes of ``params``. ``step`` is the optimizer step (≥ 0) for the penalty's schedules, a Python int
-        or an integer scalar array, required where ``penalty.depends_on_step``. Pass it as an array under ``jit``, so that one compilation serves
-        all steps; a negative one then makes the gradient NaN. ``fun`` receives it if it has a parameter named ``step``.
+        or an integer scalar array, required where ``penalty.depends_on_step``. Pass it as an array under ``jit``, so that one
+        compilation serves all steps; a negative one then makes the gradient NaN. ``fun`` receives it if it has a parameter named ``step``.
 
         ``loss_scale`` (> 0, a number or an array) multiplies the loss before it is differentiated, and divides the gradients, for float16:
         loss and gradients are those without it. It must not be inside ``fun``, where the penalty would take it for part of the objective.
