@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 from gradreg import checks
 from gradreg.directions import Adaptive, EmaDirection, Friendly, Random
@@ -10,7 +11,7 @@ from gradreg.mixing import GradientMixing, Reuse, SurrogateGap
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import Difference
 from gradreg.registry import constructor
-from gradreg.schedules import Schedule, Value
+from gradreg.schedules import JaxScalar, Schedule, Value, as_schedule, is_jax_scalar
 from gradreg.validation import NO_PENALTY, value_of
 
 
@@ -34,7 +35,7 @@ def sam(*, rho: Value = 0.05, steps: int = 1) -> GradientPenalty:
 
 
 @constructor
-def gnp(*, r: Value, alpha: float, mixing: GradientMixing | str = "plain") -> GradientPenalty:
+def gnp(*, r: Value, alpha: float | JaxScalar, mixing: GradientMixing | str = "plain") -> GradientPenalty:
     """Penalizing the gradient norm: ``G = (1 − α)·g + α·∇L(θ + r·g/‖g‖)``, the gradient of ``L + λ‖g‖`` with λ = α·r.
 
     Args:
@@ -48,10 +49,13 @@ def gnp(*, r: Value, alpha: float, mixing: GradientMixing | str = "plain") -> Gr
     Differs from the paper: a zero gradient is not perturbed.
     """
     radius = value_of("r", r, allow_zero=isinstance(r, Schedule))
+    if is_jax_scalar(alpha):
+        strength = as_schedule(value_of("alpha", alpha, allow_zero=True)) * cast("float | Schedule", radius)
+        return GradientPenalty(power=1, strength=strength, radius=radius, difference="forward", mixing=mixing)  # type: ignore[arg-type]  # names are accepted
     balance = checks.non_negative("alpha", alpha, remedy=NO_PENALTY)
     if isinstance(radius, Schedule) and balance == 0.0:
         return GradientPenalty(power=1, strength=0.0, radius=radius, difference="forward", mixing=mixing)  # type: ignore[arg-type]  # names are accepted
-    strength = radius if balance == 1.0 else balance * radius
+    strength: Value = radius if balance == 1.0 else balance * cast("float | Schedule", radius)
     return GradientPenalty(power=1, strength=strength, radius=radius, difference="forward", mixing=mixing)  # type: ignore[arg-type]  # names are accepted
 
 

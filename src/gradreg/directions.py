@@ -48,6 +48,9 @@ class Direction(Part, tag="direction"):
     needs_real: ClassVar[bool] = False
     """Whether it is defined for real parameters only."""
 
+    depends_on_step: ClassVar[bool] = False
+    """Whether the number of the step enters, so that the JAX engine must be given it."""
+
     @property
     def average_decay(self) -> float:
         """The decay of that average, in [0, 1)."""
@@ -179,6 +182,7 @@ class Random(Direction, name="random"):
     needs_gradient: ClassVar[bool] = False
     powers: ClassVar[tuple[int, ...]] = (1,)
     needs_real: ClassVar[bool] = True
+    depends_on_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", checks.seed(self.seed))

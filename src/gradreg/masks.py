@@ -32,6 +32,11 @@ class Mask(Part, tag="mask"):
         return 1
 
     @property
+    def depends_on_step(self) -> bool:
+        """Whether the number of the step enters, so that the JAX engine must be given it: where coordinates are chosen again."""
+        return self.level == "coordinates"
+
+    @property
     def has_memory(self) -> bool:
         """Whether the choice depends on earlier steps."""
         return self.needs_gradient
@@ -42,7 +47,8 @@ class OnlyNorms(Mask, name="norms"):
     """Only the parameters of normalization layers are perturbed and counted in the norm (SAM-ON).
 
     In PyTorch these are the parameters of modules whose class name contains "Norm" (BatchNorm2d, LayerNorm, LlamaRMSNorm); in JAX, leaves
-    with a part of their path that contains "norm" or begins with "bn", in any case.
+    of modules whose class name does (equinox.nn.LayerNorm), or whose own or layer's name contains "norm" or begins with "bn", in any case,
+    and is not that of another layer ("prenorm_proj").
 
     Source: Müller et al. 2023, arXiv 2306.04226, section 3.
     Differs from the paper: the authors' code looks for "norm" or "bn" in the parameter's name.

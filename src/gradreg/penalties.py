@@ -28,6 +28,7 @@ symbols. ``GradientPenalty.at`` gives the numbers of one step, and ``GradientPen
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, overload
@@ -222,6 +223,13 @@ class GradientPenalty:
         """Whether a step depends on earlier ones, through the direction, the mask or ``reuse``."""
         return self.direction.has_memory or (self.mask is not None and self.mask.has_memory) or self.reuse is not None
 
+    @property
+    def depends_on_step(self) -> bool:
+        """Whether two steps may differ by their number alone: by a schedule, ``every``, ``reuse``, a draw, or the refresh of a mask."""
+        parts = self.direction.depends_on_step or (self.mask is not None and self.mask.depends_on_step)
+        reuses = self.reuse is not None and self.reuse.k > 1
+        return parts or reuses or not (schedules.is_constant(self.strength) and schedules.is_constant(self.radius))
+
     def starts_unperturbed_at(self, step: int) -> bool:
         """Whether the first pass of ``step`` is at the unperturbed parameters: its loss and norm are plain training's."""
         return self.plan(self.at(step)).passes[0].offset == 0
@@ -409,7 +417,7 @@ def _value_at(value: Value | None, step: Any, ops: Operations) -> Any:
     if not isinstance(value, Schedule):
         return value
     found = value.evaluate(step, ops)
-    return float(found) if ops is PYTHON else found
+    return float(found) if isinstance(found, numbers.Real) else found
 
 
 def _text(value: Value | None) -> str:

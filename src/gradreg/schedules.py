@@ -8,10 +8,11 @@ It is written once for both engines: ``evaluate(step, ops)`` uses only arithmeti
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 from gradreg import checks
 from gradreg.hashing import hashed, masked
@@ -73,8 +74,17 @@ class Schedule(ABC):
         return to_plain(self, "schedule", _NAMED)
 
 
-Value: TypeAlias = "float | Schedule"
-"""What a penalty's strength or radius may be."""
+class JaxScalar(Protocol):
+    """A scalar array of JAX, traced or not, as this module knows it without importing JAX."""
+
+    @property
+    def aval(self) -> Any: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+Value: TypeAlias = "float | Schedule | JaxScalar"
+"""What a penalty's strength or radius may be. A penalty that is built keeps a ``JaxScalar`` as ``Traced``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +104,37 @@ class Constant(Schedule):
 
     def __str__(self) -> str:
         return f"{self.value:g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Traced(Schedule):
+    """A scalar array of JAX at every step: a number that a program receives when it runs, so that ``vmap`` over it works.
+
+    Equal to itself and to another one of the same array, never to a number. It has no form as a dictionary.
+
+    Args:
+        value: a real scalar array, traced or not. It must be ≥ 0; where it turns out negative, the gradient is not finite.
+    """
+
+    value: Any
+
+    def evaluate(self, step: Any, ops: Operations) -> Any:
+        return self.value
+
+    def bounds(self) -> tuple[float, float]:
+        return 0.0, sys.float_info.max
+
+    def to_dict(self) -> dict[str, Any]:
+        raise TypeError(f"a traced value has no form as a dictionary; got {self.value}. Convert it to a number first: float(value).")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Traced) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __str__(self) -> str:
+        return "traced"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +218,8 @@ class LogTime(Schedule):
         object.__setattr__(self, "t0", checks.whole("t0", self.t0, minimum=1))
 
     def evaluate(self, step: Any, ops: Operations) -> Any:
-        return self.value * self.t0 / (self.t0 + step)
+        # Whole numbers divided by 1 are floats: JAX's strict promotion refuses to divide a float by an array of integers.
+        return self.value * self.t0 / ((self.t0 + step) / 1)
 
     def bounds(self) -> tuple[float, float]:
         return min(self.value, 0.0), max(self.value, 0.0)
@@ -232,7 +274,8 @@ class Product(Schedule):
         return as_schedule(self.left).evaluate(step, ops) * as_schedule(self.right).evaluate(step, ops)
 
     def bounds(self) -> tuple[float, float]:
-        corners = [a * b for a in as_schedule(self.left).bounds() for b in as_schedule(self.right).bounds()]
+        pairs = [(a, b) for a in as_schedule(self.left).bounds() for b in as_schedule(self.right).bounds()]
+        corners = [a * b if a and b else 0.0 for a, b in pairs]  # 0·∞ is 0
         return min(corners), max(corners)
 
     def __str__(self) -> str:
@@ -334,7 +377,24 @@ def schedule_from_dict(data: Mapping[str, Any]) -> Schedule:
 
 def as_schedule(value: Value) -> Schedule:
     """``value`` itself if it is a schedule, else the constant of that value."""
-    return value if isinstance(value, Schedule) else Constant(value=value)
+    if isinstance(value, Schedule):
+        return value
+    return Traced(value) if is_jax_scalar(value) else Constant(value=cast(float, value))
+
+
+def is_jax_scalar(value: object) -> bool:
+    """Whether ``value`` is an array of JAX of shape (), traced or not."""
+    return hasattr(value, "aval") and getattr(value, "shape", None) == ()
+
+
+def is_constant(value: Value | None) -> bool:
+    """Whether ``value`` is the same at every step."""
+    if isinstance(value, Product):
+        return is_constant(value.left) and is_constant(value.right)
+    if isinstance(value, Traced) or not isinstance(value, Schedule):
+        return True
+    low, high = value.bounds()
+    return low == high
 
 
 def where_it_acts(value: Value) -> Schedule:

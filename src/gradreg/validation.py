@@ -11,7 +11,7 @@ from gradreg.directions import Direction
 from gradreg.masks import Mask
 from gradreg.mixing import GradientMixing, Reuse
 from gradreg.plan import Difference
-from gradreg.schedules import Schedule, Value
+from gradreg.schedules import Schedule, Traced, Value, is_jax_scalar
 
 NO_PENALTY = "Use penalty=None to train without one."
 
@@ -96,6 +96,12 @@ def check_part(name: str, value: object, kind: type, remedy: str) -> None:
 def value_of(name: str, value: object, *, allow_zero: bool) -> Value:
     """``value`` as a checked float or schedule; errors call it ``name``, the symbol that the caller used."""
     rule = ">= 0" if allow_zero else "> 0"
+    if is_jax_scalar(value):
+        if getattr(value, "dtype", None) in ("bool", "complex64", "complex128"):
+            raise TypeError(f"{name} must be a real number; got {checks.describe(value)}. Convert it before the penalty is built.")
+        return Traced(value)
+    if isinstance(value, Traced):
+        return value
     if isinstance(value, Schedule):
         low, high = value.bounds()
         if low < 0 or high == 0 or (low == 0 and not allow_zero):

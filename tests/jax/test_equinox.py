@@ -50,11 +50,11 @@ def test_partition_state_and_dropout(penalty: GradientPenalty) -> None:
     model, state = eqx.nn.make_with_state(Model)(jax.random.key(0))
     params, static = eqx.partition(model, eqx.is_inexact_array)
 
-    def loss(params: Any, state: Any, x: Any, y: Any, key: Any) -> Any:
+    def loss(params: Any, model_state: Any, x: Any, y: Any, key: Any) -> Any:
         model = eqx.combine(params, static)
         keys = jax.random.split(key, len(x))
-        prediction, state = jax.vmap(model, axis_name="examples", in_axes=(0, None, 0), out_axes=(0, None))(x, state, keys)
-        return jnp.mean((prediction - y) ** 2), state
+        prediction, model_state = jax.vmap(model, axis_name="examples", in_axes=(0, None, 0), out_axes=(0, None))(x, model_state, keys)
+        return jnp.mean((prediction - y) ** 2), model_state
 
     arguments = (state, x, y, jax.random.key(1))
     (value, new_state), gradients = eqx.filter_jit(value_and_grad(loss, penalty, has_aux=True))(params, *arguments)

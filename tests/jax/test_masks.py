@@ -12,7 +12,7 @@ from gradreg import Sparse
 from gradreg.hashing import hashed
 from gradreg.jax import value_and_grad
 from gradreg.jax.draws import chosen, signs
-from gradreg.jax.masks import MaskInputs, coordinates, in_norm_layer, largest
+from gradreg.jax.masks import MaskInputs, coordinates, in_norm_layer, largest, selected_leaves
 
 from .cases import arrays
 
@@ -22,9 +22,42 @@ def test_leaves_of_normalization_layers(name: str) -> None:
     assert in_norm_layer(name)
 
 
-@pytest.mark.parametrize("name", ["Dense_0/kernel", "0/weight", "subnet/kernel", "", "embedding"])
+@pytest.mark.parametrize(
+    "name", ["Dense_0/kernel", "0/weight", "subnet/kernel", "", "embedding", "prenorm_proj/kernel", "PreNorm_0/Dense_0/kernel"]
+)
 def test_other_leaves(name: str) -> None:
     assert not in_norm_layer(name)
+
+
+def chosen_names(params: Any) -> set[str]:
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    return {name for name, chosen in zip(names, selected_leaves(params, None, gradreg.OnlyNorms()), strict=True) if chosen}
+
+
+def test_a_layer_with_a_kernel_is_no_normalization_layer() -> None:
+    dense, norm = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, {"scale": jnp.ones(2), "bias": jnp.ones(2)}
+    assert chosen_names({"norm_gate": dense, "prenorm_proj": dense, "norm": norm}) == {"norm/scale", "norm/bias"}
+
+
+def test_normalization_layers_of_equinox_are_found_by_their_class() -> None:
+    eqx = pytest.importorskip("equinox")
+    linear = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    layers = {
+        "first": eqx.nn.LayerNorm(2),
+        "stack": [eqx.nn.RMSNorm(2, use_bias=False), linear],
+        "norm": linear,
+        "prenorm_proj": linear,
+        "weights": eqx.nn.WeightNorm(linear),
+    }
+    params = eqx.filter(layers, eqx.is_inexact_array)
+    assert chosen_names(params) == {"first/weight", "first/bias", "stack/0/weight"}
+
+
+def test_normalization_layers_of_nnx_are_found_by_their_name() -> None:
+    nnx = pytest.importorskip("flax.nnx")
+    layers = nnx.Dict(norm=nnx.LayerNorm(2, rngs=nnx.Rngs(0)), norm_gate=nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    names = {name.removesuffix("/value") for name in chosen_names(nnx.state(layers, nnx.Param))}
+    assert names == {"norm/scale", "norm/bias"}
 
 
 def test_only_norms_moves_nothing_else() -> None:

@@ -109,6 +109,89 @@ def test_memory_of_one_part() -> None:
     assert temporary(microbatched(wide), x.reshape(8, 128, 4)) < 0.25 * temporary(wide, x)
 
 
+def with_hidden(params: Any, x: jax.Array, numbers: jax.Array, scale: jax.Array, *, factor: jax.Array) -> Any:
+    hidden = jnp.tanh(x @ params) * scale * factor
+    return jnp.mean(hidden**2), {"hidden": hidden, "numbers": numbers}
+
+
+def at_once(params: Any, x: jax.Array, numbers: jax.Array, scale: jax.Array, *, factor: jax.Array) -> Any:
+    losses, aux = jax.vmap(lambda x, n: with_hidden(params, x, n, scale, factor=factor))(x, numbers)
+    return losses.mean(), aux
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.checkpoint], ids=["plain", "checkpoint"])
+@pytest.mark.parametrize("through", ["loss", "aux", "both"])
+@pytest.mark.usefixtures("x64")
+def test_derivatives_by_every_argument_and_through_aux(through: str, transform: Any) -> None:
+    """By parameters, divided and common arguments, keywords and what the function closes over; also inside ``jax.checkpoint``."""
+    params, x, closed = map(jnp.asarray, arrays((3, 2), (4, 2, 3), (2,)))
+    numbers, scale, factor = jnp.arange(8).reshape(4, 2), jnp.asarray(1.5), jnp.asarray(2.0)
+
+    def found(fun: Any, params: Any, x: Any, scale: Any, factor: Any, closed: Any) -> Any:
+        closing = fun(lambda params, *args, **kwargs: with_hidden(params * closed, *args, **kwargs), closed)
+        loss, aux = closing(params, x, numbers, scale, factor=factor)
+        return (loss if through != "aux" else 0.0) + (jnp.sum(jnp.sin(aux["hidden"])) if through != "loss" else 0.0)
+
+    arguments = (params, x, scale, factor, closed)
+    ours = transform(lambda *args: found(lambda f, _: microbatched(f, in_axes=(0, 0, None), has_aux=True), *args))
+    theirs = lambda *args: found(lambda _, c: lambda p, *a, **k: at_once(p * c, *a, **k), *args)  # noqa: E731
+    actual, expected = (jax.grad(fun, argnums=range(5))(*arguments) for fun in (ours, theirs))
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b)
+        assert float(jnp.abs(b).max()) > 0.01
+
+
+def test_a_step_of_the_loss_and_a_loss_scale() -> None:
+    def annealed(params: Any, x: jax.Array, *, step: Any) -> jax.Array:
+        return jnp.mean(params * x) / step
+
+    oracle = value_and_grad(microbatched(annealed), gradreg.sam(rho=0.1))
+    assert float(oracle(jnp.array(2.0), jnp.ones((2, 2)), step=4)[0]) == 0.5
+    with pytest.raises(ValueError, match=r"loss_scale must be left out for a microbatched fun.*bfloat16"):
+        oracle(jnp.array(2.0), jnp.ones((2, 2)), step=4, loss_scale=8.0)
+
+
+def convolution(params: Any, x: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.tanh(jax.lax.conv_general_dilated(x, params, (1, 1), "SAME")) ** 2)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the default is another one there")
+@pytest.mark.parametrize(("unroll", "loops"), [(None, False), (True, False), (False, True)])
+def test_convolutions_on_a_cpu_stand_in_no_loop(unroll: bool | None, loops: bool) -> None:
+    params, x = jnp.ones((2, 2, 3, 3)), jnp.ones((3, 4, 2, 5, 5))
+    oracle = value_and_grad(microbatched(convolution, unroll=unroll), gradreg.sam(rho=0.1))
+    assert ("while(" in jax.jit(oracle).lower(params, x).compile().as_text()) is loops
+    value, gradient = jax.jit(oracle)(params, x)
+    expected_value, expected = value_and_grad(convolution, gradreg.sam(rho=0.1))(params, x.reshape(12, 2, 5, 5))
+    assert_close((value, gradient), (expected_value, expected), tolerance=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the default is another one there")
+@pytest.mark.parametrize(
+    "penalty", [gradreg.sam(rho=0.1).warmup("zero", steps=3), gradreg.sam(rho=0.1).every(2), gradreg.looksam(rho=0.1, k=2)], ids=str
+)
+@pytest.mark.parametrize(("branch", "inside"), [("auto", False), ("select", False), ("cond", True)])
+def test_convolutions_on_a_cpu_stand_in_no_branch(penalty: GradientPenalty, branch: Any, inside: bool) -> None:
+    params, x = 0.3 * jnp.ones((2, 2, 3, 3)), jnp.ones((4, 2, 5, 5))
+    oracle = value_and_grad(convolution, penalty, branch=branch)
+    state = first_state(oracle, params)
+    run = jax.jit(lambda step: oracle(params, x, step=step, **state)[1])
+    program = jax.make_jaxpr(lambda step: oracle(params, x, step=step, **state)[1])(jnp.int32(0))
+    branches = [inner for equation in program.jaxpr.eqns if equation.primitive.name == "cond" for inner in equation.params["branches"]]
+    assert any("conv_general_dilated" in str(inner) for inner in branches) is inside
+    for step in (1, 4):
+        assert_close(run(jnp.int32(step)), oracle(params, x, step=step, **state)[1], tolerance=1e-5)
+
+
+def test_other_losses_keep_their_branch() -> None:
+    """Without a convolution the second pass of a step that rests is not computed."""
+    params, x, y = problem()
+    loss = Counted(squared_error)
+    oracle = value_and_grad(loss, gradreg.sam(rho=0.1).warmup("zero", steps=3))
+    jax.block_until_ready(jax.jit(oracle)(params, x, y, step=jnp.int32(0)))
+    assert loss.evaluations() == 1
+
+
 @pytest.mark.parametrize(
     ("in_axes", "arguments", "message"),
     [

@@ -353,6 +353,6 @@ def test_a_radius_of_zero_where_there_is_a_strength() -> None:
     penalty = GradientPenalty(power=2, strength=0.5, radius=gradreg.Ramp(start=0.0, end=0.5, steps=3))
     oracle = grad(lambda p: jnp.sum(p**2), penalty)
     with pytest.raises(ValueError, match=r"radius must be > 0 wherever the strength is; got radius 0 and strength 0\.5 at step 0"):
-        oracle(THETA)
+        oracle(THETA, step=0)
     assert not jnp.isfinite(oracle(THETA, step=jnp.int32(0))).any()
     assert jnp.isfinite(oracle(THETA, step=jnp.int32(1))).all()

@@ -136,11 +136,6 @@ def test_bad_states(state: Any, error: type[Exception], message: str) -> None:
         value_and_grad(total, FRIENDLY)(THETA, state=state)
 
 
-def test_the_argument_state_of_a_function_reaches_it_where_the_penalty_has_none() -> None:
-    value, _ = value_and_grad(lambda p, *, state: state * jnp.sum(p), gradreg.sam(rho=0.1))(jnp.ones(2), state=3.0)
-    assert float(value) == 6.0
-
-
 def test_a_state_without_a_correction() -> None:
     with pytest.raises(ValueError, match=r"state must be that of a penalty with decoupled=True; got one without 'correction'"):
         decoupled_update(THETA, value_and_grad(total, FRIENDLY).init(THETA), 0.1)

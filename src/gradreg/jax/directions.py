@@ -33,8 +33,10 @@ class DirectionInputs:
         gradients: g there; None for a direction that declares ``needs_gradient = False``.
         average: the EMA m that the direction declares by ``averages``: of the gradients, including this step's, or of the results of
             earlier steps; leaves that are not ``selected`` are those of ``params``. None for a direction without one.
-        step: the optimizer step, an int or a traced integer.
+        step: the optimizer step, an int or a traced integer; None if the call gave none. A direction that uses it declares
+            ``depends_on_step``, so that it is never missing.
         selected: for each leaf, in the order of ``jax.tree.leaves``, whether it is perturbed.
+        shards: for each leaf, the mapped axes over which it is divided (``norm_axes``); empty if none is.
     """
 
     params: Tree
@@ -42,6 +44,7 @@ class DirectionInputs:
     average: Tree | None
     step: Any
     selected: Sequence[bool]
+    shards: Sequence[tuple[str, ...]] = ()
 
 
 @singledispatch
@@ -60,16 +63,20 @@ def _(direction: Gradient, inputs: DirectionInputs) -> tuple[Tree, Tree]:
 
 @ascent_direction.register
 def _(direction: Adaptive, inputs: DirectionInputs) -> tuple[Tree, Tree]:
-    scales = jax.tree.map(lambda leaf: _scale(direction, widened(leaf)), inputs.params)
+    leaves, structure = jax.tree.flatten(inputs.params)
+    axes = inputs.shards or [()] * len(leaves)
+    scales = structure.unflatten([_scale(direction, widened(leaf), own) for leaf, own in zip(leaves, axes, strict=True)])
     w = jax.tree.map(lambda t, g: t * widened(g), scales, inputs.gradients)
     return jax.tree.map(jnp.multiply, scales, w), w
 
 
-def _scale(direction: Adaptive, leaf: jax.Array) -> jax.Array:
-    """T of one leaf."""
+def _scale(direction: Adaptive, leaf: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """T of one leaf, which is divided over ``axes``."""
     if leaf.ndim <= 1 and not direction.one_dimensional:
         return jnp.ones((), leaf.dtype)
-    length = jnp.abs(leaf) if direction.scale == "element" else jnp.sqrt(jnp.sum(jnp.square(leaf)))
+    if direction.scale == "element":
+        return jnp.abs(leaf) + direction.eta
+    length = jnp.sqrt(jax.lax.psum(jnp.sum(jnp.square(leaf)), axes) if axes else jnp.sum(jnp.square(leaf)))
     return length + direction.eta
 
 

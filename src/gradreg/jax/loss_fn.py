@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from gradreg import checks
-from gradreg.jax.norms import Tree
+from gradreg.jax.norms import Tree, widened
 from gradreg.jax.parallel import mean
+from gradreg.jax.shards import Shards
 
 
 class Evaluated(NamedTuple):
@@ -25,18 +27,87 @@ Evaluate: TypeAlias = Callable[[Tree], Evaluated]
 """From parameters to loss, aux and gradient; the batch, and the mean over shards if there is one, are already inside."""
 
 
-def evaluate_with(
-    fun: Callable[..., Any], name: str, has_aux: bool, axes: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Evaluate:
-    """The evaluation of ``fun`` with ``args`` and ``kwargs``, loss and gradient averaged over ``axes``; errors call it ``name``."""
-    differentiated = jax.value_and_grad(_checked(fun, name, has_aux), has_aux=True)
+RESERVED = ("state", "loss_scale")
+"""The keywords that the regularized function keeps for itself."""
+
+
+def check_parameters(fun: Callable[..., Any], name: str) -> None:
+    """Raise if ``fun`` has a parameter that could be given only by a keyword that the regularized function keeps for itself."""
+    remedies = {
+        "state": "Rename it (model_state, say), because state= is that of the penalty",
+        "loss_scale": "Return the loss as it is, and pass loss_scale= to the regularized function, which differentiates the scaled loss",
+    }
+    for keyword in RESERVED:
+        if _takes(fun, keyword):
+            raise ValueError(
+                f"{name} must not have a parameter named {keyword!r}; got {checks.describe(fun)}. {remedies[keyword]}, or make it "
+                "positional-only (def loss(params, state, /))."
+            )
+
+
+def with_step(fun: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], step: Any) -> Mapping[str, Any]:
+    """The keyword arguments of ``fun``: with ``step``, if it has a parameter of that name that ``args`` do not reach.
+
+    Raises:
+        TypeError: it needs a step, and none was given.
+    """
+    if not _takes(fun, "step"):
+        return kwargs
+    signature = inspect.signature(fun)
+    if (
+        list(signature.parameters).index("step") <= len(args)
+        and signature.parameters["step"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ):
+        return kwargs
+    if step is not None:
+        return {**kwargs, "step": step}
+    if signature.parameters["step"].default is inspect.Parameter.empty:
+        raise TypeError(
+            f"step must be given, because {name} has a parameter of that name; got none. Pass step=, the optimizer's step count."
+        )
+    return kwargs
+
+
+def _takes(fun: Callable[..., Any], keyword: str) -> bool:
+    """Whether ``fun`` has a parameter of that name that can be given by keyword."""
+    try:
+        parameter = inspect.signature(fun).parameters.get(keyword)
+    except (TypeError, ValueError):  # a built-in function without a signature
+        return False
+    return parameter is not None and parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def evaluate_with(loss: Callable[[Tree], tuple[jax.Array, Any]], axes: tuple[str, ...], shards: Shards, loss_scale: Any = None) -> Evaluate:
+    """The evaluation of ``loss``, a checked function of the parameters alone.
+
+    Loss and gradient are averaged over ``axes`` and over the axes of which ``shards`` says so. What is differentiated is ``loss_scale``
+    times the loss, and the gradient is divided by it again.
+    """
+
+    def objective(at: Tree) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        value, aux = loss(at)
+        target = shards.objective(value)
+        return (target if loss_scale is None else widened(target) * widened(loss_scale).astype(widened(target).dtype)), (value, aux)
+
+    differentiated = jax.value_and_grad(objective, has_aux=True)
 
     def evaluate(at: Tree) -> Evaluated:
-        (value, aux), gradients = differentiated(at, *args, **kwargs)
+        (_, (value, aux)), gradients = differentiated(at)
+        gradients = shards.gradients(gradients)
+        if loss_scale is not None:
+            gradients = jax.tree.map(lambda g: (widened(g) / widened(loss_scale).astype(widened(g).dtype)).astype(g.dtype), gradients)
         value, gradients = mean((value, gradients), axes)
-        return Evaluated(value, aux, gradients)
+        return Evaluated(mean(value, shards.averaged), aux, gradients)
 
     return evaluate
+
+
+def bound(
+    fun: Callable[..., Any], name: str, has_aux: bool, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[[Tree], tuple[jax.Array, Any]]:
+    """``fun`` as a checked function of the parameters alone that returns loss and aux; errors call it ``name``."""
+    checked = _checked(fun, name, has_aux)
+    return lambda at: checked(at, *args, **kwargs)
 
 
 def _checked(fun: Callable[..., Any], name: str, has_aux: bool) -> Callable[..., tuple[jax.Array, Any]]:

@@ -36,18 +36,71 @@ def selected_parameters(mask: Mask, among: Mapping[str, Any]) -> set[str]:
 
 @selected_parameters.register
 def _(mask: OnlyNorms, among: Mapping[str, Any]) -> set[str]:
-    found = {name for name in among if in_norm_layer(name)}
+    owners: Mapping[str, type | None] = getattr(among, "owners", {})
+    others = {tuple(layers) for *layers, own in map(_parts, owners or among) if own in ("kernel", "embedding")}
+    found = {name for name in among if in_norm_layer(name, owners.get(name)) and tuple(_parts(name)[:-1]) not in others}
     if not found:
         raise ValueError(
-            "mask=OnlyNorms() needs a selected leaf of params with a part of its path that contains 'norm' or begins with 'bn'; "
-            f"got none. Their names look like {next(iter(among))!r}. Rename the layers, or use parameters= alone."
+            "mask=OnlyNorms() needs a selected leaf of params in a module whose class is a normalization layer's (equinox.nn.LayerNorm) or "
+            f"in a layer whose name contains 'norm' or begins with 'bn'; got none. Their names look like {next(iter(among))!r}. "
+            "Rename the layers, or use parameters= alone."
         )
     return found
 
 
-def in_norm_layer(name: str) -> bool:
-    """Whether a part of a leaf's path contains "norm" or begins with "bn", in any case: "LayerNorm_0/scale", "bn1/bias"."""
-    return any("norm" in part or part.startswith("bn") for part in name.lower().split("/"))
+class NamedLeaves(dict[str, Any]):
+    """Selected leaves by name; ``owners``: for all leaves, selected or not, the class of the module that holds each, if it is one."""
+
+    def __init__(self, selected: Mapping[str, Any], owners: Mapping[str, type | None]) -> None:
+        super().__init__(selected)
+        self.owners = owners
+
+
+OTHER_LAYERS = ("proj", "dense", "linear", "conv", "mlp", "attention", "attn", "embed", "weightnorm", "spectralnorm")
+"""Parts of the names of layers that are no normalization layers, although "norm" may be in their names too."""
+
+
+def in_norm_layer(name: str, owner: type | None = None) -> bool:
+    """Whether a leaf belongs to a normalization layer, by the class of the module that holds it or by the leaf's path.
+
+    By the class if "norm" is in its name (but not weight and spectral normalization, which hold other layers' weights). Else by its layer's
+    name or its own, one that contains "norm" or begins with "bn" and no other kind of layer, in any case: "LayerNorm_0/scale", "bn1/bias".
+    """
+    if owner is not None and _is_norm(owner.__name__):
+        return True
+    *layers, own = _parts(name)
+    of_another_kind = owner is not None and any(word in owner.__name__.lower() for word in OTHER_LAYERS)
+    return _is_norm(own) or (bool(layers) and not of_another_kind and _is_norm(layers[-1]))
+
+
+def _parts(name: str) -> list[str]:
+    """The parts of a leaf's path, in lower case and without the attribute in which NNX's variables hold their array."""
+    return [part for part in name.lower().split("/") if part not in ("value", "raw_value")] or [""]
+
+
+def _is_norm(name: str) -> bool:
+    name = name.lower()
+    return ("norm" in name or name.startswith("bn")) and not any(word in name.replace("_", "") for word in OTHER_LAYERS)
+
+
+CONTAINERS = (dict, list, tuple, type(None))
+
+
+def owners_of(params: Tree) -> list[type | None]:
+    """For each leaf, the class of the innermost node that holds it and is no plain container: an Equinox module's."""
+    found: list[type | None] = []
+
+    def visit(node: Any, owner: type | None) -> None:
+        children = jax.tree_util.default_registry.flatten_one_level(node)
+        if children is None:
+            found.append(owner)
+            return
+        inner = owner if isinstance(node, CONTAINERS) else type(node)
+        for child in children[0]:
+            visit(child, inner)
+
+    visit(params, None)
+    return found
 
 
 def selected_leaves(params: Tree, parameters: Callable[[str, Any], bool] | None, mask: Mask | None) -> list[bool]:
@@ -61,7 +114,8 @@ def selected_leaves(params: Tree, parameters: Callable[[str, Any], bool] | None,
         raise ValueError(f"parameters must select at least one leaf of params, which has {len(named)}; got none.{example}")
     if mask is None or mask.level != "parameters":
         return selected
-    found = selected_parameters(mask, {name: leaf for (name, leaf), kept in zip(named, selected, strict=True) if kept})
+    owners = {name: owner for (name, _), owner in zip(named, owners_of(params), strict=True)}
+    found = selected_parameters(mask, NamedLeaves({name: leaf for (name, leaf), kept in zip(named, selected, strict=True) if kept}, owners))
     selected = [kept and name in found for (name, _), kept in zip(named, selected, strict=True)]
     if not any(selected):
         raise ValueError(f"mask={mask} must choose at least one selected leaf of params; got none. Use parameters= alone.")
@@ -139,7 +193,9 @@ def largest(share: float, gradients: Tree, selected: Sequence[bool]) -> Tree:
         count = sum(jnp.sum(ordered(leaf) >= candidate, dtype=jnp.uint32) for leaf in kept)
         return jnp.where(count >= wanted, candidate, bound)
 
-    zero = sum(jnp.sum(ordered(leaf)) for leaf in kept) & 0  # computed from the leaves, so that shard_map marks it as varying as they are
+    zero = (
+        sum(jnp.sum(ordered(leaf), dtype=integer) for leaf in kept) & 0
+    )  # computed from the leaves, so that shard_map marks it as varying as they are
     bound = jax.lax.fori_loop(0, highest + 1, narrowed, zero)
     return structure.unflatten([None if leaf is None else ordered(leaf) >= bound for leaf in leaves])
 

@@ -6,6 +6,7 @@ plain gradient in addition to the sum ("apart") in ``mix``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -38,7 +39,8 @@ def _(mixing: Plain, weight: Any, norm: jax.Array | None) -> Any:
 
 @weigh_plain.register
 def _(mixing: Unit, weight: Any, norm: jax.Array | None) -> Any:
-    return weight * safe_ratio(1.0, norm)
+    ratio = safe_ratio(1.0, norm)
+    return jnp.asarray(weight, ratio.dtype) * ratio
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,16 @@ class MixingInputs:
     Args:
         result: P, the sum of the weighted gradients, the plain one's included.
         plain: g.
+        shards: for each leaf, the mapped axes over which it is divided (``norm_axes``); empty if none is.
     """
 
     result: Tree
     plain: Tree
+    shards: Sequence[tuple[str, ...]] = ()
+
+    def inner_product(self, first: Tree, second: Tree) -> jax.Array:
+        """The inner product of two such gradients, over all leaves and devices."""
+        return inner_product(first, second, self.shards)
 
 
 @singledispatch
@@ -62,7 +70,7 @@ def mix(mixing: GradientMixing, inputs: MixingInputs) -> Tree:
 
 @mix.register
 def _(mixing: SurrogateGap, inputs: MixingInputs) -> Tree:
-    along = safe_ratio(inner_product(inputs.plain, inputs.result), inner_product(inputs.result, inputs.result))
+    along = safe_ratio(inputs.inner_product(inputs.plain, inputs.result), inputs.inner_product(inputs.result, inputs.result))
     return weighted_sum([(1.0 + mixing.a * along, inputs.result), (-mixing.a, inputs.plain)])
 
 
@@ -72,13 +80,13 @@ def _unknown(mixing: GradientMixing) -> TypeError:
 
 def orthogonal_part(inputs: MixingInputs) -> Tree:
     """The part of P orthogonal to g, for ``Reuse``; at least 32 bits wide."""
-    along = safe_ratio(inner_product(inputs.plain, inputs.result), inner_product(inputs.plain, inputs.plain))
+    along = safe_ratio(inputs.inner_product(inputs.plain, inputs.result), inputs.inner_product(inputs.plain, inputs.plain))
     return jax.tree.map(lambda p, g: widened(p) - along.astype(widened(g).dtype) * widened(g), inputs.result, inputs.plain)
 
 
-def add_reused(plain: Tree, reused: Tree, a: float) -> Tree:
+def add_reused(plain: Tree, reused: Tree, a: float, shards: Sequence[tuple[str, ...]] = ()) -> Tree:
     """g + a·(‖g‖ / ‖h‖)·h; g where h is 0."""
-    ratio = safe_ratio(jnp.sqrt(inner_product(plain, plain)), jnp.sqrt(inner_product(reused, reused)))
+    ratio = safe_ratio(jnp.sqrt(inner_product(plain, plain, shards)), jnp.sqrt(inner_product(reused, reused, shards)))
     return weighted_sum([(1.0, plain), (a * ratio, reused)])
 
 

@@ -51,6 +51,12 @@ def per_shard(params: Any, axes: tuple[str, ...]) -> Any:
     return jax.tree.map(mark, params)
 
 
+def varying(leaf: Any) -> frozenset[str]:
+    """The mapped axes over which ``leaf`` varies, by its type; empty where ``shard_map`` does not track that."""
+    kind: Any = jax.typeof(leaf)
+    return frozenset(kind.mat.varying)
+
+
 def mean(tree: Any, axes: tuple[str, ...]) -> Any:
     """The mean of ``tree`` over ``axes``; one all-reduce."""
     return jax.lax.pmean(tree, axes) if axes else tree

@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from gradreg import checks
 from gradreg.jax.directions import ascent_direction
-from gradreg.jax.loss_fn import evaluate_with
+from gradreg.jax.loss_fn import bound, check_parameters, evaluate_with, with_step
 from gradreg.jax.masks import coordinates, selected_leaves, selected_parameters
 from gradreg.jax.mixing import mix, weigh_plain
-from gradreg.jax.norms import Tree
+from gradreg.jax.norms import Tree, gradient_norm
 from gradreg.jax.parallel import AxisName, axis_names, check_bound, mean, per_shard
+from gradreg.jax.shards import NormAxes, convolves, shards_of
 from gradreg.jax.state import State, carries_state, check_state, initial
 from gradreg.jax.step import Step
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import StepValues
 from gradreg.registry import check_known
+from gradreg.schedules import PYTHON
 
 Scope = Literal["local", "global"]
+Branch = Literal["auto", "cond", "select"]
+
+
+class Metrics(NamedTuple):
+    """What a step measured, for loggers: scalar arrays, the same on all shards.
+
+    Args:
+        gradient_norm: L2 norm of the first pass's gradient over all perturbed leaves; with ``scope="local"`` the mean over the shards.
+        strength: the penalty's at this step (λ or γ); 0 without a penalty.
+        radius: its radius at this step (r, ρ or ε); NaN for an exact penalty.
+        coefficient: c = strength / radius, the weight of the perturbed gradient; NaN for an exact penalty.
+        cosine: between the gradient at the unperturbed parameters and the first one at perturbed ones; NaN where there is only one of them.
+    """
+
+    gradient_norm: Any
+    strength: Any
+    radius: Any
+    coefficient: Any
+    cosine: Any
 
 
 @dataclass(frozen=True, eq=False)
 class RegularizedValueAndGrad:
-    """From ``(params, *args, step=0, **kwargs)`` to loss and gradient; with ``state=``, for a penalty that has a state, to the next state.
+    """From ``(params, *args, step=..., **kwargs)`` to loss and gradient, and with ``state=``, where there is a state, to the next state.
 
     Made by ``value_and_grad``, whose arguments these are.
     """
@@ -40,6 +62,9 @@ class RegularizedValueAndGrad:
     ascent: Callable[..., Any] | None
     axes: tuple[str, ...]
     scope: Scope
+    norm_axes: NormAxes | None = None
+    branch: Branch = "auto"
+    with_metrics: bool = False
 
     def init(self, params: Tree) -> State:
         """The state before the first step, for penalties that have one: a dictionary of arrays, sharded as ``params`` are.
@@ -54,40 +79,126 @@ class RegularizedValueAndGrad:
             )
         return initial(self.penalty, params, self._selected(params))
 
-    def __call__(self, params: Tree, /, *args: Any, step: Any = 0, **kwargs: Any) -> tuple[Any, ...]:
+    def __call__(self, params: Tree, /, *args: Any, step: Any = None, loss_scale: Any = None, **kwargs: Any) -> tuple[Any, ...]:
         selected, penalty = self._selected(params), self.penalty
         state: State = {}
         if penalty is not None and carries_state(penalty):
             state = kwargs.pop("state", None)
             check_state(state, penalty, params, selected)
+        elif "state" in kwargs:
+            raise TypeError(
+                f"state must be left out for a penalty that carries none from step to step; got it with {penalty}. "
+                "penalty.has_memory says which penalties do; pass a model's state to fun under another name, or by position."
+            )
+        values = None if penalty is None else step_values(penalty, step)
         check_bound(self.axes)
-        shared, unequal = (self.axes, ()) if self.scope == "global" else ((), self.axes)
-        evaluate = evaluate_with(self.fun, "fun", self.has_aux, shared, args, kwargs)
-        params = per_shard(params, self.axes)
-        if penalty is None:
+        loss = bound(self.fun, "fun", self.has_aux, args, with_step(self.fun, "fun", args, kwargs, step))
+        shards = shards_of(params, self.norm_axes, self.axes, self.scope, penalty, loss)
+        axes = tuple(axis for axis in self.axes if axis not in shards.averaged)
+        shared, unequal = (axes, ()) if self.scope == "global" else ((), axes)
+        scale = None if loss_scale is None else checked_loss_scale(loss_scale)
+        if scale is not None and hasattr(self.fun, "divides_into_parts"):
+            raise ValueError(
+                "loss_scale must be left out for a microbatched fun; got one. Its gradients are taken before the scale is known, "
+                "so small gradients would be lost. Train in bfloat16, or without microbatched."
+            )
+        evaluate = evaluate_with(loss, shared, shards, scale)
+        params = per_shard(params, axes)
+        if penalty is None or values is None:
             value, aux, gradients = evaluate(params)
             value, gradients = mean((value, gradients), unequal)
+            norm = gradient_norm(gradients, selected, shards.leaves) if self.with_metrics else jnp.nan
+            metrics = Metrics(norm, 0.0, jnp.nan, jnp.nan, jnp.nan * norm)
         else:
-            ascend = None if self.ascent is None else evaluate_with(self.ascent, "ascent", self.has_aux, shared, args, kwargs)
-            this = Step(penalty, _values(penalty, step), evaluate, ascend, selected, self.axes, unequal, state)
-            (value, aux, gradients), state = this.run(params)
-        found = ((value, aux) if self.has_aux else value), gradients
+            ascend = None
+            if self.ascent is not None:
+                ascent = bound(self.ascent, "ascent", self.has_aux, args, with_step(self.ascent, "ascent", args, kwargs, step))
+                ascend = evaluate_with(ascent, shared, shards, scale)
+            both = self._computes_both(values, loss, params)
+            this = Step(penalty, values, evaluate, ascend, selected, axes, unequal, state, shards, both, self.with_metrics)
+            (value, aux, gradients), state, measured = this.run(params)
+            strength, radius, c = (jnp.nan if number is None else number for number in (values.strength, values.radius, values.coefficient))
+            metrics = Metrics(measured.gradient_norm, strength, radius, c, measured.cosine)
+        beside = (value, *((aux,) if self.has_aux else ()))
+        if self.with_metrics:
+            beside = (*beside, jax.tree.map(lambda number: jnp.asarray(number, metrics.gradient_norm.dtype), metrics))
+        found = (beside if len(beside) > 1 else value), gradients
         return (*found, state) if carries_state(penalty) else found
+
+    def _computes_both(self, values: StepValues, loss: Callable[[Tree], Any], params: Tree) -> bool:
+        """Whether both sides of a step that may rest are computed and selected from, in place of a ``cond``."""
+        if self.branch != "auto" or isinstance(values.fresh, bool):
+            return self.branch == "select"
+        # Convolutions inside control flow do not use the CPU's fast kernels (jax#12868), and are slower by far more than a gradient.
+        return jax.default_backend() == "cpu" and convolves(loss, params)
 
     def _selected(self, params: Tree) -> list[bool]:
         return selected_leaves(params, self.parameters, None if self.penalty is None else self.penalty.mask)
 
 
-def _values(penalty: GradientPenalty, step: Any) -> StepValues:
-    """The numbers of ``penalty`` at ``step``: an int ≥ 0, or an integer scalar array, traced or not."""
+class _WherePossible:
+    """``gradreg.schedules.Operations`` of plain numbers, and of arrays where a strength or a radius is one."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def operation(*args: Any) -> Any:
+            return getattr(jnp if any(isinstance(arg, jax.Array) for arg in args) else PYTHON, name)(*args)
+
+        return operation
+
+
+def step_values(penalty: GradientPenalty, step: Any) -> StepValues:
+    """The numbers of ``penalty`` at ``step``: an int ≥ 0, an integer scalar array, traced or not, or None where it does not matter."""
+    operations: Any = _WherePossible()
+    if step is None:
+        if penalty.depends_on_step:
+            raise TypeError(
+                f"step must be given, because {penalty} depends on it; got none. Pass step=, the number of optimizer steps done so far."
+            )
+        return _not_finite_unless_valid(replace(penalty.at(0, ops=operations), step=None), True)
     if not isinstance(step, (jax.Array, np.ndarray)):
-        return penalty.at(checks.whole("step", step, minimum=0, remedy="Pass the number of optimizer steps done so far."))
+        number = checks.whole("step", step, minimum=0, remedy="Pass the number of optimizer steps done so far.")
+        return _not_finite_unless_valid(penalty.at(number, ops=operations), True)
     if jnp.shape(step) != () or not jnp.issubdtype(step.dtype, jnp.integer):
         raise TypeError(
             f"step must be one integer; got an array of shape {jnp.shape(step)} and dtype {step.dtype}. Pass the optimizer's step count."
         )
+    if not isinstance(step, Tracer):
+        checks.whole("step", int(step), minimum=0, remedy="Pass the number of optimizer steps done so far.")
     # The default integers divide to the default floats: float64 where that is enabled.
-    return penalty.at(jnp.asarray(step, int), ops=jnp)
+    values = penalty.at(jnp.asarray(step, int), ops=jnp)
+    signed = isinstance(step, Tracer) and jnp.issubdtype(step.dtype, jnp.signedinteger)
+    return _not_finite_unless_valid(values, step >= 0 if signed and penalty.depends_on_step else True)
+
+
+def _not_finite_unless_valid(values: StepValues, valid: Any) -> StepValues:
+    """``values``, NaN where a number that is known only when the program runs turns out negative, so that the gradient is not finite."""
+    if values.acts is False:
+        return values
+    for number in (values.strength, values.radius):
+        if isinstance(number, jax.Array):
+            valid = valid & (number >= 0)
+    if valid is True:
+        return values
+
+    def checked(number: Any) -> Any:
+        return None if number is None else jnp.where(valid, number, jnp.nan)
+
+    acts, fresh = (True if given is True else given | ~valid for given in (values.acts, values.fresh))
+    coefficient = values.coefficient if isinstance(values.coefficient, float) else checked(values.coefficient)
+    strength, radius = checked(values.strength), checked(values.radius)
+    return replace(values, strength=strength, radius=radius, coefficient=coefficient, acts=acts, fresh=fresh)
+
+
+def checked_loss_scale(value: Any) -> jax.Array:
+    """``value`` as a scalar array; ``TypeError`` or ``ValueError`` for anything but a real number > 0."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        if jnp.shape(value) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(
+                f"loss_scale must be one real number; got an array of shape {jnp.shape(value)} and dtype {value.dtype}. "
+                "Pass the scale by which the loss is to be multiplied."
+            )
+        return jnp.asarray(value)
+    return jnp.asarray(checks.positive("loss_scale", value, remedy="Leave it out for none."), jnp.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +211,9 @@ class RegularizedGrad:
         """As ``RegularizedValueAndGrad.init``."""
         return self.both.init(params)
 
-    def __call__(self, params: Tree, /, *args: Any, step: Any = 0, **kwargs: Any) -> Any:
-        value, gradients, *state = self.both(params, *args, step=step, **kwargs)
-        found = [gradients, value[1]] if self.both.has_aux else [gradients]
+    def __call__(self, params: Tree, /, *args: Any, step: Any = None, loss_scale: Any = None, **kwargs: Any) -> Any:
+        value, gradients, *state = self.both(params, *args, step=step, loss_scale=loss_scale, **kwargs)
+        found = [gradients, *(value[1:] if self.both.has_aux or self.both.with_metrics else ())]
         return tuple(found + state) if len(found + state) > 1 else gradients
 
 
@@ -127,6 +238,9 @@ def value_and_grad(
     ascent: Callable[..., Any] | None = None,
     axis_name: AxisName | None = None,
     scope: Scope = "local",
+    norm_axes: NormAxes | None = None,
+    branch: Branch = "auto",
+    with_metrics: bool = False,
 ) -> RegularizedValueAndGrad:
     """The loss and the gradient of ``loss + penalty``: in place of ``jax.value_and_grad(fun, has_aux=has_aux)``.
 
@@ -149,14 +263,27 @@ def value_and_grad(
         axis_name: the mapped axis, or axes, of ``jax.shard_map`` (or of ``jax.vmap(..., axis_name=...)``) over which the batch is
             sharded. The loss and the gradient are then averaged over it, and are the same on every shard; ``aux`` is not averaged.
             Leave it out for arrays sharded under plain ``jit``, where everything is already global.
+        norm_axes: the mapped axes of ``jax.shard_map`` along which each device holds another part of a parameter (tensor parallel, ZeRO),
+            so that norms are those of the whole model: a name, a tuple of names, or ``(name, leaf) -> names``, which is required with
+            ``check_vma=False``. ``fun`` returns the same loss on every device along them, or, for an axis that is also in ``axis_name``
+            (``scope="global"`` only), that of the device's own part of the batch. None raises where parameters seem to be divided;
+            ``()`` says that none is. Not for penalties that draw or compare single coordinates, and for parts of your own.
+        branch: what a step does that may rest, if that is known only when the program runs: "cond" runs one side (``jax.lax.cond``),
+            "select" computes both and selects. "auto" is "select" where JAX's default backend is the CPU and ``fun`` convolves, because
+            convolutions are very slow inside control flow there, else "cond".
+        with_metrics: whether ``(loss, metrics)``, or ``(loss, aux, metrics)``, stands in place of the loss: see ``Metrics``.
         scope: "local" perturbs each shard by its own gradient (one all-reduce a step; the m-sharpness of the SAM paper), "global" by
             the gradient averaged over ``axis_name`` (two all-reduces). The state is the same on every shard in either scope: with
             "local", the average of ``Friendly`` and the choice of a Fisher mask take one more all-reduce in the steps that change them.
 
     Returns:
-        A function ``(params, *args, step=0, **kwargs)`` giving ``(loss, grads)`` or ``((loss, aux), grads)``; ``grads`` has the structure,
-        shapes and dtypes of ``params``. ``step`` is the optimizer step (≥ 0) for the penalty's schedules, a Python int or an integer
-        scalar array; it is not passed on to ``fun``. Pass it as an array under ``jit``, so that one compilation serves all steps.
+        A function ``(params, *args, step=..., loss_scale=None, **kwargs)`` giving ``(loss, grads)`` or ``((loss, aux), grads)``; ``grads``
+        has the structure, shapes and dtypes of ``params``. ``step`` is the optimizer step (≥ 0) for the penalty's schedules, a Python int
+        or an integer scalar array, required where ``penalty.depends_on_step``. Pass it as an array under ``jit``, so that one
+        compilation serves all steps; a negative one then makes the gradient NaN. ``fun`` receives it if it has a parameter named ``step``.
+
+        ``loss_scale`` (> 0, a number or an array) multiplies the loss before it is differentiated, and divides the gradients, for float16:
+        loss and gradients are those without it. It must not be inside ``fun``, where the penalty would take it for part of the objective.
 
         For a penalty with memory (``penalty.has_memory``) and a decoupled one, the function takes the keyword ``state``, which is
         not passed on to ``fun`` either, and gives ``(loss, grads, state)`` or ``((loss, aux), grads, state)``. Its method
@@ -166,7 +293,8 @@ def value_and_grad(
     Cost in gradient evaluations: 2 (forward, backward), 3 (central), 1 where the strength is 0. "exact" costs about 2.5 to 3.3: one
     ``jax.linearize`` of the gradient, forward over reverse. Measured on a CPU, that took 3.0 on an MLP and 2.5 on a convolutional network,
     reverse over reverse 2.6 and 10.7. Where the strength is a schedule that may be 0 and ``step`` is traced, ``jax.lax.cond`` decides at
-    run time; under ``vmap`` over ``step`` itself both branches run. ``ascent`` costs its share of the batch, and 1 more evaluation
+    run time (see ``branch``); under ``vmap`` over ``step`` itself both branches run.
+    ``ascent`` costs its share of the batch, and 1 more evaluation
     unless c = 1. A direction that needs no gradient (``remembered``, ``random_sam``) with c = 1 costs 1, and ``Reuse`` 1 between its
     fresh steps. State: one more copy of the parameters, for a Fisher mask an eighth to a quarter of one.
 
@@ -178,10 +306,11 @@ def value_and_grad(
     the strength is not, the gradient is not finite (``GradientPenalty.coefficient_at`` raises for such a step).
 
     Raises:
-        TypeError, ValueError: here, for arguments of the wrong kind and for a direction, mask or mixing of your own that has no function in
+        TypeError, ValueError: here, for arguments of the wrong kind, a ``fun`` with a parameter named ``state`` or ``loss_scale``, and
+            for a direction, mask or mixing of your own that has no function in
             this engine (``docs/extending.md``); when traced, for a loss that is not a real floating scalar, parameters
-            that are not real floating arrays, a predicate or a mask that selects none, a bad step, a missing state or one of other
-            parameters, and an ``axis_name`` that is not mapped.
+            that are not real floating arrays, a predicate or a mask that selects none, a bad or missing step, a missing state or one of
+            other parameters, parameters that are divided over devices and not declared so, and an ``axis_name`` that is not mapped.
 
     Sources: those of each penalty's constructor; scope: Foret et al. 2021, arXiv 2010.01412, section 4.1 (m-sharpness).
 
@@ -205,14 +334,19 @@ def value_and_grad(
         check_parts(penalty)
         if ascent is not None:
             penalty.check_ascent("a function")
+    for name, function in (("fun", fun), ("ascent", ascent)):
+        if function is not None:
+            check_parameters(function, name)
     checks.choice("scope", scope, ("local", "global"))
+    checks.choice("branch", branch, ("auto", "cond", "select"))
+    checks.flag("with_metrics", with_metrics)
     axes = axis_names(axis_name)
     if scope == "global" and not axes:
         raise ValueError(
             "scope must be 'local' without axis_name; got 'global'. Name the mapped axis, or leave scope out: without a mapped axis "
             "there is one gradient, and it is global."
         )
-    return RegularizedValueAndGrad(fun, penalty, has_aux, parameters, ascent, axes, scope)
+    return RegularizedValueAndGrad(fun, penalty, has_aux, parameters, ascent, axes, scope, norm_axes, branch, with_metrics)
 
 
 def grad(
@@ -224,13 +358,17 @@ def grad(
     ascent: Callable[..., Any] | None = None,
     axis_name: AxisName | None = None,
     scope: Scope = "local",
+    norm_axes: NormAxes | None = None,
+    branch: Branch = "auto",
+    with_metrics: bool = False,
 ) -> RegularizedGrad:
     """The gradient of ``loss + penalty``: in place of ``jax.grad(fun, has_aux=has_aux)``.
 
     The arguments, cost and errors are those of ``value_and_grad``.
 
     Returns:
-        A function ``(params, *args, step=0, **kwargs)`` giving ``grads``, or ``(grads, aux)`` with ``has_aux``; and with a ``state``,
+        A function ``(params, *args, step=..., loss_scale=None, **kwargs)`` giving ``grads``, or ``(grads, aux)`` with ``has_aux``, then
+        ``metrics`` if asked for; and with a ``state``,
         as ``value_and_grad``'s, ``(grads, state)`` or ``(grads, aux, state)``.
 
     SAM on ½θ², where every gradient is the point at which it is taken: G = θ + ρ·sign(θ).
@@ -239,6 +377,16 @@ def grad(
     >>> float(grad(lambda theta: 0.5 * theta**2, gradreg.sam(rho=0.5))(jnp.array(-2.0)))
     -2.5
     """
-    return RegularizedGrad(
-        value_and_grad(fun, penalty, has_aux=has_aux, parameters=parameters, ascent=ascent, axis_name=axis_name, scope=scope)
+    both = value_and_grad(
+        fun,
+        penalty,
+        has_aux=has_aux,
+        parameters=parameters,
+        ascent=ascent,
+        axis_name=axis_name,
+        scope=scope,
+        norm_axes=norm_axes,
+        branch=branch,
+        with_metrics=with_metrics,
     )
+    return RegularizedGrad(both)

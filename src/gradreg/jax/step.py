@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,10 @@ from gradreg.jax.directions import DirectionInputs, ascent_direction
 from gradreg.jax.loss_fn import Evaluate, Evaluated
 from gradreg.jax.masks import MaskInputs, coordinates, masked
 from gradreg.jax.mixing import MixingInputs, add_reused, correction, mix, orthogonal_part, weigh_plain
-from gradreg.jax.norms import Tree, gradient_norm, safe_ratio
+from gradreg.jax.norms import Tree, gradient_norm, inner_product, safe_ratio
 from gradreg.jax.parallel import mean, per_shard
 from gradreg.jax.perturbation import perturbed, weighted_sum
+from gradreg.jax.shards import Shards
 from gradreg.jax.state import AVERAGE, CORRECTION, MASK, PERIOD, REUSED, State, filled, leaves_like, update_ema, with_dtypes_of
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import Condition, Pass, Plan, StepValues
@@ -23,11 +24,23 @@ from gradreg.plan import Condition, Pass, Plan, StepValues
 T = TypeVar("T")
 
 
-def maybe_cond(condition: Condition, if_true: Callable[[], T], if_false: Callable[[], T]) -> T:
-    """The result of one of the two functions; where ``condition`` is traced, by ``jax.lax.cond``, which runs only that one."""
+def maybe_cond(condition: Condition, if_true: Callable[[], T], if_false: Callable[[], T], *, both: bool = False) -> T:
+    """The result of one of the two functions.
+
+    Where ``condition`` is traced, by ``jax.lax.cond``, which runs only that one; with ``both``, both run and the result is selected.
+    """
     if isinstance(condition, bool):
         return if_true() if condition else if_false()
+    if both:
+        return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true(), if_false())
     return jax.lax.cond(condition, if_true, if_false)
+
+
+class Measured(NamedTuple):
+    """What ``with_metrics`` adds; None otherwise."""
+
+    gradient_norm: Any = None
+    cosine: Any = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,9 @@ class Step:
         axes: the mapped axes along which the parameters are marked as varying from shard to shard.
         unequal: those along which the evaluations still differ, and over which the result is averaged.
         state: the state after the previous step.
+        shards: how the parameters are divided over devices.
+        both: whether both sides of a step that may rest are computed, in place of a ``cond``.
+        measures: whether the norm and the cosine are measured.
     """
 
     penalty: GradientPenalty
@@ -53,40 +69,70 @@ class Step:
     axes: tuple[str, ...]
     unequal: tuple[str, ...]
     state: State
+    shards: Shards
+    both: bool = False
+    measures: bool = False
 
-    def run(self, params: Tree) -> tuple[Evaluated, State]:
-        """Loss and aux of the first pass and the regularized gradient, averaged over shards; and the state after the step.
+    def run(self, params: Tree) -> tuple[Evaluated, State, Measured]:
+        """Loss and aux of the first pass and the regularized gradient, averaged over shards; the state after the step; measurements.
 
         One pass where the penalty does not act. The state, and the gradients that are mixed, are the same on all shards.
         """
         direction = self.penalty.direction
-        evaluated, plain, state = self._passes(params)
-        value, total, plain = mean((evaluated.value, evaluated.gradients, plain), self.unequal)
+        evaluated, plain, state, measured = self._passes(params)
+        value, total, plain, measured = mean((evaluated.value, evaluated.gradients, plain, measured), self.unequal)
         result, state = self._mixed(plain, total, state)
         if direction.averages == "results":
             state = update_ema(state, direction.average_decay, result)
-        return Evaluated(value, evaluated.aux, result), state
+        return Evaluated(value, evaluated.aux, result), state, measured
 
-    def _passes(self, params: Tree) -> tuple[Evaluated, Tree | None, State]:
+    def _passes(self, params: Tree) -> tuple[Evaluated, Tree | None, State, Measured]:
         """Loss and aux of the first pass with the sum of weighted gradients, the plain gradient if it is kept apart, and the state."""
         fresh = self.values.fresh
         plan = self.penalty.plan(self.values, separate_ascent=self.ascend is not None)
         if plan.exact:
-            return maybe_cond(fresh, lambda: self._exact(params), lambda: self.evaluate(params)), None, self.state
+            evaluated, state, measured = maybe_cond(
+                fresh, lambda: self._exact(params), lambda: self._rest(self.evaluate(params)), both=self.both
+            )
+            return evaluated, None, state, measured
         start = plan.passes[0]
         if start.of != "loss" or start.offset != 0:
-            evaluated, state = maybe_cond(fresh, lambda: self._run(plan, params), lambda: self._rest(self.evaluate(params)))
-            return evaluated, None, state
+            evaluated, state, measured = maybe_cond(
+                fresh, lambda: self._run(plan, params), lambda: self._rest(self.evaluate(params)), both=self.both
+            )
+            return evaluated, None, state, measured
         # The first pass is the plain one, whether the penalty acts or not. Outside the condition it is compiled only once.
         first = self.evaluate(params)
-        gradients, state = maybe_cond(fresh, lambda: _gradients(self._run(plan, params, first)), lambda: _gradients(self._rest(first)))
-        return first._replace(gradients=gradients), first.gradients if self.penalty.keeps_plain_apart else None, state
+        gradients, state, measured = maybe_cond(
+            fresh, lambda: _gradients(self._run(plan, params, first)), lambda: _gradients(self._rest(first)), both=self.both
+        )
+        return first._replace(gradients=gradients), first.gradients if self.penalty.keeps_plain_apart else None, state, measured
 
-    def _run(self, plan: Plan, params: Tree, first: Evaluated | None = None) -> tuple[Evaluated, State]:
+    def _measured(self, first: Tree, second: Tree | None = None) -> Measured:
+        """The norm of ``first``, and its cosine with ``second``, NaN without."""
+        if not self.measures:
+            return Measured()
+        norm = self._norm(first)
+        if second is None:
+            return Measured(norm, jnp.nan * norm)
+        product = inner_product(self._selected(first), self._selected(second), self._selected_shards())
+        return Measured(norm, safe_ratio(product, norm * self._norm(second)))
+
+    def _norm(self, gradients: Tree) -> jax.Array:
+        return gradient_norm(gradients, self.selected, self.shards.leaves)
+
+    def _selected(self, tree: Tree) -> list[Any]:
+        return [leaf for leaf, chosen in zip(jax.tree.leaves(tree), self.selected, strict=True) if chosen]
+
+    def _selected_shards(self) -> list[tuple[str, ...]]:
+        return [axes for axes, chosen in zip(self.shards.leaves, self.selected, strict=True) if chosen]
+
+    def _run(self, plan: Plan, params: Tree, first: Evaluated | None = None) -> tuple[Evaluated, State, Measured]:
         """The passes of ``plan``, of a step that acts; ``first``: the result of the first one, if it has been evaluated already.
 
         Returns:
-            Loss and aux of the first pass with the sum of weighted gradients, and the state with what the direction and the mask keep.
+            Loss and aux of the first pass with the sum of weighted gradients, the state with what the direction and the mask keep, and
+            what was measured.
         """
         evaluate = {"loss": self.evaluate, "ascent": self.ascend or self.evaluate}
         terms: list[tuple[Any, Tree]] = []
@@ -96,6 +142,8 @@ class Step:
         perturb: Callable[[Tree, Tree | None], tuple[Tree, Any]] | None = None
         vector: Tree = None
         distance: Any = 0.0
+        plain: Tree = None  # the gradients between which the cosine is measured
+        moved: Tree = None
         for i, this in enumerate(plan.passes):
             at = params
             if this.offset != 0:
@@ -104,6 +152,10 @@ class Step:
                     vector, distance = perturb(params, None)
                 at = perturbed(point, vector, (this.offset - offset) * distance, self.selected)
             evaluated = first if i == 0 and first is not None else evaluate[this.of](at)
+            if this.offset == 0 and plain is None:
+                plain = evaluated.gradients
+            elif this.offset != 0 and this.of == "loss" and moved is None:
+                moved = evaluated.gradients
             if results is None:
                 self._check_alike(this, evaluated, params)
                 results = evaluated
@@ -116,7 +168,8 @@ class Step:
                 terms.append((plan.plain_weight, evaluated.gradients))
             elif this.keeps == "sum":
                 terms.append((self._weight(plan, this, evaluated.gradients), evaluated.gradients))
-        return results._replace(gradients=weighted_sum(terms)), state
+        measured = self._measured(results.gradients) if plain is None else self._measured(plain, moved)
+        return results._replace(gradients=weighted_sum(terms)), state, measured
 
     def _weight(self, plan: Plan, this: Pass, gradients: Tree) -> Any:
         """The factor of a pass's gradient in the sum; for the plain gradient the mixing determines it."""
@@ -124,7 +177,7 @@ class Step:
         if this.offset != 0:
             return this.weight
         if mixing.plain_gradient == "normalized":
-            return weigh_plain(mixing, plan.plain_weight, gradient_norm(gradients, self.selected))
+            return weigh_plain(mixing, plan.plain_weight, self._norm(gradients))
         return weigh_plain(mixing, this.weight, None)
 
     def _prepared(self, params: Tree, gradients: Tree | None) -> tuple[Callable[[Tree, Tree | None], tuple[Tree, Any]], State]:
@@ -139,11 +192,12 @@ class Step:
         average = filled(params, state[AVERAGE]) if AVERAGE in state else None
 
         def perturb(at: Tree, gradients: Tree | None) -> tuple[Tree, Any]:
-            inputs = DirectionInputs(at, gradients, average, self.values.step, self.selected)
+            inputs = DirectionInputs(at, gradients, average, self.values.step, self.selected, self.shards.leaves)
             vector, measured = ascent_direction(penalty.direction, inputs)
             distance = self.values.radius
             if penalty.power == 1:
-                distance = distance * safe_ratio(1.0, gradient_norm(measured, self.selected))
+                ratio = safe_ratio(1.0, self._norm(measured))
+                distance = jnp.asarray(distance, ratio.dtype) * ratio
             return vector if masks is None else masked(vector, masks), distance
 
         return perturb, state
@@ -167,9 +221,9 @@ class Step:
         )
         return masks, {**state, MASK: jax.tree.structure(params).unflatten(masks), PERIOD: period}
 
-    def _rest(self, evaluated: Evaluated) -> tuple[Evaluated, State]:
+    def _rest(self, evaluated: Evaluated) -> tuple[Evaluated, State, Measured]:
         """A step at which the penalty does not act: the EMA is still updated with the gradient."""
-        return evaluated, self._averaging(evaluated.gradients)
+        return evaluated, self._averaging(evaluated.gradients), self._measured(evaluated.gradients)
 
     def _averaging(self, gradients: Tree) -> State:
         """The state, its EMA updated with ``gradients`` if the direction averages those."""
@@ -180,7 +234,7 @@ class Step:
 
     def _mixed(self, plain: Tree | None, total: Tree, state: State) -> tuple[Tree, State]:
         """The result, from the plain gradient and the weighted sum, which is the plain gradient too where the penalty does not act."""
-        penalty, values, inputs = self.penalty, self.values, MixingInputs(total, plain)
+        penalty, values, inputs = self.penalty, self.values, MixingInputs(total, plain, self.shards.leaves)
         if penalty.decoupled:
             return plain, {**state, CORRECTION: with_dtypes_of(state[CORRECTION], correction(inputs))}
         if penalty.reuse is not None:
@@ -188,7 +242,7 @@ class Step:
             result, kept = maybe_cond(
                 values.fresh,
                 lambda: (total, with_dtypes_of(kept, orthogonal_part(inputs))),
-                lambda: (maybe_cond(values.acts, lambda: add_reused(plain, kept, a), lambda: plain), kept),
+                lambda: (maybe_cond(values.acts, lambda: add_reused(plain, kept, a, self.shards.leaves), lambda: plain), kept),
             )
             return result, {**state, REUSED: kept}
         if penalty.mixing.plain_gradient == "apart":
@@ -208,7 +262,7 @@ class Step:
                 "Leave what depends on the size of the batch out of aux."
             )
 
-    def _exact(self, params: Tree) -> Evaluated:
+    def _exact(self, params: Tree) -> tuple[Evaluated, State, Measured]:
         """g + strength·H·d, with H·d the forward derivative of the gradient along d."""
 
         def gradients(at: Tree) -> tuple[Tree, tuple[jax.Array, Any]]:
@@ -220,11 +274,12 @@ class Step:
         direction = [leaf if chosen else jnp.zeros_like(leaf) for leaf, chosen in zip(leaves, self.selected, strict=True)]
         scale = self.values.strength
         if self.penalty.power == 1:
-            scale = scale * safe_ratio(1.0, gradient_norm(first, self.selected))
+            ratio = safe_ratio(1.0, self._norm(first))
+            scale = jnp.asarray(scale, ratio.dtype) * ratio
         product = derivative(per_shard(structure.unflatten(direction), self.axes))
-        return Evaluated(value, aux, weighted_sum([(1.0, first), (scale, product)]))
+        return Evaluated(value, aux, weighted_sum([(1.0, first), (scale, product)])), self.state, self._measured(first)
 
 
-def _gradients(found: tuple[Evaluated, State]) -> tuple[Tree, State]:
-    """Gradients and state alone: loss and aux need not pass through a ``cond`` that does not change them."""
-    return found[0].gradients, found[1]
+def _gradients(found: tuple[Evaluated, State, Measured]) -> tuple[Tree, State, Measured]:
+    """All but loss and aux, which need not pass through a ``cond`` that does not change them."""
+    return found[0].gradients, *found[1:]

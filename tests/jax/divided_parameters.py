@@ -1,0 +1,160 @@
+"""Parameters of which each device holds another part; ``test_data_parallel.py`` runs this in a process that simulates eight devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+import gradreg
+from gradreg import GradientPenalty
+from gradreg.jax import value_and_grad
+
+from .cases import arrays, assert_close, first_state
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+WHOLE = PartitionSpec()
+DIVIDED: dict[str, GradientPenalty] = {
+    "sam": gradreg.sam(rho=0.3),
+    "gnp": gradreg.gnp(r=0.3, alpha=0.8),
+    "gnp-unit": gradreg.gnp(r=0.3, alpha=0.8, mixing="unit"),
+    "fgr": gradreg.fgr(gamma=0.2, epsilon=0.5),
+    "cgr": gradreg.cgr(gamma=0.2, epsilon=0.5),
+    "asam": gradreg.asam(rho=0.5, eta=0.1),
+    "layerwise": gradreg.layerwise_sam(rho=0.5, eta=0.1, one_dimensional=True),
+    "exact-norm": gradreg.exact(gamma=0.3, power=1),
+    "gsam": gradreg.gsam(rho=0.3, a=0.4),
+    "looksam": gradreg.looksam(rho=0.3, k=2, a=0.7),
+    "friendly": gradreg.friendly_sam(rho=0.3, sigma=0.7, beta=0.6),
+    "remembered": gradreg.remembered(epsilon=0.3, decay=0.4),
+    "late": gradreg.sam(rho=0.3).warmup("zero", steps=1),
+    "norms": gradreg.sam(rho=0.3).only_norms(),
+}
+checked = pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
+each = pytest.mark.parametrize("name", DIVIDED)
+
+
+def parameters() -> tuple[dict[str, Any], jax.Array]:
+    first, second, bias, norm, x = map(jnp.asarray, arrays((4, 8), (8, 2), (2,), (8,), (8, 4)))
+    return {"in": first, "out": second, "bias": bias, "norm": 1 + 0.1 * norm}, x
+
+
+def whole_loss(params: Any, x: Any) -> Any:
+    return jnp.mean((jnp.tanh(x @ params["in"]) * params["norm"] @ params["out"] + params["bias"]) ** 2)
+
+
+def mesh(devices: int, *axes: str) -> Mesh:
+    return Mesh(np.array(jax.devices()[:devices]).reshape([2] * (len(axes) - 1) + [-1]), axes)
+
+
+TENSOR = {"in": PartitionSpec(None, "model"), "out": PartitionSpec("model"), "bias": WHOLE, "norm": PartitionSpec("model")}
+
+
+def tensor_parallel(params: Any, x: Any) -> Any:
+    """Columns of the first matrix and rows of the second on each device."""
+    return jnp.mean((jax.lax.psum(jnp.tanh(x @ params["in"]) * params["norm"] @ params["out"], "model") + params["bias"]) ** 2)
+
+
+SHARED = {"in": PartitionSpec("data"), "out": PartitionSpec("data"), "bias": WHOLE, "norm": WHOLE}
+
+
+def gathering(params: Any, x: Any) -> Any:
+    """ZeRO: a part of each matrix and of the batch on each device; the loss is that of the device's own examples."""
+    gathered = {k: jax.lax.all_gather(v, "data", axis=0, tiled=True) if k in ("in", "out") else v for k, v in params.items()}
+    return whole_loss(gathered, x)
+
+
+def axes_of(specs: Any) -> Any:
+    return lambda name, leaf: tuple(axis for axis in specs[name] if axis is not None)
+
+
+def check(oracle: Any, loss_specs: Any, batch: PartitionSpec, grid: Mesh, check_vma: bool, name: str) -> None:
+    """Two steps, loss, gradients and memories, against one device."""
+    params, x = parameters()
+    alone = value_and_grad(whole_loss, DIVIDED[name])
+    state = expected_state = first_state(alone, params)
+    for step in (0, 1):
+        value, expected, *following = alone(params, x, step=step, **expected_state)
+        state_specs = {"state": dict.fromkeys(state["state"], loss_specs)} if state else {}
+
+        def shard(params: Any, x: Any, state: Any, step: int = step) -> Any:
+            return oracle(params, x, step=step, **state)
+
+        specs = {"in_specs": (loss_specs, batch, state_specs), "out_specs": (WHOLE, loss_specs, *state_specs.values())}
+        run = jax.jit(jax.shard_map(shard, mesh=grid, check_vma=check_vma, **specs))
+        found_value, found, *found_following = run(params, x, state)
+        np.testing.assert_allclose(found_value, value, rtol=1e-12)
+        assert_close(found, expected)
+        for ours, theirs in zip(found_following, following, strict=True):
+            assert_close(ours, theirs)
+            state, expected_state = {"state": ours}, {"state": theirs}
+
+
+@checked
+@each
+def test_tensor_parallel_on_two_devices_is_one_device(name: str, check_vma: bool) -> None:
+    oracle = value_and_grad(tensor_parallel, DIVIDED[name], norm_axes=axes_of(TENSOR))
+    check(oracle, TENSOR, WHOLE, mesh(2, "model"), check_vma, name)
+
+
+@checked
+@each
+def test_zero_on_four_devices_is_one_device(name: str, check_vma: bool) -> None:
+    oracle = value_and_grad(gathering, DIVIDED[name], axis_name="data", norm_axes=axes_of(SHARED), scope="global")
+    check(oracle, SHARED, PartitionSpec("data"), mesh(4, "data"), check_vma, name)
+
+
+@checked
+@pytest.mark.parametrize("name", ["sam", "fgr", "cgr"])
+def test_batch_and_layers_over_two_axes_is_one_device(name: str, check_vma: bool) -> None:
+    oracle = value_and_grad(tensor_parallel, DIVIDED[name], axis_name="data", norm_axes=axes_of(TENSOR), scope="global")
+    check(oracle, TENSOR, PartitionSpec("data"), mesh(8, "data", "model"), check_vma, name)
+
+
+@pytest.mark.parametrize("name", ["sam", "fgr", "exact-norm"])
+def test_axes_by_name_where_types_say_which_leaves_differ(name: str) -> None:
+    check(value_and_grad(tensor_parallel, DIVIDED[name], norm_axes="model"), TENSOR, WHOLE, mesh(2, "model"), True, name)
+    oracle = value_and_grad(gathering, DIVIDED[name], axis_name="data", norm_axes="data", scope="global")
+    check(oracle, SHARED, PartitionSpec("data"), mesh(4, "data"), True, name)
+
+
+def attempt(fun: Any, specs: Any, penalty: GradientPenalty = DIVIDED["sam"], *, check_vma: bool = True, **options: Any) -> None:
+    params, x = parameters()
+    axis = "model" if specs is TENSOR else "data"
+    batch = PartitionSpec("data") if specs is SHARED else WHOLE
+    oracle = value_and_grad(fun, penalty, **options)
+    out = {"in_specs": (specs, batch), "out_specs": (WHOLE, specs), "check_vma": check_vma}
+    jax.jit(jax.shard_map(lambda p, x: oracle(p, x, step=0), mesh=mesh(4, axis), **out))(params, x)
+
+
+@checked
+def test_what_is_not_declared_is_an_error(check_vma: bool) -> None:
+    with pytest.raises(ValueError, match=r"norm_axes must .*over.* 'model'.*Name the axis in norm_axes"):
+        attempt(tensor_parallel, TENSOR, check_vma=check_vma)
+    with pytest.raises(ValueError, match=r"norm_axes must .*fun gathers a parameter over 'data'"):
+        attempt(gathering, SHARED, axis_name="data", check_vma=check_vma)
+
+
+def test_what_cannot_be_right_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"norm_axes must be a function of name and leaf where .*check_vma=False\); got 'model'"):
+        attempt(tensor_parallel, TENSOR, norm_axes="model", check_vma=False)
+    with pytest.raises(ValueError, match=r"scope must be 'global' where the batch and the parameters .* 'data'; got 'local'"):
+        attempt(gathering, SHARED, axis_name="data", norm_axes=axes_of(SHARED))
+    with pytest.raises(
+        ValueError, match=r"fun must return the same loss on every device along norm_axes; got one that varies over 'model'"
+    ):
+        attempt(lambda p, x: jnp.sum(p["in"]), TENSOR, norm_axes="model")
+    with pytest.raises(ValueError, match=r"norm_axes must name axes along which a leaf differs; got \('model',\) for 'bias'"):
+        attempt(tensor_parallel, TENSOR, norm_axes=lambda name, leaf: "model")
+    with pytest.raises(ValueError, match=r"norm_axes must name axes mapped around the call; got \('modle',\)"):
+        attempt(tensor_parallel, TENSOR, norm_axes="modle")
+    with pytest.raises(TypeError, match=r"norm_axes must name axes, or be a function .*; got 3"):
+        attempt(tensor_parallel, TENSOR, norm_axes=3)
+    for penalty in (gradreg.random_sam(rho=0.3), gradreg.sam(rho=0.3).sparse(0.5, choice="random")):
+        with pytest.raises(ValueError, match=r"norm_axes must be left out for penalties that draw or compare single coordinates"):
+            attempt(tensor_parallel, TENSOR, penalty, norm_axes="model")
