@@ -10,7 +10,8 @@ from typing import Any, NoReturn, get_type_hints
 
 from gradreg import checks
 from gradreg.train.configuration import Config
-from gradreg.train.recipe import FREE, read_yaml
+from gradreg.train.recipe import FREE
+from gradreg.train.strict_yaml import read_yaml
 
 
 class CommandParser:

@@ -64,6 +64,8 @@ def train(
     if resume_from is not None:
         run.state.load(resume_from, run.devices)
     progress = run.state.progress
+    if saver is not None:
+        saver.begin()
     on_start(progress.history)
     while progress.epoch < config.epochs and not (progress.history and not progress.history[-1].finite):
         run.train_epoch(saver, on_step)
