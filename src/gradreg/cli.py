@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("gradreg.study.command", "does a penalty help here, by how much, at what cost: train variants over seeds and report"),
@@ -106,10 +107,11 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 def _written() -> bool:
     """Whether standard output took all that was printed; if nobody reads it any more, the interpreter must not try again at its end."""
-    stream = sys.stdout
+    stream: TextIO | None = sys.stdout
+    if stream is None:  # as it is where the descriptor is closed
+        return True
     try:
-        if stream is not None:  # as it is where the descriptor is closed
-            stream.flush()
+        stream.flush()
     except OSError:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -99,7 +99,7 @@ def test_what_is_not_there_is_said_to_be_missing(run, tmp_path, capsys):
     assert "--weights must name weights that the run in" in (said := capsys.readouterr().err)
     assert "It has last, best." in said
     assert cli.main(["evaluate", str(plain), "--split", "validation"]) == 2
-    assert "got 'validation' of a run that held none out. Use --split test." in capsys.readouterr().err
+    assert "got 'validation' of a run without any. Use --split test." in capsys.readouterr().err
     (plain / "weights.safetensors").write_bytes(b"cut off")
     assert cli.main(["evaluate", str(plain)]) == 2
     assert "weights.safetensors' must hold the weights of this model; SafetensorError" in capsys.readouterr().err

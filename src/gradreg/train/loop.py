@@ -264,6 +264,8 @@ class Run:
             ema_test_loss=None if averaged is None else averaged.loss,
             ema_test_accuracy=None if averaged is None else averaged.accuracy,
             ema_validation_accuracy=None if averaged_validation is None else averaged_validation.accuracy,
+            validation_top5=None if validation is None else validation.top5,
+            ema_validation_loss=None if averaged_validation is None else averaged_validation.loss,
             unreadable_images=self.data.unreadable,
             seconds=state.progress.seconds,
             images_per_second=images_per_second,
