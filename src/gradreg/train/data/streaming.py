@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import ctypes
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from gradreg.train.data import datasets
 from gradreg.train.data.configuration import DataConfig
 from gradreg.train.data.datasets import EncodedImages
 from gradreg.train.data.sampler import BatchIndices, Purpose, seed_of
+from gradreg.train.environment import usable_cores
 
 _CHUNK_SIZE = 256
 """Images that a worker decodes at a time when a whole set is read once."""
@@ -87,8 +90,7 @@ def workers(config: DataConfig) -> int:
     """The number of processes that decode images: ``config.workers``, or one per core that this process may use, at most 8."""
     if config.workers is not None:
         return config.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, usable_cores())
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,19 @@ def _data_loader(
         collate_fn=_identity,
         pin_memory=pinned,
         persistent_workers=keep_workers and workers > 0,
+        worker_init_fn=_end_with_parent,
         generator=torch.Generator(),  # a loader draws a seed for its workers, which must not come from the run's own generator
     )
+
+
+def _end_with_parent(worker: int) -> None:
+    """In a worker: leave signals to the run, which may have been sent them with its whole group and needs its batches to end its step; and
+    die when the run does, however that dies (PyTorch's workers look every five seconds whether it is there).
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _identity(batch: Any) -> Any:
