@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import io
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -33,11 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except BrokenPipeError as error:
-        if _written():
-            return _fail(str(error))
-        return 128 + signal.SIGPIPE  # as of a command that the signal ends: whoever read the output has left
+        # Where nobody reads the output any more, the status is that of a command which the signal ends.
+        return 128 + signal.SIGPIPE if _unread() else _fail(str(error))
     finally:
-        _written()
+        _finish_output()
 
 
 def _run(argv: list[str]) -> int:
@@ -105,18 +105,25 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     return "".join(_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in missing), error.end
 
 
-def _written() -> bool:
-    """Whether standard output took all that was printed; if nobody reads it any more, the interpreter must not try again at its end."""
-    stream: TextIO | None = sys.stdout
-    if stream is None:  # as it is where the descriptor is closed
-        return True
+def _unread() -> bool:
+    """Whether standard output is a pipe that nobody reads."""
     try:
-        stream.flush()
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # a stream without a descriptor, or none
+        return False
+
+
+def _finish_output() -> None:
+    """Write what is still in the buffer; if that cannot be, keep the interpreter from trying again at its end."""
+    stream: TextIO | None = sys.stdout
+    try:
+        if stream is not None:  # as it is where the descriptor is closed
+            stream.flush()
     except OSError:
         with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return False
-    return True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help() -> str:

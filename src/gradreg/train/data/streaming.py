@@ -59,7 +59,7 @@ class StreamingLoader:
             RuntimeError: another epoch was started before this one ended.
         """
         chunks = self._chunks.current = [_Chunk(indices.epoch, indices.selected.tolist()) for indices in batches]
-        loaded = iter(self._loader)
+        loaded = _started(self._loader)
         while True:
             if self._chunks.current is not chunks:
                 raise RuntimeError("an epoch of streamed images must be over before another begins, since one set of workers serves both.")
@@ -72,7 +72,7 @@ class StreamingLoader:
 def decode_all(images: EncodedImages, transform: Callable[..., Tensor], shape: tuple[int, int, int], *, workers: int) -> Tensor:
     """All of ``images``, transformed: uint8 (n, channels, height, width)."""
     chunks = _data_loader(_DecodedImages(images, transform, shape, seed=None), _all_chunks(images), workers)
-    return torch.cat([torch.empty(0, *shape, dtype=torch.uint8), *map(_raise_errors, chunks)])
+    return torch.cat([torch.empty(0, *shape, dtype=torch.uint8), *map(_raise_errors, _started(chunks))])
 
 
 def first(images: EncodedImages, transform: Callable[..., Tensor]) -> Tensor:
@@ -82,7 +82,8 @@ def first(images: EncodedImages, transform: Callable[..., Tensor]) -> Tensor:
 
 def only_readable(images: EncodedImages, *, workers: int) -> EncodedImages:
     """``images`` without those that cannot be decoded. All are tried, which takes part of an epoch's time."""
-    found = torch.cat([_raise_errors(chunk) for chunk in _data_loader(_ReadableImages(images), _all_chunks(images), workers)])
+    loader = _data_loader(_ReadableImages(images), _all_chunks(images), workers)
+    found = torch.cat([_raise_errors(chunk) for chunk in _started(loader)])
     return images if bool(found.all()) else images.take(found.nonzero().squeeze(1))
 
 
@@ -169,12 +170,19 @@ def _data_loader(
     )
 
 
-def _end_with_parent(worker: int) -> None:
-    """In a worker: leave signals to the run, which may have been sent them with its whole group and needs its batches to end its step; and
-    die when the run does, however that dies (PyTorch's workers look every five seconds whether it is there).
+def _started(loader: DataLoader[Tensor | Exception]) -> Iterator[Tensor | Exception]:
+    """Iterate over ``loader``, whose workers leave signals to the run: it may have been sent them with its whole group, and needs its workers'
+    batches to end its step. They inherit that these signals are blocked, from their first instruction on.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent(worker: int) -> None:
+    """In a worker: die when the run does, however that dies; PyTorch's own workers look every five seconds whether it is there."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
