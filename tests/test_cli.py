@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -120,6 +123,52 @@ def test_an_empty_recipe_is_refused(tmp_path, capsys):
     path.write_text("# nothing\n")
     assert run("train", str(path)) == 2
     assert "recipe 'empty' must hold a configuration; got an empty file." in capsys.readouterr().err
+
+
+def as_process(*words: str, **keywords: Any) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **keywords.pop("environment", {})}
+    return subprocess.run([sys.executable, "-m", "gradreg", *words], env=environment, check=False, capture_output=True, **keywords)
+
+
+SMALL = ["digits-noisy-labels", "--epochs", "2", "--model.hidden", "[8]", "--trackers", "[]"]
+
+
+@pytest.mark.slow
+def test_an_ascii_terminal_gets_ascii(tmp_path):
+    ascii_only = {"PYTHONIOENCODING": "ascii", "COLUMNS": "40", "NO_COLOR": "1", "TERM": "dumb"}
+    done = as_process("train", *SMALL, "--out", str(tmp_path / "größe ± \x1b[31m"), environment=ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert b"gr\\xf6\\xdfe +- \\x1b[31m\n" in done.stdout
+    assert all(byte < 128 and byte != 27 for byte in done.stdout)
+    assert done.stdout.count(b"epoch ") == 2
+    failed = as_process("train", "größer", environment=ascii_only)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith(b"gradreg: error: unknown recipe 'gr\\xf6\\xdfer'.")
+
+
+@pytest.mark.slow
+def test_a_run_outlives_whoever_reads_its_output(tmp_path):
+    """A terminal that is closed, or ``| head``: the output goes to a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "gradreg", "train", *SMALL, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, check=False, stdout=writing, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "run" / "result.json").is_file()
+    listing = subprocess.run([*command[:3], "--help"], env=environment, check=False, stdout=writing, stderr=subprocess.PIPE)
+    assert listing.returncode in (0, 128 + signal.SIGPIPE)  # 0 if nothing was written before the end
+    assert listing.stderr == b""
+    os.close(writing)
+
+
+def test_errors_do_not_move_the_cursor(tmp_path, capsys):
+    path = tmp_path / "\x1b[31m\u202ered.yaml"
+    path.write_text("a: [")
+    assert run("train", str(path)) == 2
+    error = capsys.readouterr().err
+    assert "\\x1b[31m\\u202ered.yaml" in error
+    assert not {"\x1b", "\u202e"} & set(error)
 
 
 def test_unforeseen_failures_are_one_line_too(monkeypatch, capsys):

@@ -19,9 +19,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jax": {"core"},
     "integrations": {"core", "torch"},
     "theory": {"core", "torch", "files"},
-    "train": {"core", "torch", "files"},
-    "study": {"core", "torch", "train", "files"},
+    "train": {"core", "torch", "files", "folders"},
+    "study": {"core", "torch", "train", "files", "folders"},
     "files": set(),
+    "folders": {"files"},
     "cli": {"core"},
     "__main__": {"cli"},
 }
@@ -30,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 FRAMEWORKS: dict[str, set[str]] = {
     "core": set(),
     "files": set(),
+    "folders": set(),
     "cli": set(),
     "__main__": set(),
     "torch": {"torch"},

@@ -18,6 +18,15 @@ def describe(value: object) -> str:
     return f"{text} ({type(value).__name__})"
 
 
+def printable(text: str) -> str:
+    """``text`` for a terminal: what would move its cursor or change its colors, and what no encoding holds, is written as in Python.
+
+    >>> printable("runs/\x1b[31mred"), printable("naïve ± 1")
+    ('runs/\\x1b[31mred', 'naïve ± 1')
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def real(name: str, value: object, *, rule: str = "be a number", remedy: str = "") -> float:
     """``value`` as a finite float; ``TypeError`` if it is not a real number, ``ValueError`` if it is NaN or infinite."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import importlib
+import io
 import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("gradreg.study.command", "does a penalty help here, by how much, at what cost: train variants over seeds and report"),
@@ -24,6 +30,17 @@ TRACEBACK = "GRADREG_TRACEBACK"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _take_any_text()
+    try:
+        return _run(argv)
+    except BrokenPipeError as error:
+        # Where nobody reads the output any more, the status is that of a command which the signal ends.
+        return 128 + signal.SIGPIPE if _unread() else _fail(str(error))
+    finally:
+        _finish_output()
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -47,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get(TRACEBACK) or (error.name or "").startswith("gradreg"):
             raise
         return _fail(f"{name} needs the package {error.name!r}, which is not installed. Run: pip install 'gradreg[train]'")
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get(TRACEBACK):
             raise
@@ -58,8 +77,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print(f"gradreg: error: {message}", file=sys.stderr)
+    from gradreg import checks
+
+    print(f"gradreg: error: {checks.printable(message)}", file=sys.stderr)
     return status
+
+
+_ASCII = {
+    **{"±": "+-", "×": "x", "−": "-", "–": "-", "—": "-", "·": "*", "…": "...", "≥": ">=", "≤": "<=", "≠": "!=", "‖": "||", "√": "sqrt"},
+    **{"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "η": "eta", "θ": "theta", "λ": "lambda", "μ": "mu"},
+    **{"ρ": "rho", "σ": "sigma", "²": "^2", "→": "->", "←": "<-", "∇": "grad ", "✓": "yes"},
+}
+
+
+def _take_any_text() -> None:
+    """Let standard output take text that its encoding lacks, such as ± on an ASCII terminal, in letters that it has."""
+    codecs.register_error("gradreg", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="gradreg")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in missing), error.end
+
+
+def _unread() -> bool:
+    """Whether standard output is a pipe that nobody reads."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # a stream without a descriptor, or none
+        return False
+
+
+def _finish_output() -> None:
+    """Write what is still in the buffer; if that cannot be, keep the interpreter from trying again at its end."""
+    stream: TextIO | None = sys.stdout
+    try:
+        if stream is not None:  # as it is where the descriptor is closed
+            stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help() -> str:

@@ -90,6 +90,15 @@ def test_bad_input(run, capsys, words, error):
     assert error in capsys.readouterr().err
 
 
+def test_json_has_no_nan(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli.main(["train", *WORDS, "--optimizer.lr", "1e12", "--out", str(run)]) == 1
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found["loss"] is None
+
+
 def test_what_is_not_there_is_said_to_be_missing(run, tmp_path, capsys):
     assert cli.main(["evaluate", str(tmp_path)]) == 2
     assert "must be the folder of a run; it holds no config.yaml" in capsys.readouterr().err
@@ -99,7 +108,7 @@ def test_what_is_not_there_is_said_to_be_missing(run, tmp_path, capsys):
     assert "--weights must name weights that the run in" in (said := capsys.readouterr().err)
     assert "It has last, best." in said
     assert cli.main(["evaluate", str(plain), "--split", "validation"]) == 2
-    assert "got 'validation' of a run that held none out. Use --split test." in capsys.readouterr().err
+    assert "got 'validation' of a run without any. Use --split test." in capsys.readouterr().err
     (plain / "weights.safetensors").write_bytes(b"cut off")
     assert cli.main(["evaluate", str(plain)]) == 2
     assert "weights.safetensors' must hold the weights of this model; SafetensorError" in capsys.readouterr().err

@@ -148,7 +148,14 @@ def test_with_every_checkpoint_damaged_the_run_begins_again(tmp_path, capsys):
     for checkpoint in (run / "checkpoints").iterdir():
         (checkpoint / "manifest.json").unlink()
     metrics = (run / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
     assert cli.main(["train", "--resume", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("going back to the one before it") == 1
+    assert (
+        "checkpoint step-000000000005 is damaged (manifest.json cannot be read: FileNotFoundError); none is left: the run starts again"
+        in said
+    )
     assert (run / "metrics.jsonl").read_bytes() == metrics
 
 

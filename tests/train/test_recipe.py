@@ -77,8 +77,16 @@ def test_a_block_with_another_name_is_replaced_whole():
         ("schedule: {name: cos}", ValueError, "Got value: cos"),
         ("trackers: null", TypeError, "trackers must not be null. Leave it out for its default"),
         ("model: mlp", TypeError, r"model must be a mapping of keys to values; got 'mlp' \(str\)"),
-        ("model: {name: mlp, 3: 4}", TypeError, r"model must be a mapping of keys to values; got \{'name': 'mlp', 3: 4\}"),
-        ("model: &a {name: mlp, x: [*a]}", ValueError, r"model\.x\.0 must not be a part of itself"),
+        (
+            "model: {name: mlp, 3: 4}",
+            ValueError,
+            r"recipe 'x': line 1 has the key 3 without quotes, which YAML takes for a number\. Quote it",
+        ),
+        (
+            "model: &a\n  name: mlp\n  x: [*a]",
+            ValueError,
+            r"recipe 'x': line 3 has the alias \*a within &a of line 1, and nothing must be a part of itself\. Write out",
+        ),
         (
             "model: {name: mlp, x: 2020-01-01}",
             TypeError,

@@ -13,6 +13,7 @@ Differs from the papers: momentum, GNP, and the verdicts at negative curvature a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -117,6 +118,24 @@ def largest_gamma(curvature: float, *, learning_rate: float, momentum: float = 0
     return -1.0 / h if h < 0 else (2 * (1 + inertia) / (rate * h) - 1.0) / h
 
 
+def sharpest_stable_curvature(gamma: float, *, learning_rate: float, momentum: float = 0.0) -> float:
+    """The curvature h* up to which minima are stable at strength γ: h*(1 + γh*) = 2(1 + μ)/η, and 2(1 + μ)/η for γ = 0.
+
+    Training leaves minima sharper than h* for flatter ones. That is the effect of a penalty, not a sign that it is too strong.
+
+    Args:
+        gamma: γ ≥ 0.
+        learning_rate: η > 0.
+        momentum: μ, 0 ≤ μ < 1.
+
+    >>> sharpest_stable_curvature(3.0, learning_rate=0.5), sharpest_stable_curvature(0.0, learning_rate=0.5)
+    (1.0, 4.0)
+    """
+    rate, inertia = _checked_optimizer(learning_rate, momentum)
+    strength, limit = checks.non_negative("gamma", gamma), 2 * (1 + inertia) / rate
+    return 2 * limit / (1 + math.sqrt(1 + 4 * strength * limit))
+
+
 def settling_distance(curvature: float, strength: float, *, learning_rate: float, momentum: float = 0.0) -> float:
     """How far from the minimum SAM and GNP settle: δ = ηhλ / (2(1 + μ) − ηh), h the largest curvature.
 
@@ -218,13 +237,18 @@ class Advice:
 
     Attributes:
         problems: one sentence each, with a value that is small enough; empty if there are none.
-        largest_strength: the largest stable strength (power 2), or the one that settles at ``tolerated_distance`` (power 1; ∞ without).
+        largest_strength: of power 2, the largest that keeps a minimum of ``largest_curvature`` stable and makes no trap of
+            ``smallest_curvature``; of power 1, the one that settles at ``tolerated_distance`` (∞ without).
         settling_distance: of power 1; 0 for power 2, which converges.
+        stable_curvature: the curvature of the sharpest minima that stay stable.
+        notes: what the penalty does at these curvatures, one sentence each; nothing to mend.
     """
 
     problems: tuple[str, ...]
     largest_strength: float
     settling_distance: float
+    stable_curvature: float
+    notes: tuple[str, ...] = ()
 
 
 def advise(
@@ -249,8 +273,9 @@ def advise(
         step: optimizer step at which schedules are evaluated, ≥ 0.
 
     Returns:
-        Advice. On a quadratic the radius of power 2 has no effect. Where ε·h > 1 a sentence warns that the second gradient is evaluated
-        beyond the minimum, which is harmless only on a true quadratic.
+        Advice. A strength of power 2 that makes ``largest_curvature`` unstable is not too large: training leaves such minima for flatter
+        ones, and a note says how flat. On a quadratic the radius of power 2 has no effect; a note says where ε·h > 1, so that the second
+        gradient is evaluated beyond the minimum and the quadratic is a rough guide.
     """
     rate, inertia = _checked_optimizer(learning_rate, momentum)
     sharp, flat = checks.positive("largest_curvature", largest_curvature), checks.real("smallest_curvature", smallest_curvature)
@@ -259,7 +284,10 @@ def advise(
     if rate * sharp >= 2 * (1 + inertia):
         limit = 2 * (1 + inertia) / sharp
         return Advice(
-            (f"learning rate {rate:g} is unstable at curvature {sharp:g} without any penalty; stay below {limit:.3g}.",), 0.0, 0.0
+            (f"learning rate {rate:g} is unstable at curvature {sharp:g} without any penalty; stay below {limit:.3g}.",),
+            largest_strength=0.0,
+            settling_distance=0.0,
+            stable_curvature=2 * (1 + inertia) / rate,
         )
     if penalty.power == 1:
         distance = settling_distance(sharp, strength, learning_rate=rate, momentum=inertia)
@@ -272,19 +300,25 @@ def advise(
                 f"curvature {flat:g} is a trap while iterates bounce along curvature {sharp:g}, as any below {-trap:.3g} is, at any "
                 "strength; let the strength end at 0, or use power 2."
             )
-        return Advice(tuple(problems), largest, distance)
+        return Advice(tuple(problems), largest, distance, stable_curvature=2 * (1 + inertia) / rate)
     stable = largest_gamma(sharp, learning_rate=rate, momentum=inertia)
     trap = largest_gamma(flat, learning_rate=rate, momentum=inertia) if flat < 0 else np.inf
+    kept = sharpest_stable_curvature(strength, learning_rate=rate, momentum=inertia)
+    notes: list[str] = []
     if strength >= stable:
-        problems.append(f"gamma {strength:g} is unstable at curvature {sharp:g} with learning rate {rate:g}; stay below {stable:.3g}.")
+        notes.append(
+            f"gamma {strength:g} leaves minima stable up to curvature {kept:.3g} with learning rate {rate:g}, so training will leave one "
+            f"of {sharp:g} for a flatter one; below gamma {stable:.3g} it could stay."
+        )
     if strength >= trap:
         problems.append(f"gamma {strength:g} turns curvature {flat:g} into a trap; stay below {trap:.3g}.")
-    if radius is not None and strength > 0 and radius * sharp > 1:
-        problems.append(
-            f"epsilon {radius:g} looks {radius * sharp:.3g} times as far as the minimum of curvature {sharp:g} lies; "
-            f"harmless on a quadratic only: start below {1 / sharp:.3g}."
+    there = min(sharp, kept)
+    if radius is not None and strength > 0 and radius * there > 1:
+        notes.append(
+            f"epsilon {radius:g} looks {radius * there:.3g} times as far as the minimum of curvature {there:.3g} lies, where a quadratic "
+            f"is a rough guide; below {1 / there:.3g} it is a closer one."
         )
-    return Advice(tuple(problems), min(stable, trap), 0.0)
+    return Advice(tuple(problems), min(stable, trap), 0.0, stable_curvature=kept, notes=tuple(notes))
 
 
 def _checked_optimizer(learning_rate: object, momentum: object) -> tuple[float, float]:

@@ -10,7 +10,8 @@ from typing import Any, NoReturn, get_type_hints
 
 from gradreg import checks
 from gradreg.train.configuration import Config
-from gradreg.train.recipe import FREE, read_yaml
+from gradreg.train.recipe import FREE
+from gradreg.train.strict_yaml import read_yaml
 
 
 class CommandParser:
@@ -51,7 +52,7 @@ class CommandParser:
             if word.startswith("--") and option.removeprefix("--") not in ("", *known[1:]):
                 keys = [f"--{key}" for key in (*keys_of_configuration(), *known[1:]) if key not in _BLOCKS]
                 raise ValueError(checks.unknown("option", option, keys))
-        parser = _Parser(prog=self._prog, add_help=False, allow_abbrev=False)
+        parser = Parser(prog=self._prog, add_help=False, allow_abbrev=False)
         for option, keywords in self._options:
             parser.add_argument(option, **keywords)
         options, left_over = parser.parse_known_args(own)
@@ -167,9 +168,11 @@ _DEFAULTS = {f.name: f.default_factory() for f in fields(Config) if f.name == "m
 """The defaults of mappings that are not empty when neither the recipe nor the command line names them."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """``argparse``'s, which raises ``ValueError`` where that prints its usage and ends the process."""
+
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} ({self.prog} --help explains every key)")
+        raise ValueError(f"{message} ({self.prog} --help explains what it takes)")
 
 
 def _block(name: str, value: Any) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
+import shlex
+import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from gradreg import checks, folders
 from gradreg.train import recipe as recipes
 from gradreg.train.arguments import CommandParser
 from gradreg.train.configuration import Config
@@ -19,6 +22,9 @@ DESCRIPTION = (
     "gradreg train --resume RUN resumes an interrupted run from its folder alone. "
     "Several processes: accelerate launch --num_processes 2 -m gradreg train RECIPE --out RUN ..."
 )
+
+_LIVE_WIDTH = 80
+"""Columns of a terminal from which on progress is one line that changes; below, and where the output is a file, it is a line an epoch."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         recipe = recipes.load(options["recipe"])
         config = recipe.configuration(parser.settings(argv, recipe.settings(options["variant"])), options["variant"])
         name = recipe.name
-        folder = Path(options["out"]) if options["out"] else _new_folder(recipe.name, options["variant"], config.seed)
+        folder = Path(options["out"]) if options["out"] else None
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -44,35 +50,79 @@ def main(argv: Sequence[str]) -> int:
     from gradreg.train.checkpoints.policy import Stopped
     from gradreg.train.devices import Devices
     from gradreg.train.outcome import Epoch
-    from gradreg.train.run_folder import RunFolder
+    from gradreg.train.run_folder import CONFIGURATION, RunFolder
 
     devices = Devices(config)
-    if devices.processes > 1 and options["out"] is None and options["resume"] is None:
+    if devices.processes > 1 and folder is None:
         raise ValueError("--out must be given with several processes, which write one folder; got none. Write --out runs/NAME.")
-    console = Console(soft_wrap=True, quiet=not devices.main, highlight=False)
+    console = Console(file=_Outlived(sys.stdout), soft_wrap=True, quiet=not devices.main, highlight=False)  # type: ignore[arg-type]
     penalty = config.resolved_penalty(1)  # the number of steps in an epoch is not known before the data are loaded
-    console.print(f"{name}: {config.model['name']} on {config.data.name}, {config.optimizer.name}, {penalty}", markup=False)
+    live = console.is_terminal and not console.is_dumb_terminal and console.width >= _LIVE_WIDTH
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (devices.main and console.is_terminal)) as progress:
+    with Progress(*columns, console=console, disable=not (devices.main and live)) as progress:
         task = progress.add_task("epochs", total=config.epochs)
 
         def show(epoch: Epoch) -> None:
-            text = f"loss {epoch.train_loss:.4f}  test accuracy {100 * epoch.test_accuracy:.2f} %"
-            progress.update(task, completed=epoch.epoch, description=text)
+            if live:
+                progress.update(task, completed=epoch.epoch, description=f"loss {epoch.train_loss:.4f}  {accuracies(asdict(epoch))}")
+            else:
+                report(f"epoch {epoch.epoch}/{config.epochs}: loss {epoch.train_loss:.4f}, {accuracies(asdict(epoch))}")
 
         def report(message: str) -> None:
-            progress.console.print(message, markup=False)
+            progress.console.print(checks.printable(message), markup=False)
 
+        report(f"{name}: {config.model['name']} on {config.data.name}, {config.optimizer.name}, {penalty}")
+        if folder is None:
+            variant = f"-{options['variant']}" if options["variant"] else ""
+            folder = folders.new_folder(Path(f"runs/train/{name}{variant}-seed-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"))
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_, **__: report(f"warning: {message}")
                 result = RunFolder(folder).run(config, show, report=report, devices=devices)
         except Stopped as stopped:
-            report(f"{stopped}. Resume with: gradreg train --resume {folder}")
+            begun = (folder / CONFIGURATION).is_file()
+            then = f"Resume with: gradreg train --resume {shlex.quote(str(folder))}" if begun else "Start it with the same command"
+            report(f"{stopped}. {then}")
             return 128 + stopped.signal_number
         finally:
             devices.close()
-    return _conclude(console, result, folder)
+    for line in _conclusion(result, folder):
+        report(line)
+    return 1 if result["diverged"] else 0
+
+
+class _Outlived:
+    """A stream whose end the run outlives: a terminal that is closed, the reader of a pipe that leaves. Then nothing more is written."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._do(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._do(lambda stream: stream.flush())
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    @property
+    def encoding(self) -> str:
+        return self._stream.encoding if self._stream is not None else "utf-8"
+
+    def _do(self, what: Callable[[TextIO], object]) -> None:
+        if self._stream is not None:
+            try:
+                what(self._stream)
+            except OSError:
+                self._stream = None
+
+
+def accuracies(found: Mapping[str, Any]) -> str:
+    """The accuracies of an epoch or a result, in percent: on the validation images, if there are any, and on the test images."""
+    named = {split: found.get(f"{split}_accuracy") for split in ("validation", "test")}
+    return ", ".join(f"{split} accuracy {100 * value:.2f} %" for split, value in named.items() if value is not None)
 
 
 def _interrupted(folder: str, argv: Sequence[str]) -> tuple[Path, str, Config]:
@@ -86,19 +136,8 @@ def _interrupted(folder: str, argv: Sequence[str]) -> tuple[Path, str, Config]:
     return Path(folder), Path(folder).name, RunFolder(Path(folder)).configuration()
 
 
-def _new_folder(recipe: str, variant: str | None, seed: int) -> Path:
-    stem = f"runs/train/{recipe}{f'-{variant}' if variant else ''}-seed-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
-    return next(path for path in map(Path, names) if not path.exists())
-
-
-def _conclude(console: Any, result: dict[str, Any], folder: Path) -> int:
+def _conclusion(result: dict[str, Any], folder: Path) -> list[str]:
     cost = f"{result['gradient_evaluations']:g} gradient evaluations, {result['seconds']:.1f} s of training"
     if result["diverged"]:
-        console.print(
-            f"diverged by epoch {result['epochs']}: its loss is not finite, or more than twice that of the untrained model ({cost})"
-        )
-        return 1
-    console.print(f"test accuracy {100 * result['test_accuracy']:.2f} %, train loss {result['train_loss']:.4f} ({cost})")
-    console.print(f"run folder: {folder}", markup=False)
-    return 0
+        return [f"diverged by epoch {result['epochs']}: its loss is not finite, or more than twice that of the untrained model ({cost})"]
+    return [f"{accuracies(result)}, train loss {result['train_loss']:.4f} ({cost})", f"run folder: {folder}"]

@@ -13,6 +13,11 @@ from typing import Any
 _PACKAGES = ("gradreg", "torch", "torchvision", "timm", "accelerate", "numpy", "scipy", "scikit-learn", "jsonargparse")
 
 
+def usable_cores() -> int:
+    """The cores that this process may use, which a container or ``taskset`` makes fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @cache
 def describe() -> dict[str, Any]:
     """Versions of Python and the packages that matter, processor, accelerators, threads, and the git commit of the working directory."""
@@ -25,6 +30,7 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "accelerators": accelerators,
         "git": _git_state(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from gradreg.train.evaluation import Evaluation
 
 DESCRIPTION = (
-    "Evaluate the weights of a run on its test set, every image once. Keys of the evaluation can be overridden, as in --data.root "
-    "ELSEWHERE, --data.name svhn or --device cpu; other data are normalized like the run's own."
+    "Evaluate the weights of a run on its test set or its validation images, every image once. Keys of the evaluation can be overridden, "
+    "as in --data.root ELSEWHERE, --data.name svhn or --device cpu; other data are normalized like the run's own."
 )
 SPLITS = ("test", "validation")
 DEPENDS_ON = ("data", "model", "augmentation.normalize", "batch_size", "evaluation_batch_size", "precision", "device", "threads", "seed")
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     """Run ``gradreg evaluate``; returns 0."""
     parser = CommandParser("evaluate", DESCRIPTION, positional=("run", "folder of the run"))
     parser.add("--weights", type=str, default="last", help="last, best or ema")
-    parser.add("--split", type=str, default="test", help="test, or validation where images were held out")
+    parser.add("--split", type=str, default="test", help="test, or validation where the run has such images")
     parser.add("--json", action="store_true", help="print one line of JSON instead of text")
     options = parser.parse(argv)
 
@@ -65,7 +66,9 @@ def main(argv: Sequence[str]) -> int:
     if not devices.main:
         return 0
     if options["json"]:
-        print(json.dumps({**asdict(found), "images": images, "split": options["split"], "weights": options["weights"]}))
+        # JSON has no NaN, which is the loss of weights that diverged.
+        numbers = {key: value if math.isfinite(value) else None for key, value in asdict(found).items()}
+        print(json.dumps({**numbers, "images": images, "split": options["split"], "weights": options["weights"]}, allow_nan=False))
     else:
         print(
             f"{options['split']}, {images:,} images, {options['weights']} weights: accuracy {100 * found.accuracy:.2f} %, "
@@ -90,7 +93,7 @@ def _evaluated(config: Config, weights: Path, split: str, devices: Devices) -> t
     )
     samples = data.test if split == "test" else data.validation
     if samples is None:
-        raise ValueError("--split must name images that there are; got 'validation' of a run that held none out. Use --split test.")
+        raise ValueError("--split must name images that there are; got 'validation' of a run without any. Use --split test.")
     model = models.create(config.model, classes=data.classes, image_shape=data.image_shape)
     model.to(devices.device, torch.float64 if config.precision == "fp64" else None)  # before it is given weights, which might be fp64
     load_weights(model, weights)

@@ -64,6 +64,8 @@ def train(
     if resume_from is not None:
         run.state.load(resume_from, run.devices)
     progress = run.state.progress
+    if saver is not None:
+        saver.begin()
     on_start(progress.history)
     while progress.epoch < config.epochs and not (progress.history and not progress.history[-1].finite):
         run.train_epoch(saver, on_step)
@@ -262,6 +264,8 @@ class Run:
             ema_test_loss=None if averaged is None else averaged.loss,
             ema_test_accuracy=None if averaged is None else averaged.accuracy,
             ema_validation_accuracy=None if averaged_validation is None else averaged_validation.accuracy,
+            validation_top5=None if validation is None else validation.top5,
+            ema_validation_loss=None if averaged_validation is None else averaged_validation.loss,
             unreadable_images=self.data.unreadable,
             seconds=state.progress.seconds,
             images_per_second=images_per_second,

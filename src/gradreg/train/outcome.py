@@ -27,11 +27,13 @@ class Epoch:
         strength: the penalty's strength at the last step.
         radius: the penalty's radius at the last step; None without one.
         weight_decay: largest coefficient of weight decay at the last step; what the optimizer makes of it is its own business.
-        validation_loss: mean cross entropy over the images held out to validate on; None without any.
+        validation_loss: mean cross entropy over the validation images; None without any.
         validation_accuracy: share of them classified correctly, 0 to 1; None without any.
         ema_test_loss: as test_loss, of the running mean of the weights; None without one.
         ema_test_accuracy: as test_accuracy, of the running mean of the weights.
         ema_validation_accuracy: as validation_accuracy, of the running mean of the weights.
+        validation_top5: share of the validation images whose class is among the five likeliest, 0 to 1; None without any.
+        ema_validation_loss: as validation_loss, of the running mean of the weights.
         unreadable_images: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
         seconds: seconds spent training so far, without evaluation.
         images_per_second: training images over seconds, in this epoch; of the rest of it where a run resumed in its middle.
@@ -54,14 +56,16 @@ class Epoch:
     ema_test_loss: float | None = None
     ema_test_accuracy: float | None = None
     ema_validation_accuracy: float | None = None
+    validation_top5: float | None = None
+    ema_validation_loss: float | None = None
     unreadable_images: int = 0
     seconds: float = 0.0
     images_per_second: float = 0.0
 
     @property
     def finite(self) -> bool:
-        """Whether the training and test losses are finite."""
-        return math.isfinite(self.train_loss) and math.isfinite(self.test_loss)
+        """Whether the losses are finite: in training, on the test set and on the validation images."""
+        return all(math.isfinite(loss) for loss in (self.train_loss, self.test_loss, self.validation_loss) if loss is not None)
 
     @property
     def judged_by(self) -> tuple[str, float]:
@@ -112,7 +116,10 @@ class Outcome:
             "train_loss": last.train_loss,
             "test_loss": last.test_loss,
             "validation_accuracy": last.validation_accuracy,
+            "validation_top5": last.validation_top5,
+            "validation_loss": last.validation_loss,
             "ema_test_accuracy": last.ema_test_accuracy,
+            "ema_validation_accuracy": last.ema_validation_accuracy,
         }
         return {
             "epochs": last.epoch,

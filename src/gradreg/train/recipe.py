@@ -18,10 +18,9 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from gradreg import checks
 from gradreg.train.configuration import Config
+from gradreg.train.strict_yaml import read_text, read_yaml
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -104,7 +103,11 @@ def load(name_or_path: str) -> Recipe:
         return read_recipe(name_or_path, (_folder() / f"{name_or_path}.yaml").read_text(encoding="utf-8"))
     if not path.is_file():
         raise ValueError(f"{checks.unknown('recipe', name_or_path, shipped())} Or give the path of a YAML file.")
-    return read_recipe(path.stem, path.read_text(encoding="utf-8"))
+    text = read_text(path)
+    try:
+        return read_recipe(path.stem, text)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def read_recipe(name: str, text: str) -> Recipe:
@@ -120,10 +123,10 @@ def read_recipe(name: str, text: str) -> Recipe:
         raise TypeError(f"variants of recipe {name!r} must map names to changed keys, as in sam: {{penalty: {{name: sam, rho: 0.1}}}}.")
     _check_keys(f"recipe {name!r}:", content, extra=("description", "variants"))
     for variant, changes in variants.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(variant)):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", variant):
             raise ValueError(f"a variant's name must be made of letters, digits, '.', '_' and '-'; got {checks.describe(variant)}.")
         _check_keys(f"variant {variant!r}:", changes)
-    return Recipe(name=name, description=str(description).strip(), base=content, variants={str(k): v for k, v in variants.items()})
+    return Recipe(name=name, description=str(description).strip(), base=content, variants=variants)
 
 
 def parse_recipe(name: str, text: str) -> Recipe:
@@ -165,33 +168,6 @@ def configuration(settings: Mapping[str, Any]) -> Config:
         block, _, option = key.rpartition(".")
         setattr(built[block] if block else built, option, value)
     return Config(**{f.name: built[f.name] for f in fields(Config)})
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, which it is not in YAML 1.1."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.inf$|^\.nan$", re.IGNORECASE),
-    list("-+0123456789."),
-)
-
-
-def read_yaml(what: str, text: str) -> Any:
-    """The content of ``text``, in the YAML of recipes and command lines.
-
-    Args:
-        what: the name of the text in errors.
-        text: YAML.
-
-    Raises:
-        ValueError: the text is not YAML, or holds a date that does not exist.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{what} must be valid YAML; got this from the parser: {error}") from error
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 
 from gradreg.train import recipe as recipes
+from gradreg.train.arguments import Parser
 from gradreg.train.configuration import Config
 from gradreg.train.data.configuration import DataConfig
 
@@ -17,7 +17,7 @@ MOST_VARIANTS = 6
 
 def main(argv: Sequence[str]) -> int:
     """Run ``gradreg recipes``; returns 0."""
-    argparse.ArgumentParser(prog="gradreg recipes", description=DESCRIPTION).parse_args(argv)
+    Parser(prog="gradreg recipes", description=DESCRIPTION).parse_args(argv)
 
     from rich.console import Console
     from rich.padding import Padding

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import safetensors.torch
 import yaml
 from torch import nn
 
-from gradreg import files
+from gradreg import checks, files
+from gradreg.folders import locked
 from gradreg.train import environment
 from gradreg.train.checkpoints.folders import Checkpoints
 from gradreg.train.checkpoints.policy import Saver
@@ -23,6 +25,7 @@ from gradreg.train.devices import Devices
 from gradreg.train.loop import train
 from gradreg.train.outcome import Epoch, Outcome
 from gradreg.train.recipe import configuration
+from gradreg.train.strict_yaml import read_text, read_yaml
 from gradreg.train.trackers import Trackers
 
 CONFIGURATION = "config.yaml"
@@ -48,25 +51,66 @@ class RunFolder:
         self.path = path
 
     def result(self) -> dict[str, Any] | None:
-        """The result of the completed run; None if it is not complete."""
+        """The result of the completed run; None if it is not complete.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         file = self.path / RESULT
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or not isinstance(found.get("diverged"), bool):
+                raise ValueError("it does not say whether the run diverged")
+        except ValueError as error:
+            raise ValueError(
+                f"{str(file)!r} must hold the result of a run; it is damaged: {error}. Remove it, and resume the run with gradreg train "
+                f"--resume {self.path}, which writes it again."
+            ) from error
+        return found
 
     def history(self) -> list[Epoch]:
-        """The epochs of the run, without their times; an unfinished line is left out."""
-        lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
-        return [Epoch(**_from_json(json.loads(line))) for line in lines if line.endswith("\n")]
+        """The epochs of the run, without their times; an unfinished line is left out.
+
+        Raises:
+            ValueError: a line that is damaged; naming it.
+        """
+        file = self.path / METRICS
+        found: list[Epoch] = []
+        for number, line in enumerate(file.read_bytes().splitlines(keepends=True), 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                found.append(Epoch(**_from_json(json.loads(line))))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"line {number} of {str(file)!r} must be the record of an epoch; it is damaged: {error}. Restore the file; or, if the "
+                    f"run's checkpoints are there, remove {RESULT} and resume it: gradreg train --resume {self.path}."
+                ) from error
+        return found
 
     def configuration(self) -> Config:
         """The run's configuration.
 
         Raises:
-            ValueError: no run in this folder, or a configuration that this version cannot read.
+            ValueError, TypeError: no run in this folder, or a configuration that is damaged or that this version cannot read.
         """
-        file = self.path / CONFIGURATION
-        if not file.is_file():
+        if not (self.path / CONFIGURATION).is_file():
             raise ValueError(f"{str(self.path)!r} must be the folder of a run; it holds no {CONFIGURATION}. Name what --out named.")
-        return configuration(yaml.safe_load(file.read_text(encoding="utf-8")))
+        try:
+            return configuration(self._held())
+        except (ValueError, TypeError) as error:
+            where = str(self.path / CONFIGURATION)
+            raise error if where in str(error) else type(error)(f"{where!r}: {error}") from error
+
+    def _held(self) -> dict[str, Any]:
+        """The keys of the configuration in the folder, as they are written."""
+        file = self.path / CONFIGURATION
+        found = read_yaml(repr(str(file)), read_text(file), exponents=False)
+        if not isinstance(found, dict):
+            raise ValueError(f"{str(file)!r} must be a mapping of keys to values; got {checks.describe(found)}. Restore it.")
+        return found
 
     def check_free_for(self, config: Config) -> None:
         """Raise if the folder holds a run of another configuration.
@@ -82,9 +126,7 @@ class RunFolder:
                     "remove that folder."
                 )
             return
-        held = yaml.safe_load(file.read_text(encoding="utf-8"))
-        wanted = asdict(config)
-        different = differences(held, wanted)
+        different = differences(self._held(), asdict(config))
         if different:
             raise ValueError(
                 f"{str(self.path)!r} holds a run of another configuration; it differs in {', '.join(different)}. "
@@ -114,18 +156,48 @@ class RunFolder:
 
         Raises:
             ValueError: the folder holds a run of another configuration.
+            FolderInUse: another process writes the folder.
             Stopped: a signal stopped the run, which is saved.
             OSError: a file could not be written; the last checkpoint is kept.
         """
-        self.check_free_for(config)
-        ended = self.result()
-        if ended is not None:
-            report(f"the run in {str(self.path)!r} is complete; remove the folder to run it again")
-            return ended
+        ended = self._ended(config)
         devices = devices or Devices(config)
-        if devices.main:
-            files.make_directory(self.path, purpose="--out")
-        devices.wait()
+        with self._locked(devices) if ended is None else nullcontext():
+            ended = ended or self._ended(config)  # which the process that has just left the folder may have written
+            if ended is not None:
+                report(f"the run in {str(self.path)!r} is complete; remove the folder to run it again")
+                return ended
+            return self._run(config, on_epoch, report=report, track=track, devices=devices)
+
+    def _ended(self, config: Config) -> dict[str, Any] | None:
+        """The result in the folder, which must be free for ``config``."""
+        self.check_free_for(config)
+        return self.result()
+
+    @contextmanager
+    def _locked(self, devices: Devices) -> Generator[None]:
+        """The folder, made and locked by the main process; where that cannot, every process raises its error."""
+        with ExitStack() as stack:
+            refused: OSError | None = None
+            if devices.main:
+                try:
+                    stack.enter_context(locked(self.path, purpose="--out"))
+                except OSError as error:
+                    refused = error
+            refused = devices.gather(refused)[0]
+            if refused is not None:
+                raise refused
+            yield
+
+    def _run(
+        self,
+        config: Config,
+        on_epoch: Callable[[Epoch], None],
+        *,
+        report: Callable[[str], None],
+        track: bool,
+        devices: Devices,
+    ) -> dict[str, Any]:
         checkpoints = Checkpoints(self.path / CHECKPOINTS, keep=config.checkpoint.keep)
         newest = next(checkpoints.whole(report if devices.main else lambda message: None), None)
         saver = Saver(checkpoints, config.checkpoint, devices)
@@ -162,8 +234,6 @@ class RunFolder:
         finally:
             if trackers is not None:
                 trackers.close()
-            if devices.main and not any(self.path.iterdir()):  # the run could not even start
-                self.path.rmdir()
         result = outcome.summary()
         if devices.main:
             self._save_weights(outcome)

@@ -170,6 +170,32 @@ def test_a_tree_with_images_to_test_on(tmp_path, test):
     assert DataConfig(name="folder", root=str(tmp_path), validation=1 / 3).training_images() == 6
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_three_folders_mean_what_they_say(tmp_path, name):
+    sets = folder(image_tree(tmp_path, {"train": 4, name: 1, "test": 2}))
+    assert sets.validation is not None
+    assert (len(sets.train), len(sets.validation), len(sets.test)) == (12, 3, 6)
+    alone = folder(image_tree(tmp_path / "alone", {"train": 1, "val": 1}), train_size=None)
+    assert (len(alone.test), alone.validation) == (3, None)
+    for part, images in ((name, sets.validation), ("test", sets.test)):
+        root = tmp_path / f"only-{part}"
+        root.mkdir()
+        (root / "train").symlink_to(tmp_path / "train")
+        (root / "test").symlink_to(tmp_path / part)
+        assert torch.equal(joined(images.batches(9)).images, joined(folder(root).test.batches(9)).images)
+    few = folder(tmp_path, train_size=5, test_size=4, label_noise=1.0)
+    assert (len(few.train), len(few.validation), len(few.test)) == (5, 3, 4)
+    assert joined(few.validation.batches(9)).labels.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"data.validation must be null for 'folder' with validation images of its own, 3; got 2\. Leave"):
+        folder(tmp_path, validation=2)
+
+
+def test_two_folders_for_one_purpose_are_named(tmp_path):
+    image_tree(tmp_path, {"train": 1, "val": 1, "validation": 1, "test": 1})
+    with pytest.raises(ValueError, match=r"must have one folder of validation images; got val and validation\. Remove one"):
+        folder(tmp_path)
+
+
 @pytest.mark.parametrize("split", ["", "train"])
 def test_one_folder_is_split_by_train_size(tmp_path, split):
     image_tree(tmp_path, {split: 4})
@@ -197,11 +223,11 @@ def test_the_classes_to_test_on_must_be_those_to_train_on(tmp_path):
 
 
 def test_folders_without_images_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"data.root must hold a folder of images a class, as .*CLASS/\*.jpg; got this: Couldn't find any"):
+    with pytest.raises(ValueError, match=r"data.root must hold a folder of images a class, as .*CLASS/\*.jpg; got no folder in '.*'\."):
         folder(tmp_path)
     image_tree(tmp_path, {"train": 1, "val": 1})
     (tmp_path / "train" / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"got this: Found no valid file for the classes empty"):
+    with pytest.raises(ValueError, match=r"every class folder of '.*train' must hold an image \(\.jpg, .*\); got none in 'empty'\. Fill"):
         folder(tmp_path)
 
 

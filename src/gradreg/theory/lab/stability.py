@@ -13,7 +13,7 @@ from gradreg.theory.lab import drawing
 from gradreg.theory.lab.report import LabReport, Table
 from gradreg.theory.stability import Fate, Settling, advise, fate, settle, simulated_fate
 
-HELP = "which curvatures GR keeps stable or traps at saddles, how far from a minimum SAM and GNP settle, and whether yours are too large"
+HELP = "which curvatures GR keeps stable or traps at saddles, how far from a minimum SAM and GNP settle, and both for your numbers"
 
 CURVATURES = (1.0, 0.6, 0.3, 0.1)
 """The quadratic on which power 1 is followed; the sharpest first."""
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gamma", type=float, default=0.5, help="for the advice: strength of power 2, >= 0 (default 0.5)")
     parser.add_argument("--epsilon", type=float, default=0.5, help="for the advice: radius of power 2; 0 is DB (default 0.5)")
     parser.add_argument("--rho", type=float, default=0.1, help="for the advice: SAM's radius, > 0 (default 0.1)")
-    parser.add_argument("--tolerated-distance", type=float, default=0.1, help="for the advice: how far SAM may settle, > 0 (default 0.1)")
+    parser.add_argument("--tolerated-distance", type=float, help="for the advice: how far SAM may settle from a minimum, > 0 (any)")
 
 
 def run(options: argparse.Namespace) -> LabReport:
@@ -68,8 +68,8 @@ def run(options: argparse.Namespace) -> LabReport:
             momentum=momentum,
             tolerated_distance=options.tolerated_distance,
         )
-        advice.append((str(penalty), penalty.strength_at(0), found.largest_strength, found.settling_distance, len(found.problems)))
-        remarks += [f"{penalty}: {problem}" for problem in found.problems] or [f"{penalty}: nothing too large."]
+        advice.append((str(penalty), penalty.strength_at(0), found.stable_curvature, found.settling_distance, len(found.problems)))
+        remarks += [f"{penalty}: {remark}" for remark in (*(found.problems or ["nothing too large."]), *found.notes)]
     theory, simulated = maps[momentum]
     pairs = [
         (float(g), float(c), Fate(theory[i, j]).name.lower(), Fate(simulated[i, j]).name.lower())
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> LabReport:
             settled,
             "Where SAM and GNP settle on a quadratic",
         ),
-        "advice": Table(("penalty", "strength", "largest strength", "settles at", "problems"), advice, "Your numbers"),
+        "advice": Table(("penalty", "strength", "stable up to curvature", "settles at", "problems"), advice, "Your numbers"),
         "map": Table(("gamma", "curvature", "theory", "simulation"), pairs),
     }
     figures = {"map": _draw_map(h, gamma, {mu: maps[mu] for mu in sorted({momentum, 0.9})}, rate), "settling": _draw_settling(ends)}

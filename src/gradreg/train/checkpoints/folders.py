@@ -56,12 +56,14 @@ class Checkpoints:
 
     def whole(self, report: Callable[[str], None]) -> Iterator[Path]:
         """The undamaged checkpoints, the newest first; ``report`` is called with what is wrong with each damaged one."""
-        for path in self.all():
+        found = self.all()
+        for path, left in zip(found, range(len(found) - 1, -1, -1), strict=True):
             damage = _damage(path)
             if damage is None:
                 yield path
             else:
-                report(f"checkpoint {path.name} is damaged ({damage}); going back to the one before it.")
+                then = "going back to the one before it" if left else "none is left: the run starts again from its beginning"
+                report(f"checkpoint {path.name} is damaged ({damage}); {then}.")
 
     def _finish(self, unfinished: Path) -> None:
         """Flush every file, write the manifest, rename the folder, and remove the oldest beyond ``keep``."""

@@ -1,4 +1,4 @@
-"""When a run is saved: every few epochs or minutes, at its end, and on SIGTERM or SIGINT."""
+"""When a run is saved: every few epochs or minutes, at its end, and on SIGTERM, SIGHUP or SIGINT."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ _ASK_EVERY = 20
 _SECOND_THOUGHTS = 2.0
 """Seconds after which another SIGINT counts as a second one."""
 
+_STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
 
 class Stopped(Exception):
     """The run was stopped by a signal, and has been saved.
 
     Args:
         signal_number: the signal.
-        step: optimizer steps done.
+        step: optimizer steps done; None if the run had not begun, so that there was nothing to save.
     """
 
-    def __init__(self, signal_number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}; all that was done is saved")
+    def __init__(self, signal_number: int, step: int | None) -> None:
+        when = "before it began" if step is None else f"after step {step}; all that was done is saved"
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} {when}")
         self.signal_number = signal_number
 
 
@@ -51,15 +54,18 @@ class Saver:
         self._devices = devices
         self._saved_at = time.monotonic()
         self._signal = 0
+        self._begun = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """A context in which SIGTERM and SIGINT make the run save and stop; a second SIGINT some seconds later ends it immediately."""
+        """A context in which SIGTERM, SIGHUP and SIGINT make the run save and stop; a second SIGINT some seconds later ends it immediately.
+
+        A signal that is ignored, as ``nohup`` has SIGHUP ignored, stays so.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
+        before = {number: signal.getsignal(number) for number in _STOPPING}
         told_at = float("inf")
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -69,6 +75,8 @@ class Saver:
                 raise KeyboardInterrupt
             self._signal = self._signal or number
             told_at = min(told_at, time.monotonic())
+            if not self._begun and self._devices.processes == 1:  # reading the data may take longer than a scheduler waits
+                raise Stopped(number, None)
 
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
@@ -78,6 +86,12 @@ class Saver:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def begin(self) -> None:
+        """From now on there is something to save: a signal waits for the end of the step."""
+        self._begun = True
+        if self._signal and self._devices.processes == 1:
+            raise Stopped(self._signal, None)
 
     def after_step(self, state: TrainingState) -> None:
         """Save if it is due by the clock or the run must stop.

@@ -157,8 +157,8 @@ _RECORDS = (
     DatasetRecord(
         name="folder",
         reader=readers.folder,
-        layout="`train/CLASS/*.jpg` with `val/`, `validation/` or `test/` next to it; or `CLASS/*.jpg`, of which `train_size` are drawn "
-        "and the rest is the test set",
+        layout="`train/CLASS/*.jpg`, `val/CLASS/*.jpg` (or `valid/`, `validation/`) and `test/CLASS/*.jpg`; without `test/` the test set "
+        "is `val/`. Or `CLASS/*.jpg`, of which `train_size` are drawn and the rest is the test set",
         normalization=_IMAGENET,
         no_download="comes from no network",
     ),

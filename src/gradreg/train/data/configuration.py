@@ -24,7 +24,8 @@ class DataConfig:
         test_size: test images, drawn at random; null takes all.
         label_noise: share of the training labels replaced by a class drawn at random (which may be the true one), 0 to 1.
         split_seed: seed of the split and of the label noise; null takes the run's seed, so that every seed has its own.
-        validation: validation images, held out of the training images: a share between 0 and 1, or a number; null holds none out.
+        validation: validation images, held out of the training images: a share between 0 and 1, or a number; null holds none out. A
+            "folder" with train/, val/ and test/ has validation images of its own.
         root: folder of data sets that are files; docs/data.md says where each is in it.
         download: whether files that are missing under root are downloaded.
         train_split: the split of a "timm:" set to train on.

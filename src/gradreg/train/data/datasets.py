@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -82,7 +83,10 @@ class ImageFiles:
     def open(self, index: int) -> AbstractContextManager[Image.Image]:
         from PIL import Image
 
-        return Image.open(self.describe(index))
+        path = self.describe(index)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for, for ever
+            raise OSError("it must be a plain file, and is a pipe, a socket or a device")
+        return Image.open(path)
 
     def describe(self, index: int) -> str:
         return os.fsdecode(bytes(self._paths[index]))
@@ -126,11 +130,13 @@ class RawDataset:
         train: the training images.
         test: the test images; None if the set has no separate ones.
         classes: how many; None if the files do not say.
+        validation: the validation images; None if the set has no separate ones.
     """
 
     train: InMemoryImages | EncodedImages
     test: InMemoryImages | EncodedImages | None
     classes: int | None = None
+    validation: InMemoryImages | EncodedImages | None = None
 
 
 class UnreadableImage(ValueError):
@@ -138,19 +144,57 @@ class UnreadableImage(ValueError):
 
 
 def decode(images: EncodedImages, index: int) -> Image.Image:
-    """The image at ``index`` in color.
+    """The image at ``index`` in color, upright.
 
     Raises:
-        UnreadableImage: its decoder raised.
+        UnreadableImage: its decoder raised, or its values have no known range.
     """
     try:
         with images.open(index) as image:
-            return image.convert("RGB")
+            return in_color(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise UnreadableImage(
             f"image {images.describe(index)!r} cannot be read: {type(error).__name__}: {error}. "
             "Replace it, or leave out whatever cannot be read with --data.corrupt skip."
         ) from error
+
+
+def in_color(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB, turned as its EXIF orientation says; the upper 8 of 16 bits are kept.
+
+    Raises:
+        ValueError: values whose range is not known: floats, and integers of 32 bits.
+    """
+    from PIL import Image
+
+    image.load()  # before its EXIF is asked for, which some formats hold at their end
+    turn = _TURNS.get(_orientation(image))
+    unknown = _unknown_range(image)
+    if unknown is not None:
+        raise ValueError(f"its pixels are {unknown}, of which nothing says what is white; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(Image.Transpose(turn))
+
+
+def _unknown_range(image: Image.Image) -> str | None:
+    """The kind of the pixels, if it does not say between which numbers they lie."""
+    if image.mode == "F":
+        return "floats"
+    sixteen_bits = image.mode != "I" or image.format in ("PNG", "PPM")  # which Pillow widens to 32
+    return None if sixteen_bits else "integers of 32 bits"
+
+
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""EXIF orientation -> what undoes it, of PIL's ``Transpose``; 1 is upright."""
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # EXIF is damaged more often than images are, and these are upright then
+        return 1
 
 
 def is_readable(images: EncodedImages, index: int) -> bool:
@@ -159,9 +203,9 @@ def is_readable(images: EncodedImages, index: int) -> bool:
         with images.open(index) as image:
             image.draft("RGB", (1, 1))
             image.load()
+            return _unknown_range(image) is None
     except Exception:  # as above
         return False
-    return True
 
 
 def size_mismatch(which: str, image: Tensor, expected: Sequence[int]) -> str:

@@ -58,7 +58,7 @@ class Data:
     Args:
         train: training images.
         test: test images.
-        validation: validation images, held out of the training images; None if there are none.
+        validation: validation images, the set's own or held out of the training images; None if there are none.
         classes: how many.
         image_shape: (channels, height, width).
         in_memory: whether the images are held in memory; otherwise they are read from their files as they are needed.
@@ -94,11 +94,11 @@ def load(
     sampler = BatchSampler(rank, processes)
     raw, classes = _read(config)
     images = _without_unreadable(raw.train, config)
-    own_test = None if raw.test is None else _without_unreadable(raw.test, config)
-    read = len(raw.train) + (0 if raw.test is None else len(raw.test))
-    left = len(images) + (0 if own_test is None else len(own_test))
+    own_test, own_validation = (None if part is None else _without_unreadable(part, config) for part in (raw.test, raw.validation))
+    read = sum(len(part) for part in (raw.train, raw.test, raw.validation) if part is not None)
+    left = sum(len(part) for part in (images, own_test, own_validation) if part is not None)
 
-    splits = split(images, own_test, config, classes=classes, seed=seed)
+    splits = split(images, own_test, config, classes=classes, seed=seed, own_validation=own_validation)
     loaders = Loaders(config, images, count=splits.images, device=device)
     max_value = images.max_value if isinstance(images, InMemoryImages) else 255
     _check_augmentation(augmentation, loaders.shape, max_value, config.name)
@@ -112,7 +112,9 @@ def load(
     return Data(
         train=TrainingSet(training, splits.train.labels, transform, seed=seed, device=device, sampler=sampler),
         test=evaluation_set(splits.test, images if own_test is None else own_test),
-        validation=None if splits.validation is None else evaluation_set(splits.validation, images),
+        validation=None
+        if splits.validation is None
+        else evaluation_set(splits.validation, images if own_validation is None else own_validation),
         classes=classes,
         image_shape=loaders.shape,
         in_memory=loaders.in_memory,

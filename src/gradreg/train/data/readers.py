@@ -6,6 +6,7 @@ the functions that need them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
     from gradreg.train.data.datasets import EncodedImages, ImageFiles, InMemoryImages, RawDataset
 
-TEST_FOLDERS = ("val", "validation", "test")
-"""Names of the folder with the test images, in the order in which they are tried."""
+VALIDATION_FOLDERS = ("val", "valid", "validation")
+"""Names of the folder with the validation images; without a ``test`` next to it, these are the test images, as in ImageNet."""
+
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Endings of the files that are images, torchvision's."""
 
 _TIMM_LIBRARIES = ("hfds", "hfids", "wds", "tfds", "torch")
 """Prefixes of names of timm's sets that can only be read in order."""
@@ -125,7 +129,7 @@ def _cifar(dataset: Any, options: ReadOptions, title: str, example: str) -> RawD
     from gradreg.train.data.datasets import InMemoryImages
 
     class_folders = options.root / options.name
-    if not (options.root / dataset.base_folder).is_dir() and (class_folders / "train").is_dir() and _test_folder(class_folders):
+    if not (options.root / dataset.base_folder).is_dir() and (class_folders / "train").is_dir() and _evaluation_folders(class_folders)[1]:
         return folder(replace(options, root=class_folders))
 
     def split(train: bool) -> InMemoryImages:
@@ -173,18 +177,18 @@ class _ClassFolders:
 
 
 def folder(options: ReadOptions) -> RawDataset:
-    """``root/train/CLASS/*.jpg`` with ``root/val`` (or ``validation``, or ``test``) next to it, or ``root/CLASS/*.jpg`` to be split."""
+    """``root/train/CLASS/*.jpg`` with ``test`` and ``val`` (``valid``, ``validation``) next to it, or ``root/CLASS/*.jpg`` to be split."""
     from gradreg.train.data.datasets import RawDataset
 
-    train, test = _training_folder(options.root), _test_folder(options.root)
-    found = _class_folders(train)
-    return RawDataset(found.images(), None if test is None else _same_classes(test, found.classes), classes=len(found.classes))
+    train = _class_folders(_training_folder(options.root))
+    validation, test = (None if path is None else _same_classes(path, train.classes) for path in _evaluation_folders(options.root))
+    return RawDataset(train.images(), test, validation=validation, classes=len(train.classes))
 
 
 def count_training_images(root: Path) -> int | None:
     """The number of images that ``folder`` trains on if it uses all; None if there are no test images, so that it cannot."""
     train = _training_folder(root)
-    return None if _test_folder(root) is None else len(_class_folders(train).paths)
+    return None if _evaluation_folders(root)[1] is None else len(_class_folders(train).paths)
 
 
 def tiny_imagenet(options: ReadOptions) -> RawDataset:
@@ -241,21 +245,78 @@ def _training_folder(root: Path) -> Path:
     return root / "train" if (root / "train").is_dir() else root
 
 
-def _test_folder(root: Path) -> Path | None:
+def _evaluation_folders(root: Path) -> tuple[Path | None, Path | None]:
+    """The folders with the validation and the test images; the only one that is there has the test images, whatever its name.
+
+    Raises:
+        ValueError: two folders for one purpose.
+    """
     if not (root / "train").is_dir():
-        return None
-    return next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+        return None, None
+    found = [root / name for name in VALIDATION_FOLDERS if (root / name).is_dir()]
+    if len(found) > 1:
+        raise ValueError(f"{root} must have one folder of validation images; got {' and '.join(path.name for path in found)}. Remove one.")
+    validation, test = found[0] if found else None, root / "test"
+    return (validation, test) if test.is_dir() else (None, validation)
 
 
 def _class_folders(root: Path) -> _ClassFolders:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name)) if root.is_dir() else []
+    if not classes:
+        raise ValueError(f"data.root must hold a folder of images a class, as {root}/CLASS/*.jpg; got no folder in {str(root)!r}.")
+    paths: list[str] = []
+    labels: list[int] = []
+    empty: list[str] = []
+    for label, name in enumerate(classes):
+        found = _images_under(root / name, root)
+        paths += found
+        labels += [label] * len(found)
+        empty += [] if found else [name]
+    if empty:
+        raise ValueError(
+            f"every class folder of {str(root)!r} must hold an image ({', '.join(_EXTENSIONS)}); got none in "
+            f"{', '.join(map(repr, empty[:3]))}{f' and {len(empty) - 3} more' if len(empty) > 3 else ''}. Fill or remove them."
+        )
+    return _ClassFolders(classes, paths, labels)
 
-    try:
-        classes, index = find_classes(str(root))
-        samples = make_dataset(str(root), index, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        raise ValueError(f"data.root must hold a folder of images a class, as {root}/CLASS/*.jpg; got this: {error}") from error
-    return _ClassFolders(classes, [path for path, _ in samples], [label for _, label in samples])
+
+def _images_under(folder: Path, root: Path) -> list[str]:
+    """The image files of a class, in the order of torchvision's; each real folder is read once, however many links lead to it.
+
+    Raises:
+        ValueError: a link to a folder that holds this one, through which images would come again and again, or as another class.
+    """
+    around = {_identity(path) for path in (root, *root.resolve().parents)}
+    seen: set[tuple[int, int]] = set()
+    waiting, found = [str(folder)], []
+    while waiting:
+        current = waiting.pop()
+        identity = _identity(current)
+        if identity in around:
+            raise ValueError(
+                f"{current!r} must not lead to a folder that holds it; it is a link to {os.path.realpath(current)!r}. Remove it."
+            )
+        if identity in seen:
+            continue
+        seen.add(identity)
+        for entry in os.scandir(current):
+            if _hidden(entry.name):
+                continue
+            if entry.is_dir():
+                waiting.append(entry.path)
+            elif entry.name.lower().endswith(_EXTENSIONS):
+                found.append((current, entry.name))
+    return [os.path.join(*place) for place in sorted(found)]
+
+
+def _hidden(name: str) -> bool:
+    """Whether a file or folder belongs to a program, not to the data: ``.ipynb_checkpoints``, ``._0.jpg``, ``__MACOSX``."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def _same_classes(root: Path, classes: list[str]) -> ImageFiles:
@@ -347,12 +408,12 @@ def _read_in_order(dataset: Any, resize: Callable[..., Tensor]) -> InMemoryImage
     """A set without access by position, read into memory, because batches need access by position."""
     import torch
 
-    from gradreg.train.data.datasets import InMemoryImages, size_mismatch
+    from gradreg.train.data.datasets import InMemoryImages, in_color, size_mismatch
 
     images: list[Tensor] = []
     labels: list[int] = []
     for image, label in dataset:
-        images.append(resize(image.convert("RGB")))
+        images.append(resize(in_color(image)))
         labels.append(int(label))
         if images[-1].shape != images[0].shape:
             raise ValueError(size_mismatch(f"image {len(labels) - 1}", images[-1], images[0].shape))

@@ -30,8 +30,8 @@ class Splits:
 
     Args:
         train: of the training images.
-        validation: of the training images too; None if none are held out.
-        test: of the test images; of the training images if the set has no test images of its own.
+        validation: of the validation images; of the training images if the set has none of its own and some are held out, else None.
+        test: of the test images; of the training images if the set has none of its own.
     """
 
     train: Subset
@@ -45,7 +45,13 @@ class Splits:
 
 
 def split(
-    images: InMemoryImages | EncodedImages, own_test: InMemoryImages | EncodedImages | None, config: DataConfig, *, classes: int, seed: int
+    images: InMemoryImages | EncodedImages,
+    own_test: InMemoryImages | EncodedImages | None,
+    config: DataConfig,
+    *,
+    classes: int,
+    seed: int,
+    own_validation: InMemoryImages | EncodedImages | None = None,
 ) -> Splits:
     """The split that ``config`` describes, drawn by ``config.split_seed``, or by ``seed`` if that is null.
 
@@ -55,10 +61,16 @@ def split(
         config: the sizes, and the share of labels to be made noisy.
         classes: how many.
         seed: of the run.
+        own_validation: validation images; None if the set has none of its own.
 
     Raises:
-        ValueError: more images wanted than there are, or none left to test on.
+        ValueError: more images wanted than there are, none left to test on, or validation images held out beside the set's own.
     """
+    if own_validation is not None and config.validation is not None:
+        raise ValueError(
+            f"data.validation must be null for {config.name!r} with validation images of its own, {len(own_validation)}; got "
+            f"{config.validation}. Leave it out, or remove the folder of validation images."
+        )
     size = config.images_asked_for
     if size is None and own_test is None:
         raise ValueError(config.needs_train_size())
@@ -81,6 +93,8 @@ def split(
             raise ValueError(f"data.test_size must be <= {len(test)}, the test images of {config.name!r}; got {config.test_size}.")
         test = test[torch.randperm(len(test), generator=generator)[: config.test_size]]
     labels = (images if own_test is None else own_test).labels[test]
+    if own_validation is not None:
+        return Splits(train, Subset(torch.arange(len(own_validation)), own_validation.labels), Subset(test, labels))
     return Splits(train=train, validation=validation if held else None, test=Subset(test, labels))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import ctypes
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ from gradreg.train.data import datasets
 from gradreg.train.data.configuration import DataConfig
 from gradreg.train.data.datasets import EncodedImages
 from gradreg.train.data.sampler import BatchIndices, Purpose, seed_of
+from gradreg.train.environment import usable_cores
 
 _CHUNK_SIZE = 256
 """Images that a worker decodes at a time when a whole set is read once."""
@@ -56,7 +59,7 @@ class StreamingLoader:
             RuntimeError: another epoch was started before this one ended.
         """
         chunks = self._chunks.current = [_Chunk(indices.epoch, indices.selected.tolist()) for indices in batches]
-        loaded = iter(self._loader)
+        loaded = _started(self._loader)
         while True:
             if self._chunks.current is not chunks:
                 raise RuntimeError("an epoch of streamed images must be over before another begins, since one set of workers serves both.")
@@ -69,7 +72,7 @@ class StreamingLoader:
 def decode_all(images: EncodedImages, transform: Callable[..., Tensor], shape: tuple[int, int, int], *, workers: int) -> Tensor:
     """All of ``images``, transformed: uint8 (n, channels, height, width)."""
     chunks = _data_loader(_DecodedImages(images, transform, shape, seed=None), _all_chunks(images), workers)
-    return torch.cat([torch.empty(0, *shape, dtype=torch.uint8), *map(_raise_errors, chunks)])
+    return torch.cat([torch.empty(0, *shape, dtype=torch.uint8), *map(_raise_errors, _started(chunks))])
 
 
 def first(images: EncodedImages, transform: Callable[..., Tensor]) -> Tensor:
@@ -79,7 +82,8 @@ def first(images: EncodedImages, transform: Callable[..., Tensor]) -> Tensor:
 
 def only_readable(images: EncodedImages, *, workers: int) -> EncodedImages:
     """``images`` without those that cannot be decoded. All are tried, which takes part of an epoch's time."""
-    found = torch.cat([_raise_errors(chunk) for chunk in _data_loader(_ReadableImages(images), _all_chunks(images), workers)])
+    loader = _data_loader(_ReadableImages(images), _all_chunks(images), workers)
+    found = torch.cat([_raise_errors(chunk) for chunk in _started(loader)])
     return images if bool(found.all()) else images.take(found.nonzero().squeeze(1))
 
 
@@ -87,8 +91,7 @@ def workers(config: DataConfig) -> int:
     """The number of processes that decode images: ``config.workers``, or one per core that this process may use, at most 8."""
     if config.workers is not None:
         return config.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, usable_cores())
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,26 @@ def _data_loader(
         collate_fn=_identity,
         pin_memory=pinned,
         persistent_workers=keep_workers and workers > 0,
+        worker_init_fn=_end_with_parent,
         generator=torch.Generator(),  # a loader draws a seed for its workers, which must not come from the run's own generator
     )
+
+
+def _started(loader: DataLoader[Tensor | Exception]) -> Iterator[Tensor | Exception]:
+    """Iterate over ``loader``, whose workers leave signals to the run: it may have been sent them with its whole group, and needs its workers'
+    batches to end its step. They inherit that these signals are blocked, from their first instruction on.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent(worker: int) -> None:
+    """In a worker: die when the run does, however that dies; PyTorch's own workers look every five seconds whether it is there."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _identity(batch: Any) -> Any:

@@ -52,7 +52,8 @@ def create(options: Mapping[str, Any], *, classes: int, image_shape: tuple[int, 
 
         register_with_timm()
         if not timm.is_model(name):
-            raise ValueError(checks.unknown("model", name, dict.fromkeys([*OURS, *timm.list_models()])))
+            unknown = checks.unknown("model", name, dict.fromkeys([*OURS, *timm.list_models()]))
+            raise ValueError(f"{unknown} gradreg models 'vit*', say, lists those that match.")
         build = timm.create_model
         arguments["model_name"] = name
         of_timm = timm.get_pretrained_cfg(name)

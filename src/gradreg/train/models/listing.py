@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,7 +89,9 @@ class Row:
 
 def main(argv: Sequence[str]) -> int:
     """Run ``gradreg models``; returns 0."""
-    parser = argparse.ArgumentParser(prog="gradreg models", description=DESCRIPTION)
+    from gradreg.train.arguments import Parser
+
+    parser = Parser(prog="gradreg models", description=DESCRIPTION)
     explanation = "part of a name, or a pattern with * and ? for the whole of it, as in 'vit_*_patch16_224' (quote it for the shell)"
     parser.add_argument("pattern", metavar="PATTERN", nargs="?", help=explanation)
     pattern: str | None = parser.parse_args(argv).pattern
@@ -104,9 +106,12 @@ def main(argv: Sequence[str]) -> int:
 
     names = list(OURS) if pattern is None else matching(pattern)
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = max(console.width, 120)  # the longest names are whole in a file
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
     for heading, side in (("model", "left"), ("parameters", "right"), ("images", "right")):
-        table.add_column(heading, justify=side, no_wrap=True)  # pyright: ignore[reportArgumentType]
+        # In a narrow terminal a name takes two lines: half of one is none.
+        table.add_column(heading, justify=side, no_wrap=side == "right", overflow="fold")  # pyright: ignore[reportArgumentType]
     for name in track(names, description="counting", console=console, transient=True, disable=not console.is_terminal):
         row = Row(name, PARAMETERS[name], known(name)["input_size"]) if name in OURS else describe(name)
         table.add_row(*row.cells())
