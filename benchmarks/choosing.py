@@ -31,8 +31,8 @@ def base_of(recipe: recipes.Recipe, root: str | None) -> dict[str, Any]:
 def run_missing(jobs: Iterable[Job], runs: Path, workers: int) -> None:
     """Run the jobs that are not complete under ``runs``."""
     missing = [job for job in jobs if RunFolder(runs / job.folder).result() is None]
-    for job, result in run_jobs(missing, runs, workers=workers):
-        print(job.folder, result["test_accuracy"], flush=True)
+    for job, result in run_jobs(lambda: missing, runs, workers=workers):
+        print(job.folder, result.get("test_accuracy", result.get("error")), flush=True)
 
 
 def store(name: str, content: dict[str, Any]) -> None:

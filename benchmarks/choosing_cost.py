@@ -27,6 +27,7 @@ from gradreg.study.plan import Job, make_plan
 from gradreg.study.statistics import deviation, paired_difference
 from gradreg.train import recipe as recipes
 from gradreg.train.run_folder import RunFolder
+from gradreg.train.task import RecipeTask
 
 PLAIN, REFERENCE, LONGER = "none", "fgr", "none, as many gradients as fgr"
 RESAMPLES = 10_000
@@ -35,9 +36,10 @@ RESAMPLES = 10_000
 def jobs(task: str, seeds: int, root: str | None) -> dict[str, list[Job]]:
     """Name -> the runs of that name, one a seed."""
     recipe = recipes.load(task)
-    plan = make_plan(recipe, choosing.base_of(recipe, root), penalties=None, seeds=seeds)
-    found: dict[str, list[Job]] = {name: [j for j in plan.jobs if (j.variant, j.budget) == (name, "epochs")] for name in plan.variants}
-    found[LONGER] = [j for j in plan.jobs if (j.budget, j.evaluations) == ("gradients", plan.matched[REFERENCE])]
+    plan = make_plan(RecipeTask(recipe, choosing.base_of(recipe, root)), seeds=seeds)
+    planned, longer = plan.jobs({}), plan.longer({})[REFERENCE].evaluations
+    found: dict[str, list[Job]] = {name: [j for j in planned if (j.name, j.budget) == (name, "epochs")] for name in plan.variants}
+    found[LONGER] = [j for j in planned if (j.budget, j.evaluations) == ("gradients", longer)]
     return found
 
 

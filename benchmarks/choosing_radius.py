@@ -18,10 +18,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import choosing
-from gradreg.study.plan import Job, gradient_evaluations
+from gradreg.study.plan import Job
 from gradreg.train import recipe as recipes
 from gradreg.train.recipe import configuration
 from gradreg.train.run_folder import RunFolder
+from gradreg.train.task import RecipeVariant, gradient_evaluations
 
 FIRST_SEED = 100
 PLAIN = "plain"
@@ -58,7 +59,7 @@ def jobs(task: str, seeds: int, root: str | None) -> list[tuple[str, float | Non
             penalty = None if radius is None else METHODS[method](radius)
             config = configuration({**base, "penalty": penalty, "seed": seed})
             name = method if radius is None else f"{method}-{radius:g}"
-            found.append((method, radius, Job(name, seed, "epochs", gradient_evaluations(config), config)))
+            found.append((method, radius, Job(name, seed, "epochs", gradient_evaluations(config), RecipeVariant(config))))
     return found
 
 

@@ -57,7 +57,7 @@ def data_sets() -> str:
 
 def comparison_columns() -> str:
     """Every column of the table of ``gradreg compare``."""
-    return markdown(("column", "meaning"), [(column.header, column.meaning) for column in COLUMNS])
+    return markdown(("column", "meaning"), [(column.header.replace("{metric}", "METRIC"), column.meaning) for column in COLUMNS])
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write ``value`` as indented JSON; NaN raises ``ValueError``, because JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Append ``values`` to a file of JSON lines. NaN and infinity, which JSON does not have, are written as strings."""
+    plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(plain, allow_nan=False) + "\n")
 
 
 def make_directory(path: Path, *, purpose: str) -> Path:

@@ -16,6 +16,7 @@ from gradreg import cli
 from gradreg.train import recipe as recipes
 from gradreg.train.loop import train
 from gradreg.train.recipe import configuration
+from gradreg.train.task import RecipeTask
 
 
 def results_of(folder):
@@ -47,12 +48,12 @@ def test_the_table_is_that_of_the_runs(comparison):
     }
     rows = {(row["variant"], row["budget"]): row for row in results["table"]}
     for key, values in accuracy.items():
-        assert rows[key]["accuracy"] == pytest.approx(values.mean())
+        assert rows[key]["mean"] == pytest.approx(values.mean())
         assert rows[key]["deviation"] == pytest.approx(values.std(ddof=1))
         assert f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" in comparison.printed
     gnp = rows["gnp", "epochs"]
-    assert gnp["difference"]["mean"] == pytest.approx((accuracy["gnp", "epochs"] - accuracy["none", "epochs"]).mean())
-    assert gnp["matched_difference"]["mean"] == pytest.approx((accuracy["gnp", "epochs"] - accuracy["none", "gradients"]).mean())
+    assert gnp["difference"]["difference"] == pytest.approx((accuracy["gnp", "epochs"] - accuracy["none", "epochs"]).mean())
+    assert gnp["matched_difference"]["difference"] == pytest.approx((accuracy["gnp", "epochs"] - accuracy["none", "gradients"]).mean())
     assert gnp["cost"] == 2.0
     assert f"report: {comparison.folder / 'report.html'}" in comparison.printed
 
@@ -115,7 +116,7 @@ def test_a_variant_that_diverges_is_reported_and_not_hidden(tmp_path, capsys, mo
     assert cli.main(["compare", str(path), "--seeds", "2", "--workers", "1", "--out", str(out)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "diverged (2 of 2)" in printed
-    assert "hot, SAM(rho 0.1): diverged in every run." in printed
+    assert "hot, SAM(rho 0.1): no result, of 2 runs it diverged in every one." in printed
     hot = [r for r in results_of(out)["runs"] if r["variant"] == "hot"]
     assert [(r["diverged"], r["test_accuracy"]) for r in hot] == [(True, None), (True, None)]
     assert "diverged (2 of 2)" in (out / "report.html").read_text()
@@ -127,11 +128,12 @@ def test_a_dead_worker_is_an_error_in_words_and_what_is_complete_stays(tmp_path,
 
     recipe = recipes.load("digits-noisy-labels")
     base = {**recipe.settings(), "epochs": 1, "data": {"train_size": 100}}
-    jobs = plans.make_plan(recipe, base, penalties=["sam"], seeds=1).jobs
-    runs = workers.run_jobs(jobs, tmp_path, workers=1)
+    jobs = plans.make_plan(RecipeTask(recipe, base), ["sam"], seeds=1).jobs({})
+    jobs = [job for job in jobs if job.name == "sam"] + [job for job in jobs if job.name != "sam"]
+    runs = workers.run_jobs(lambda: jobs, tmp_path, workers=1)
     next(runs)
     monkeypatch.setattr(workers, "_start_worker", _die)
-    broken = workers.run_jobs([jobs[1]], tmp_path, workers=1)
+    broken = workers.run_jobs(lambda: jobs[:1], tmp_path, workers=1)
     with pytest.raises(RuntimeError, match="a worker process died while running sam/seed-0 or beside it"):
         next(broken)
     assert (tmp_path / jobs[0].folder / "result.json").is_file()

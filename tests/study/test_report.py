@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 
+from gradreg.study.comparison import run_study
 from gradreg.study.plan import make_plan
-from gradreg.study.results import Run, rows
-from gradreg.study.table import COLUMNS
+from gradreg.study.table import shown_columns
 from gradreg.train import recipe as recipes
+from gradreg.train.task import RecipeTask
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 if os.environ.get("GRADREG_REQUIRE_CHROMIUM"):
@@ -50,10 +51,10 @@ def test_the_page_shows_the_table_and_draws_the_charts(browser, comparison, widt
     assert len(shown) == len(table) == 4
     for text, row in zip(shown, table, strict=True):
         assert text.startswith(row["label"])
-        assert f"{row['accuracy']:.2f} ± {row['deviation']:.2f}" in text
+        assert f"{row['mean']:.2f} ± {row['deviation']:.2f}" in text
         if row["difference"]:
             difference = row["difference"]
-            assert f"{difference['mean']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]" in text
+            assert f"{difference['difference']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]" in text
 
     # Three variants in the first chart, the longer baseline beside them in the second, a trace a row in the third.
     lines = [page.locator(f"#chart-{i} path.js-line").count() for i in (0, 1)]
@@ -67,16 +68,14 @@ def test_the_page_shows_the_table_and_draws_the_charts(browser, comparison, widt
 
 
 def test_text_of_a_recipe_cannot_break_the_page(comparison, tmp_path):
-    import json
     from dataclasses import replace
 
-    from gradreg.study import report
-
     recipe = replace(recipes.load("digits-noisy-labels"), description="<script>alert(1)</script> & </p>")
-    plan = make_plan(recipe, {**recipe.settings(), "epochs": 8}, penalties=["gnp", "fgr"], seeds=3)
-    runs = [Run(**run) for run in json.loads((comparison.folder / "results.json").read_text())["runs"]]
+    plan = make_plan(RecipeTask(recipe, {**recipe.settings(), "epochs": 8}), ["gnp", "fgr"], seeds=3)
     (tmp_path / "runs").symlink_to(comparison.folder / "runs")
-    page = report.write_report(plan, rows(plan, runs), runs, {}, folder=tmp_path, command="gradreg compare </pre>").read_text()
+    found = run_study(plan, tmp_path, command="gradreg compare </pre>")
+    page = (tmp_path / "report.html").read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;/p&gt;" in page
     assert "compare &lt;/pre&gt;" in page
-    assert all(column.text(row) in page for row in rows(plan, runs) for column in COLUMNS)
+    assert all(column.text(row) in page for row in found.rows for column in shown_columns(found.rows))
+    assert "corrected for the number of variants by Holm&#39;s method" in page

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gradreg.study.statistics import deviation, mean, paired_difference
+from gradreg.study.statistics import (
+    bca_interval,
+    detectable_difference,
+    deviation,
+    holm,
+    mean,
+    paired_difference,
+    paired_t,
+    seeds_needed,
+    sign_flip_p,
+)
 
 
 def test_a_difference_by_hand():
@@ -35,3 +45,57 @@ def test_too_few_seeds_give_no_interval_rather_than_a_wrong_one():
 def test_mean_and_deviation():
     assert (mean([1.0, 2.0, 4.0]), deviation([1.0, 2.0, 4.0])) == pytest.approx((7 / 3, np.std([1, 2, 4], ddof=1)))
     assert (mean([]), deviation([1.0])) == (None, None)
+
+
+def test_the_paired_t_test_of_many_studies_is_scipys_of_each():
+    samples = np.random.default_rng(0).normal(0.5, 1.0, (4, 3, 7))
+    samples[1, 2, 3:5] = np.nan
+    found = paired_t(samples)
+    for i, j in np.ndindex(4, 3):
+        theirs = stats.ttest_1samp(samples[i, j][~np.isnan(samples[i, j])], 0.0)
+        assert found.p[i, j] == pytest.approx(theirs.pvalue)
+    single = stats.ttest_1samp(samples[0, 0], 0.3, alternative="greater")
+    assert paired_t(samples[0, 0]).p_above(0.3) == pytest.approx(single.pvalue)
+
+
+def test_holm_by_hand_and_by_the_row():
+    # Holm's own rule: sorted p times 4, 3, 2, 1, never falling.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([[0.9, 0.8], [0.01, 0.9]]) == pytest.approx(np.array([[1.0, 1.0], [0.02, 0.9]]))
+
+
+def test_sign_flips_count_every_flip_by_hand():
+    # Of the 8 sign patterns of (1, 2, 4) the sums are ±1, ±3, ±5, ±7: two are as far out as 7, all as far as 1.
+    assert sign_flip_p([1.0, 2.0, 4.0]) == 0.25
+    assert sign_flip_p([1.0, 2.0, -4.0]) == 1.0
+    assert sign_flip_p([-1.0, 2.0, 4.0]) == 0.5
+    assert (sign_flip_p([0.0] * 5), sign_flip_p([3.0])) == (1.0, 1.0)
+    assert sign_flip_p([1.0] * 10) == pytest.approx(2 / 1024)
+    assert sign_flip_p([1.0] * 30) == pytest.approx(2 / 10000), "of 9,999 drawn flips and the observed one"
+
+
+def test_bca_is_scipys_from_eight_seeds_on_and_the_same_each_time():
+    sample = np.random.default_rng(1).gamma(1.0, size=12)
+    theirs = stats.bootstrap((sample,), np.mean, method="BCa", confidence_level=0.9, rng=np.random.default_rng(0)).confidence_interval
+    assert bca_interval(sample, level=0.9) == (theirs.low, theirs.high) == bca_interval(sample, level=0.9)
+    assert bca_interval(sample[:7]) is None
+    assert bca_interval([0.3] * 9) is None
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(2, 0.05), (3, 0.01), (5, 0.05), (20, 0.05 / 8), (200, 0.001)])
+def test_the_detectable_difference_has_its_power(n, alpha):
+    found = detectable_difference(n, 2.0, alpha=alpha)
+    # P(T > c) = E[Φ(ncp − c·s)] over the sample's own s, integrated over the distribution of chi.
+    c, ncp = stats.t.isf(alpha / 2, n - 1), found / 2.0 * np.sqrt(n)
+    grid = (np.arange(20000) + 0.5) / 20000
+    s = np.sqrt(stats.chi2.ppf(grid, n - 1) / (n - 1))
+    assert stats.norm.cdf(ncp - c * s).mean() == pytest.approx(0.8, abs=1e-4)
+
+
+def test_seeds_needed_at_its_ends():
+    assert seeds_needed(0.0, 1.0, alpha=0.05) is None
+    assert seeds_needed(1.0, 0.0, alpha=0.05) is None
+    assert seeds_needed(0.01, 1.0, alpha=0.05) is None, "more than 1,000"
+    assert seeds_needed(1000.0, 1.0, alpha=0.05) == 2
+    # Cohen 1988: d = 0.5, two-sided .05, power .8 takes 34 pairs.
+    assert seeds_needed(0.5, 1.0, alpha=0.05) == seeds_needed(-0.5, 1.0, alpha=0.05) == 34

@@ -10,10 +10,11 @@ import pytest
 
 from gradreg import cli
 from gradreg.penalties import GradientPenalty
-from gradreg.study.plan import Plan, make_plan
+from gradreg.study.plan import Job, Plan, make_plan
 from gradreg.train import recipe as recipes
 from gradreg.train.arguments import CommandParser
 from gradreg.train.configuration import Config
+from gradreg.train.task import RecipeTask, RecipeVariant
 
 TEXT = """
 data: {train_size: 100}
@@ -62,25 +63,31 @@ def test_a_warm_up_in_epochs_is_built_again_for_the_steps_that_the_data_have(bui
 
 def plan_of(seeds: int) -> Plan:
     recipe = recipes.read_recipe("x", TEXT)
-    return make_plan(
-        recipe, CommandParser("compare", "").settings(["x", "--optimizer.lr", "0.1"], recipe.base), penalties=None, seeds=seeds
-    )
+    return make_plan(RecipeTask(recipe, CommandParser("compare", "").settings(["x", "--optimizer.lr", "0.1"], recipe.base)), seeds=seeds)
+
+
+def config_of(job: Job) -> Config:
+    assert isinstance(job.variant, RecipeVariant)
+    return job.variant._configuration(job.seed, job.stretch)
 
 
 def test_a_plan_parses_each_variant_once_whatever_the_seeds(built):
     plan = plan_of(seeds=7)
-    assert len({(job.variant, job.config.seed, job.budget, job.config.epochs) for job in plan.jobs}) == len(plan.jobs) == 5 * 7
-    assert all(job.config.seed == job.seed for job in plan.jobs)
-    # Two more configurations are the plain one lengthened, the compute-matched baselines; the penalty warmed up in epochs is built twice.
-    assert built == {"configurations": 5, "penalties": 3, "parses": 3}
+    jobs = plan.jobs({})
+    assert len({job.folder for job in jobs}) == len(jobs) == 5 * 7
+    # The penalty warmed up in epochs is built twice.
+    assert built == {"configurations": 3, "penalties": 3, "parses": 3}
+    # The two longer baselines are made from what was parsed.
+    assert {(config_of(job).seed, config_of(job).epochs) for job in jobs if job.budget == "gradients"}
+    assert built["parses"] == 3
 
 
 def test_the_configurations_of_a_plan_are_those_that_each_seed_would_be_parsed_to():
     recipe = recipes.read_recipe("x", TEXT)
-    for job in plan_of(seeds=2).jobs:
+    for job in plan_of(seeds=2).jobs({}):
         if job.budget == "epochs":
-            settings = recipes.merge(recipe.settings(job.variant), {"seed": job.seed, "optimizer": {"lr": 0.1}})
-            assert job.config == recipes.configuration(settings)
+            settings = recipes.merge(recipe.settings(job.name), {"seed": job.seed, "optimizer": {"lr": 0.1}})
+            assert config_of(job) == recipes.configuration(settings)
 
 
 def test_an_error_is_the_recipes_where_the_recipe_is_wrong_by_itself():

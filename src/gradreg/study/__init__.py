@@ -1,1 +1,7 @@
-"""Comparing penalties on a task: at equal epochs, at equal gradient evaluations, over seeds, with a report."""
+"""Does a penalty help on my task? Any training function as a study: variants over seeds, fair baselines, and an answer with intervals."""
+
+from gradreg.study.comparison import Comparison, compare
+from gradreg.study.functions import FunctionTask, task
+from gradreg.study.run import Run
+
+__all__ = ["Comparison", "FunctionTask", "Run", "compare", "task"]

@@ -1,80 +1,107 @@
-"""The page's charts, by Plotly: learning curves, accuracy against gradient evaluations, and a dot for each seed."""
+"""The page's charts, by Plotly: learning curves, the metric against gradient evaluations and seconds, and a dot for each seed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from gradreg.study.results import Run
+from gradreg.study.results import Record
 from gradreg.study.table import Row
-from gradreg.train.outcome import Epoch
+from gradreg.study.tasks import Metric
 
 # Okabe and Ito's palette, which is distinguishable with any kind of color vision; the baseline is gray.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _BASELINE = "#666666"
 
-History = Mapping[tuple[str, int], Sequence[Epoch]]
-"""(row's label, seed) -> the epochs of that run; runs that diverged are left out."""
+History = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
+"""(row's label, seed) -> the records of that run; runs that diverged or failed are left out."""
+
+Place = Callable[[Mapping[str, Any]], float | None]
 
 
-def learning_curves(rows: Sequence[Row], history: History) -> go.Figure:
-    """Test accuracy after each epoch, mean and one standard deviation over the seeds, at equal epochs."""
-    figure = _figure("epoch", "test accuracy, %")
+def learning_curves(rows: Sequence[Row], history: History, metric: Metric) -> go.Figure | None:
+    """The test metric after each epoch, mean and one standard deviation over the seeds, at equal epochs; validation dotted."""
+    by_epoch = any(record.get("epoch") is not None for records in history.values() for record in records)
+    figure = _figure("epoch" if by_epoch else "step", f"{metric.title}{metric.unit}")
     equal = {row.label for row in rows if row.budget == "epochs"}
     for row in rows:
         if row.label in equal:
-            _curve(figure, row, history, rows, x=lambda epoch: epoch.epoch)
-    return _with_range_of_second_halves(figure, {key: epochs for key, epochs in history.items() if key[0] in equal})
+            _curve(figure, row, history, rows, metric, x=lambda record: record.get("epoch" if by_epoch else "step"))
+            _curve(figure, row, history, rows, metric, x=lambda record: record.get("epoch" if by_epoch else "step"), key=metric.validation)
+    return _with_range_of_second_halves(figure, {key: records for key, records in history.items() if key[0] in equal}, metric)
 
 
-def accuracy_by_cost(rows: Sequence[Row], history: History) -> go.Figure:
-    """Test accuracy against the gradient evaluations spent; the compute-matched baselines are dashed."""
-    figure = _figure("gradient evaluations", "test accuracy, %")
+def metric_by_cost(rows: Sequence[Row], history: History, metric: Metric) -> go.Figure | None:
+    """The test metric against the gradient evaluations spent; longer baselines are dashed."""
+    figure = _figure("gradient evaluations", f"test {metric.title}{metric.unit}")
     for row in rows:
-        _curve(figure, row, history, rows, x=lambda epoch: epoch.gradient_evaluations)
-    return _with_range_of_second_halves(figure, history)
+        _curve(figure, row, history, rows, metric, x=lambda record: record.get("gradient_evaluations"))
+    return _with_range_of_second_halves(figure, history, metric)
 
 
-def dots(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Run]]) -> go.Figure:
-    """Final test accuracy of every run, and their mean as a bar."""
-    figure = _figure("", "final test accuracy, %")
+def metric_by_seconds(rows: Sequence[Row], history: History, metric: Metric) -> go.Figure | None:
+    """The test metric against the seconds spent; None where runs do not record them."""
+    figure = _figure("seconds", f"test {metric.title}{metric.unit}")
     for row in rows:
-        finished = [run for run in runs_of[row.label] if run.test_accuracy is not None]
-        color = _color(row, rows)
-        spread = np.linspace(-0.18, 0.18, len(finished)) if len(finished) > 1 else [0.0] * len(finished)
-        position = list(rows).index(row)
+        _curve(figure, row, history, rows, metric, x=lambda record: record.get("seconds"))
+    return _with_range_of_second_halves(figure, history, metric) if figure.data else None
+
+
+def dots(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Record]], metric: Metric) -> go.Figure:
+    """Final test metric of every run, their mean as a bar, and the runs of a seed joined by a thin line."""
+    figure = _figure("", f"final test {metric.title}{metric.unit}")
+    seeds = sorted({run.seed for group in runs_of.values() for run in group})
+    places = dict(zip(seeds, np.linspace(-0.18, 0.18, len(seeds)) if len(seeds) > 1 else [0.0], strict=True))
+    for seed in seeds:
+        joined = [(i, run) for i, row in enumerate(rows) for run in runs_of[row.label] if run.seed == seed and run.test is not None]
         figure.add_trace(
             go.Scatter(
-                x=[position + s for s in spread],
-                y=[100 * (run.test_accuracy or 0.0) for run in finished],
+                x=[i + places[seed] for i, _ in joined],
+                y=[metric.shown(run.test or 0.0) for _, run in joined],
+                mode="lines",
+                line={"color": "#c9cfd6", "width": 1},
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        )
+    for position, row in enumerate(rows):
+        finished = [run for run in runs_of[row.label] if run.test is not None]
+        color = _color(row, rows)
+        figure.add_trace(
+            go.Scatter(
+                x=[position + places[run.seed] for run in finished],
+                y=[metric.shown(run.test or 0.0) for run in finished],
                 mode="markers",
                 marker={"color": color, "size": 9, "opacity": 0.75},
                 name=row.label,
                 text=[f"seed {run.seed}" for run in finished],
-                hovertemplate="%{text}: %{y:.2f} %<extra>" + row.label + "</extra>",
+                hovertemplate=f"%{{text}}: %{{y:.4g}}{' %' if metric.percent else ''}<extra>{row.label}</extra>",
                 showlegend=False,
             )
         )
-        if row.accuracy is not None:
-            figure.add_shape(
-                type="line", x0=position - 0.3, x1=position + 0.3, y0=row.accuracy, y1=row.accuracy, line={"color": color, "width": 3}
-            )
+        if row.mean is not None:
+            figure.add_shape(type="line", x0=position - 0.3, x1=position + 0.3, y0=row.mean, y1=row.mean, line={"color": color, "width": 3})
     figure.update_xaxes(tickvals=list(range(len(rows))), ticktext=[row.label.replace(", ", ",<br>") for row in rows], showgrid=False)
     return figure
 
 
-def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], *, x: Callable[[Epoch], float]) -> None:
-    runs = [epochs for (label, _), epochs in history.items() if label == row.label]
+def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], metric: Metric, *, x: Place, key: str | None = None) -> None:
+    key = key or metric.test
+    runs = [
+        [r for r in records if r.get(key) is not None and x(r) is not None] for (label, _), records in history.items() if label == row.label
+    ]
+    runs = [records for records in runs if records]
     if not runs:
         return
-    shortest = min(len(epochs) for epochs in runs)
-    places = [x(epoch) for epoch in runs[0][:shortest]]
-    accuracy = 100 * np.array([[epoch.test_accuracy for epoch in epochs[:shortest]] for epochs in runs])
-    mean, spread = accuracy.mean(axis=0), accuracy.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(shortest)
-    color = _color(row, rows)
-    if len(runs) > 1:
+    shortest = min(len(records) for records in runs)
+    places = [float(np.mean([x(records[i]) or 0.0 for records in runs])) for i in range(shortest)]
+    values = np.array([[metric.shown(record[key]) for record in records[:shortest]] for records in runs])
+    mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(shortest)
+    color, test = _color(row, rows), key == metric.test
+    if len(runs) > 1 and test:
         figure.add_trace(
             go.Scatter(
                 x=[*places, *places[::-1]],
@@ -88,6 +115,7 @@ def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], *
                 legendgroup=row.label,
             )
         )
+    dash = "dot" if not test else "dash" if row.budget == "gradients" else "solid"
     figure.add_trace(
         go.Scatter(
             x=places,
@@ -95,18 +123,25 @@ def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], *
             mode="lines",
             name=row.label,
             legendgroup=row.label,
-            line={"color": color, "width": 2.5, "dash": "dash" if row.budget == "gradients" else "solid"},
-            hovertemplate="%{y:.2f} %<extra>" + row.label + "</extra>",
+            showlegend=test,
+            line={"color": color, "width": 2.5 if test else 1.5, "dash": dash},
+            hovertemplate=f"%{{y:.4g}}{' %' if metric.percent else ''}<extra>{row.label}</extra>",
         )
     )
 
 
-def _with_range_of_second_halves(figure: go.Figure, history: History) -> go.Figure:
-    """The accuracy axis limited to the range of the second halves of the runs: the first epochs would squeeze the rest together."""
-    late = [100 * epoch.test_accuracy for epochs in history.values() for epoch in epochs[len(epochs) // 2 :]]
+def _with_range_of_second_halves(figure: go.Figure, history: History, metric: Metric) -> go.Figure:
+    """The metric's axis limited to the range of the second halves of the runs: the first epochs would squeeze the rest together."""
+    late = [
+        metric.shown(record[metric.test])
+        for records in history.values()
+        for record in records[len(records) // 2 :]
+        if metric.test in record
+    ]
     if late:
-        margin = 0.15 * (max(late) - min(late)) + 0.5
-        figure.update_yaxes(range=[max(0.0, min(late) - margin), min(100.0, max(late) + margin)])
+        margin = 0.15 * (max(late) - min(late)) or 0.05 * abs(late[0]) or 0.5
+        low, high = min(late) - margin, max(late) + margin
+        figure.update_yaxes(range=[max(0.0, low), min(100.0, high)] if metric.percent else [low, high])
     return figure
 
 

@@ -1,76 +1,185 @@
-"""``gradreg compare RECIPE``: train every variant and seed, then say whether it helped, by how much, and at what cost."""
+"""``gradreg compare TASK``: train every variant and seed of a recipe or of a file's task, then say whether it helped, and at what cost."""
 
 from __future__ import annotations
 
-import json
+import re
 import shlex
-from collections.abc import Sequence
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from gradreg import checks, files
-from gradreg.study.plan import make_plan
-from gradreg.train import recipe as recipes
-from gradreg.train.arguments import CommandParser
+from gradreg import checks
+from gradreg.study.functions import FunctionTask, load_task
+from gradreg.study.plan import RIVALS, Plan, make_plan
 
 DEFAULT_RECIPE = "digits-noisy-labels"
 DESCRIPTION = (
-    "Train the variants of a recipe, and plain training with as many gradient evaluations as each, over several seeds, and report. "
-    "Any key of the recipe can be overridden for all of them, as in --epochs 30."
+    "Train the variants of a recipe, or of a task in a file of your own (FILE.py, FILE.py:NAME or MODULE:NAME), and plain training with as "
+    "many gradient evaluations as each, over several seeds, and report. Any key of the recipe, or option of the task, can be given for "
+    "all of them, as in --epochs 30."
+)
+OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "--penalties",
+        {
+            "nargs": "+",
+            "type": str,
+            "help": "variants by name, or penalties such as sam:rho=0.1 or fgr:gamma=0.5,epsilon=0.5@lr=0.05 (all variants)",
+        },
+    ),
+    ("--seeds", {"type": int, "default": 5, "help": "how many seeds, from the recipe's seed on"}),
+    ("--rivals", {"nargs": "+", "type": str, "help": f"what to compare with: {', '.join(RIVALS)} (all)"}),
+    ("--margin", {"type": float, "help": "the difference that matters, in the table's unit: verdicts then also say 'no worse'"}),
+    ("--out", {"type": str, "help": "folder for results.json, report.html and the runs (runs/TASK)"}),
+    ("--fresh", {"action": "store_true", "help": "keep what is in the folder aside, and run everything anew"}),
+    ("--workers", {"type": int, "help": "worker processes (one a core; one with an accelerator; 0: in this process)"}),
 )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``gradreg compare``; returns 0. Interrupted, the same command runs only what is missing."""
-    parser = CommandParser("compare", DESCRIPTION, default_recipe=DEFAULT_RECIPE)
-    parser.add("--penalties", nargs="+", type=str, help="names of the recipe's variants to compare (all of them)")
-    parser.add("--seeds", type=int, default=5, help="how many seeds, from the recipe's seed on")
-    parser.add("--out", type=str, help="folder for results.json, report.html and the runs (runs/RECIPE)")
-    parser.add("--workers", type=int, help="worker processes (one a core; one with an accelerator)")
-    options = parser.parse(argv)
+    """Run ``gradreg compare``; returns 0, or 1 if a run failed. Interrupted, the same command runs only what is missing."""
+    with _ended_by_signals():
+        return _compare(argv)
+
+
+def _compare(argv: Sequence[str]) -> int:
+    first = next((word for word in argv if not word.startswith("-")), "")
+    function = argv and argv[0] == first and bool(re.search(r"\.py$|:[A-Za-z_]\w*$", first))
+    options, plan = _function_plan(first, argv[1:]) if function else _recipe_plan(argv)
+    if options["margin"] is not None:
+        checks.positive("--margin", options["margin"], remedy="It is the difference that matters, in the table's unit.")
     if options["workers"] is not None:
-        checks.whole("--workers", options["workers"], minimum=1, remedy="Leave it out for one a core.")
-    recipe = recipes.load(options["recipe"])
-    plan = make_plan(recipe, parser.settings(argv, recipe.base), penalties=options["penalties"], seeds=options["seeds"])
+        checks.whole("--workers", options["workers"], minimum=0, remedy="Leave it out for one a core.")
+    folder = Path(options["out"] or f"runs/{plan.task}")
+    if options["fresh"] and folder.exists():
+        folder.rename(folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from gradreg.study import report, results, table, workers
-    from gradreg.train.run_folder import ENVIRONMENT, RunFolder
-
-    folder = Path(options["out"] or f"runs/{recipe.name}")
-    files.make_directory(folder, purpose="--out")
-    done: dict[str, results.Run] = {}
-    for job in plan.jobs:
-        run_folder = RunFolder(folder / "runs" / job.folder)
-        run_folder.check_free_for(job.config)
-        ended = run_folder.result()
-        if ended is not None:
-            done[job.folder] = results.Run.of(job, ended)
-    missing = [job for job in plan.jobs if job.folder not in done]
+    from gradreg.study import table
+    from gradreg.study.comparison import run_study
 
     console = Console()
-    count = options["workers"] or min(workers.default_workers(), max(1, len(missing)))
-    kept = f", {len(done)} of them already there" if done else ""
-    console.print(f"{recipe.name}: {len(plan.jobs)} runs{kept}, {count} at a time", highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("epochs", total=sum(job.config.epochs for job in missing))
-        finished = workers.run_jobs(missing, folder / "runs", workers=count, on_epoch=lambda: progress.advance(task)) if missing else ()
-        for job, ended in finished:
-            run = done[job.folder] = results.Run.of(job, ended)
-            accuracy = "diverged" if run.test_accuracy is None else f"{100 * run.test_accuracy:.2f} %"
-            label = run.variant if run.budget == "epochs" else f"{run.variant} ({run.planned_evaluations} gradients)"
-            progress.console.print(f"  {label}, seed {run.seed}: {accuracy}, {run.seconds:.1f} s", highlight=False, markup=False)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total:g}"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar as progress:
+        shown = progress.add_task("runs", total=1)
+        shares: dict[str, float] = {}
+        left = [0]
 
-    runs = [done[job.folder] for job in plan.jobs]
-    environment = json.loads((folder / runs[0].folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    found = results.rows(plan, runs)
-    files.write_json(folder / "results.json", results.results(plan, runs, environment))
-    page = report.write_report(plan, found, runs, environment, folder=folder, command=shlex.join(["gradreg", "compare", *argv]))
-    console.print(table.terminal_table(found, title=f"{recipe.name}, {len(plan.seeds)} seeds", width=console.width))
-    for row in found:
+        def start(planned: int, done: int, workers: int) -> None:
+            left[0] = done
+            kept = f", {done} of them already there" if done else ""
+            at_once = "one after the other" if workers == 0 else f"{workers} at a time"
+            console.print(f"{plan.task}: {planned} runs{kept}, {at_once}", highlight=False, markup=False)
+            progress.update(shown, total=max(1, planned - done))
+
+        def advance(job: Any, share: float) -> None:
+            shares[job.folder] = max(share, shares.get(job.folder, 0.0))
+            progress.update(shown, completed=sum(shares.values()))
+
+        def ended(record: Any, planned: int) -> None:
+            shares[record.folder.removeprefix("runs/")] = 1.0
+            progress.update(shown, total=max(1, planned - left[0]), completed=sum(shares.values()))
+            value = "diverged" if record.test is None else _shown(plan, record.test)
+            value = f"failed: {record.error}" if record.error is not None else value
+            label = record.variant if record.budget == "epochs" else f"{record.variant} ({record.planned_evaluations} gradients)"
+            progress.console.print(f"  {label}, seed {record.seed}: {value}, {record.seconds:.1f} s", highlight=False, markup=False)
+
+        found = run_study(
+            plan,
+            folder,
+            workers=options["workers"],
+            margin=options["margin"],
+            command=shlex.join(["gradreg", "compare", *argv]),
+            on_start=start,
+            on_progress=advance,
+            on_record=ended,
+        )
+    title = f"{plan.task}, {len(plan.seeds)} seed{'' if len(plan.seeds) == 1 else 's'}"
+    console.print(table.terminal_table(found.rows, plan.metric, title=title, width=console.width))
+    for row in found.rows:
         if row.variant != plan.baseline:
             console.print(row.verdict(), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
-    return 0
+    for text in found.warnings:
+        console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    return 1 if any(record.error is not None for record in found.records) else 0
+
+
+def _shown(plan: Plan, value: float) -> str:
+    return f"{100 * value:.2f} %" if plan.metric.percent else f"{plan.metric.title} {value:.5g}"
+
+
+def _recipe_plan(argv: Sequence[str]) -> tuple[dict[str, Any], Plan]:
+    from gradreg.train import recipe as recipes
+    from gradreg.train.arguments import CommandParser
+    from gradreg.train.task import RecipeTask
+
+    parser = CommandParser("compare", DESCRIPTION, default_recipe=DEFAULT_RECIPE)
+    for option, keywords in OPTIONS:
+        parser.add(option, **keywords)
+    options = parser.parse(argv)
+    recipe = recipes.load(options["recipe"])
+    task = RecipeTask(recipe, parser.settings(argv, recipe.base))
+    return options, make_plan(task, options["penalties"], seeds=options["seeds"], rivals=options["rivals"])
+
+
+def _function_plan(reference: str, argv: Sequence[str]) -> tuple[dict[str, Any], Plan]:
+    task = load_task(reference)
+    options = _parse(task, reference, argv)
+    given = {key: options.pop(key) for key in task.options}
+    return options, make_plan(task, options["penalties"], seeds=options["seeds"], rivals=options["rivals"], options=given)
+
+
+def _parse(task: FunctionTask, reference: str, argv: Sequence[str]) -> dict[str, Any]:
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog=f"gradreg compare {reference}", description=task.description or DESCRIPTION, exit_on_error=False, allow_abbrev=False
+    )
+    for option, keywords in OPTIONS:
+        parser.add_argument(option, **keywords)
+    task.add_options(parser)
+    known = [*(option for option, _ in OPTIONS), *(f"--{name}" for name in task.options), "--help"]
+    for word in argv:
+        option = word.partition("=")[0]
+        if word.startswith("--") and option.split(".")[0] not in known:
+            raise ValueError(checks.unknown("option", option, known))
+    try:
+        parsed = parser.instantiate(parser.parse_args(list(argv)))
+    except ArgumentError as error:
+        text = " ".join(str(error.message).split()).replace("Parser key", "option")
+        raise ValueError(f"{text} (gradreg compare {reference} --help explains every option)") from error
+    return {
+        **{option.removeprefix("--"): parsed[option.removeprefix("--")] for option, _ in OPTIONS},
+        **{name: parsed[name] for name in task.options},
+    }
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """A context in which SIGTERM and SIGHUP end the comparison and its workers as Ctrl-C does, with status 128 + the signal's number."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    names = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    try:
+        before = {number: signal.signal(number, end) for number in names}
+    except ValueError:  # not the main thread, which signals do not reach
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,17 +1,27 @@
-"""The runs of a comparison: every variant and seed, and compute-matched baselines, which spend as many gradient evaluations."""
+"""The runs of a comparison: every variant and seed, and longer baselines, which spend as many gradient evaluations as a variant."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal, Protocol
+
+import yaml
 
 from gradreg import checks
-from gradreg.train import recipe as recipes
-from gradreg.train.configuration import Config
+from gradreg.penalties import GradientPenalty
+from gradreg.registry import CONSTRUCTORS
+from gradreg.study.tasks import Metric, Task, Variant
 
 Budget = Literal["epochs", "gradients"]
+Rival = Literal["epochs", "gradients", "early"]
+RIVALS: tuple[Rival, ...] = ("epochs", "gradients", "early")
+"""What a variant is compared with: plain training for as many epochs, for as many gradient evaluations, and stopped early by validation."""
+
+BASELINE = "none"
 
 
 @dataclass(frozen=True)
@@ -19,120 +29,278 @@ class Job:
     """One run of a comparison.
 
     Args:
-        variant: the variant that is trained; for a compute-matched run, the baseline.
+        name: the variant that is trained; for a longer baseline, the baseline.
         seed: the run's seed.
-        budget: "epochs" trains as the recipe says, "gradients" trains the baseline with as many gradient evaluations as a variant spends.
-        evaluations: gradient evaluations that the run will spend.
-        config: what is run.
+        budget: "epochs" trains as the task says, "gradients" trains the baseline with as many gradient evaluations as a variant spends.
+        evaluations: gradient evaluations that the run will spend; None if only the run tells.
+        variant: what is run.
+        stretch: how many times as long as the task says it trains.
     """
 
-    variant: str
+    name: str
     seed: int
     budget: Budget
-    evaluations: int
-    config: Config
+    evaluations: int | None
+    variant: Variant
+    stretch: Fraction = Fraction(1)
 
     @property
     def folder(self) -> str:
         """The run's folder within the comparison's."""
-        matched = f"-{self.evaluations}-gradients" if self.budget == "gradients" else ""
-        return f"{self.variant}{matched}/seed-{self.seed}"
+        matched = f"@{self.evaluations}-gradients" if self.budget == "gradients" else ""
+        return f"{folder_name(self.name)}{matched}/seed-{self.seed}"
+
+
+class Ended(Protocol):
+    """What a plan reads of a run that has ended."""
+
+    @property
+    def length(self) -> int | None: ...
+    @property
+    def gradient_evaluations(self) -> float: ...
+    @property
+    def diverged(self) -> bool: ...
+    @property
+    def error(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Longer:
+    """A baseline that trains longer, to spend as much as a variant.
+
+    Args:
+        length: epochs, or else steps.
+        evaluations: gradient evaluations that it spends.
+        stretch: its length over the baseline's.
+    """
+
+    length: int
+    evaluations: int
+    stretch: Fraction
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a comparison.
+    """What is compared.
 
     Args:
-        recipe: the recipe's name.
-        description: the recipe's.
+        task: the task's name.
+        description: the task's.
+        metric: what is judged by.
         baseline: name of the variant without a penalty to which the others are compared.
-        variants: the variants' names, the baseline first.
+        variants: the variants by name, the baseline first.
         seeds: the seeds.
-        jobs: every run, in the order of the seeds.
-        settings: variant -> all keys of its configuration, nested.
-        matched: variant -> gradient evaluations of its compute-matched baseline; a variant that costs no more than the baseline has none.
+        rivals: what the variants are compared with.
     """
 
-    recipe: str
+    task: str
     description: str
+    metric: Metric
     baseline: str
-    variants: list[str]
+    variants: dict[str, Variant]
     seeds: list[int]
-    jobs: list[Job]
-    settings: dict[str, dict[str, Any]]
-    matched: dict[str, int] = field(default_factory=dict)
+    rivals: tuple[Rival, ...] = RIVALS
+    _known: dict[Any, list[Job]] = field(default_factory=dict, compare=False, repr=False)
+
+    def jobs(self, records: Mapping[str, Ended]) -> list[Job]:
+        """The runs that are known to be needed, in the order of the seeds.
+
+        How long a longer baseline trains is known at once for recipes. Of other tasks the first complete runs tell it.
+
+        Args:
+            records: the complete runs so far, by folder.
+        """
+        longer = {found.evaluations: found for found in self.longer(records).values()} if "gradients" in self.rivals else {}
+        key = tuple(longer)
+        if key not in self._known:
+            plain = self.variants[self.baseline]
+            jobs: list[Job] = []
+            for seed in self.seeds:
+                jobs += [Job(name, seed, "epochs", variant.evaluations, variant) for name, variant in self.variants.items()]
+                jobs += [Job(self.baseline, seed, "gradients", n, plain, one.stretch) for n, one in longer.items()]
+            self._known[key] = jobs
+        return self._known[key]
+
+    def longer(self, records: Mapping[str, Ended]) -> dict[str, Longer]:
+        """Variant -> the baseline that spends as many gradient evaluations, as far as known; a variant that costs no more has none.
+
+        Its length is rounded up to whole epochs, or steps.
+        """
+        own = self.cost(self.baseline, records)
+        if own is None:
+            return {}
+        length, evaluations = own
+        found: dict[str, Longer] = {}
+        for name in self.variants:
+            cost = self.cost(name, records)
+            if cost is None:
+                continue
+            needed = math.ceil(length * Fraction(cost[1]) / Fraction(evaluations))
+            if needed > length:
+                found[name] = Longer(needed, round(Fraction(evaluations) * needed / length), Fraction(needed, length))
+        return found
+
+    def cost(self, name: str, records: Mapping[str, Ended]) -> tuple[int, float] | None:
+        """Length and gradient evaluations of a variant's runs; None while neither the variant nor a complete run tells."""
+        variant = self.variants[name]
+        if variant.epochs is not None and variant.evaluations is not None:
+            return variant.epochs, variant.evaluations
+        for seed in self.seeds:
+            record = records.get(Job(name, seed, "epochs", None, variant).folder)
+            if record is not None and record.length is not None and record.error is None and not record.diverged:
+                return record.length, record.gradient_evaluations
+        return None
 
 
-def make_plan(recipe: recipes.Recipe, base: Mapping[str, Any], *, penalties: Sequence[str] | None, seeds: int) -> Plan:
-    """Plan the comparison of a recipe's variants.
+def make_plan(
+    task: Task,
+    penalties: Mapping[str, Any] | Sequence[str] | None = None,
+    *,
+    seeds: int = 5,
+    options: Mapping[str, Any] | None = None,
+    rivals: Sequence[str] | None = None,
+) -> Plan:
+    """Plan a comparison.
 
     Args:
-        recipe: where the variants come from; one without ``variants`` compares its own penalty to none.
-        base: the recipe's nested keys with the command line's overrides.
-        penalties: names of the variants to compare; None takes all. The baseline is always included.
-        seeds: how many seeds, from the configuration's ``seed`` on, ≥ 1.
+        task: what is trained.
+        penalties: the variants. A mapping of names to penalties: ``GradientPenalty`` objects, None for plain training, texts such as
+            "sam:rho=0.1", or mappings with "penalty" and changed options. Or a sequence of names of the task's own variants and
+            of such texts. None takes all that the task names. The baseline is always included.
+        seeds: how many, from the task's first on, ≥ 1.
+        options: options of the task that all variants share.
+        rivals: some of ``RIVALS``; None takes all.
 
     Raises:
-        ValueError: no seeds, an unknown variant, or nothing to compare.
+        TypeError, ValueError: no seeds, an unknown variant or penalty, names that collide, or nothing to compare.
     """
-    checks.whole("--seeds", seeds, minimum=1, remedy="A paired interval needs 2; 5 is the default.")
-    settings = {name: recipe.settings(name, base=base) for name in recipe.variants}
-    if not settings and base.get("penalty"):
-        settings = {str(base["penalty"].get("name", "penalty")): dict(base)}
-    picked = list(dict.fromkeys(penalties)) if penalties else list(settings)
-    baseline = next((name for name, keys in settings.items() if not keys.get("penalty")), "none")
-    settings.setdefault(baseline, recipes.merge(base, {"penalty": None}))
-    for name in picked:
-        if name not in settings:
-            raise ValueError(checks.unknown(f"variant of recipe {recipe.name!r}:", name, settings))
-    names = [baseline, *(name for name in picked if name != baseline)]
-    if len(names) < 2:
+    checks.whole("seeds", seeds, minimum=1, remedy="A paired interval needs 2; 5 is the default.")
+    picked = tuple(dict.fromkeys(RIVALS if rivals is None else rivals))
+    for rival in picked:
+        checks.choice("rivals", rival, RIVALS)
+    shared = dict(options or {})
+    named = dict(task.variants)
+    variants = _variants(task, penalties, named, shared)
+    baseline = next((name for name, variant in {**variants, **named}.items() if variant.is_plain), None)
+    if baseline is None:
+        baseline = BASELINE
+        if baseline in variants:
+            raise ValueError(
+                f"{baseline!r} must be plain training, to which the others are compared; got a variant of that name with "
+                f"{variants[baseline].method}. Rename the variant."
+            )
+    plain = variants.get(baseline) or named.get(baseline) or task.variant(None, shared)
+    variants = {baseline: plain, **{name: variant for name, variant in variants.items() if name != baseline}}
+    if len(variants) < 2:
         raise ValueError(
-            f"a comparison needs at least one variant beside the baseline {baseline!r}; got none. Name some with --penalties, "
-            "or add variants: to the recipe."
+            f"a comparison needs at least one variant beside the baseline {baseline!r}; got none. Name some with --penalties, as in "
+            "--penalties sam:rho=0.1, or add variants: to the recipe."
         )
-    configs = {name: recipe.configuration(settings[name], name if name in recipe.variants else None) for name in names}
-    plain = configs[baseline]
-    evaluations = {name: gradient_evaluations(config) for name, config in configs.items()}
-    longer = {name: with_gradient_evaluations(plain, evaluations[name]) for name in names}
-    matched = {name: gradient_evaluations(config) for name, config in longer.items() if config is not None}
-    of_matched = {matched[name]: config for name, config in longer.items() if config is not None}
-    jobs: list[Job] = []
-    for seed in range(plain.seed, plain.seed + seeds):
-        jobs += [Job(name, seed, "epochs", evaluations[name], config.with_seed(seed)) for name, config in configs.items()]
-        jobs += [Job(baseline, seed, "gradients", spent, config.with_seed(seed)) for spent, config in of_matched.items()]
+    _check_folders(variants)
     return Plan(
-        recipe=recipe.name,
-        description=recipe.description,
+        task=task.name,
+        description=task.description,
+        metric=task.metric,
         baseline=baseline,
-        variants=names,
+        variants=variants,
         seeds=list(range(plain.seed, plain.seed + seeds)),
-        jobs=jobs,
-        settings={name: asdict(config) for name, config in configs.items()},
-        matched=matched,
+        rivals=picked,  # type: ignore[arg-type]  # checked above
     )
 
 
-def gradient_evaluations(config: Config) -> int:
-    """Gradient evaluations of a whole run, from its schedule of penalties."""
-    steps = config.epochs * config.steps_per_epoch()
-    penalty = config.resolved_penalty()
-    return steps if penalty.penalty is None else round(sum(penalty.evaluations_at(step) for step in range(steps)))
+def parse_penalty(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A penalty and changed options from their text on a command line.
 
+    >>> parse_penalty("sam:rho=0.1,every=5@lr=0.05")
+    ({'name': 'sam', 'rho': 0.1, 'every': 5}, {'lr': 0.05})
 
-def with_gradient_evaluations(plain: Config, evaluations: int) -> Config | None:
-    """The plain run lengthened, in whole epochs rounded up, to ``evaluations``; None if it spends as many already.
-
-    Warm-up and decay epochs of the learning rate are stretched with it, so that the baseline gets its whole schedule.
+    Raises:
+        ValueError: text of another form.
     """
-    epochs = math.ceil(evaluations / plain.steps_per_epoch())
-    if epochs <= plain.epochs:
-        return None
-    stretch = epochs / plain.epochs
-    schedule = replace(
-        plain.schedule,
-        warmup_epochs=round(plain.schedule.warmup_epochs * stretch),
-        decay_epochs=[round(epoch * stretch) for epoch in plain.schedule.decay_epochs],
-    )
-    return replace(plain, epochs=epochs, schedule=schedule)
+    penalty, _, changes = text.partition("@")
+    name, _, arguments = penalty.partition(":")
+    return {"name": name, **_arguments(text, arguments)}, _arguments(text, changes)
+
+
+def folder_name(name: str) -> str:
+    """``name`` as a folder can have it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "variant"
+
+
+def _variants(
+    task: Task, penalties: Mapping[str, Any] | Sequence[str] | None, named: Mapping[str, Variant], shared: Mapping[str, Any]
+) -> dict[str, Variant]:
+    if penalties is None:
+        return dict(named)
+    if isinstance(penalties, str) or not isinstance(penalties, (Mapping, Sequence)):
+        raise TypeError(
+            f"penalties must map names to penalties, or list texts; got {checks.describe(penalties)}. "
+            "Write {'sam': gradreg.sam(rho=0.05)}."
+        )
+    given = penalties.items() if isinstance(penalties, Mapping) else [(str(text), text) for text in penalties]
+    return {str(name): _variant(task, str(name), value, named, shared) for name, value in given}
+
+
+def _variant(task: Task, name: str, value: Any, named: Mapping[str, Variant], shared: Mapping[str, Any]) -> Variant:
+    if isinstance(value, str):
+        if value in named:
+            return named[value]
+        if value == BASELINE:
+            return task.variant(None, shared)
+        penalty, changes = parse_penalty(value)
+        if penalty["name"] == BASELINE:
+            return task.variant(None, {**shared, **changes})
+        if penalty["name"] not in CONSTRUCTORS:
+            raise ValueError(checks.unknown("variant or penalty", penalty["name"], [*named, BASELINE, *CONSTRUCTORS]))
+        try:
+            GradientPenalty.from_dict(penalty) if "ascent_fraction" not in penalty else None
+            return task.variant(penalty, {**shared, **changes})
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{value}: {error}") from error
+    if isinstance(value, Mapping):
+        changes = {**shared, **{key: change for key, change in value.items() if key != "penalty"}}
+        penalty = value.get("penalty")
+        if isinstance(penalty, str):
+            penalty, more = parse_penalty(penalty)
+            changes |= more
+        return task.variant(penalty, changes)
+    if value is not None and not isinstance(value, GradientPenalty):
+        raise TypeError(
+            f"penalty {name!r} must be a GradientPenalty, None, a text or a mapping; got {checks.describe(value)}. "
+            "Use gradreg.sam(rho=0.05), say."
+        )
+    return task.variant(value, shared)
+
+
+def _arguments(text: str, given: str) -> dict[str, Any]:
+    """``rho=0.1,warmup={kind: zero, steps: 3}`` as a dictionary; values are YAML."""
+    found: dict[str, Any] = {}
+    for part in re.split(r",(?![^{\[]*[}\]])", given) if given else []:
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(
+                f"penalty {text!r} must be written NAME:KEY=VALUE,KEY=VALUE@OPTION=VALUE; got {part!r} in it. Write sam:rho=0.1, say."
+            )
+        if key.strip() in found:
+            raise ValueError(f"penalty {text!r} must give each key once; got {key.strip()!r} twice. Remove one.")
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"penalty {text!r} must have values that are YAML; got {value!r} for {key.strip()}.") from error
+        found[key.strip()] = number if number is not None and isinstance(parsed, str) else parsed  # YAML 1.1 takes 1e-3 for a text
+    return found
+
+
+def _check_folders(variants: Mapping[str, Variant]) -> None:
+    taken: dict[str, str] = {}
+    for name in variants:
+        other = taken.setdefault(folder_name(name).lower(), name)
+        if other != name:
+            raise ValueError(
+                f"variants must have names that differ in letters or digits, since each has a folder; got {other!r} and {name!r}. "
+                "Rename one."
+            )

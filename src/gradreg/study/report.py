@@ -1,4 +1,4 @@
-"""``report.html``: one page that needs no network: verdicts, table, charts, configuration and environment."""
+"""``report.html``: one page that needs no network: verdicts, table, charts, configuration, environment, and a paragraph on the method."""
 
 from __future__ import annotations
 
@@ -17,46 +17,61 @@ from markupsafe import Markup
 from gradreg import __version__, files
 from gradreg.study import charts
 from gradreg.study.plan import Plan
-from gradreg.study.results import Run
-from gradreg.study.table import COLUMNS, Row
-from gradreg.train.run_folder import RunFolder
+from gradreg.study.results import Record, warnings
+from gradreg.study.run import read_history
+from gradreg.study.table import Row, shown_columns
 
 
 def write_report(
-    plan: Plan, rows: Sequence[Row], runs: Sequence[Run], environment: Mapping[str, Any], *, folder: Path, command: str
+    plan: Plan, rows: Sequence[Row], records: Sequence[Record], environment: Mapping[str, Any], *, folder: Path, command: str = ""
 ) -> Path:
     """Write the page into ``folder`` and return its path.
 
     Args:
         plan: what was compared.
         rows: the table.
-        runs: the runs; their histories are read from their folders, under ``folder``.
+        records: the runs; their histories are read from their folders, under ``folder``.
         environment: where they ran.
         folder: the comparison's folder.
-        command: the command line that made it.
+        command: the command line that made it, if one did.
     """
-    runs_of = {row.label: [run for run in runs if _belongs(run, row)] for row in rows}
-    drawn = [(label, run) for label, group in runs_of.items() for run in group if not run.diverged]
-    history = {(label, run.seed): RunFolder(folder / run.folder).history() for label, run in drawn}
+    runs_of = {row.label: [record for record in records if _belongs(record, row)] for row in rows}
+    drawn = [(label, run) for label, group in runs_of.items() for run in group if not run.diverged and run.error is None]
+    history = {(label, run.seed): read_history(folder / run.folder) for label, run in drawn}
+    name = plan.metric.title
     figures = {
-        "Learning curves": (charts.learning_curves(rows, history), "Test accuracy after each epoch: mean and one standard deviation."),
+        "Learning curves": (
+            charts.learning_curves(rows, history, plan.metric),
+            f"Test {name} after each epoch: mean and one standard deviation. Dotted: validation, where it is logged.",
+        ),
         "What the gradients buy": (
-            charts.accuracy_by_cost(rows, history),
+            charts.metric_by_cost(rows, history, plan.metric),
             "The same against gradient evaluations. Dashed: plain training, lengthened to as many evaluations.",
         ),
-        "Every seed": (charts.dots(rows, runs_of), "One dot a run, the bar at their mean."),
+        "What the time buys": (
+            charts.metric_by_seconds(rows, history, plan.metric),
+            "The same against seconds. Workers share the machine: read the ratio of two curves rather than the seconds.",
+        ),
+        "Every seed": (
+            charts.dots(rows, runs_of, plan.metric),
+            "One dot a run, the bar at their mean. Thin lines join the runs of a seed.",
+        ),
     }
+    figures = {title: (figure, note) for title, (figure, note) in figures.items() if figure is not None}
     page = _template().render(
-        title=f"{plan.recipe}: does a gradient penalty help?",
+        title=f"{plan.task}: does a gradient penalty help?",
         description=plan.description,
         verdicts=[row.verdict() for row in rows if row.variant != plan.baseline],
-        columns=COLUMNS,
+        warnings=warnings(plan, records),
+        metric=plan.metric,
+        columns=shown_columns(rows),
         rows=rows,
         seeds=plan.seeds,
         figures=[{"title": title, "note": note, "id": f"chart-{i}", **_parts(f)} for i, (title, (f, note)) in enumerate(figures.items())],
-        configuration=yaml.safe_dump(plan.settings, sort_keys=False),
+        configuration=yaml.safe_dump({name: dict(variant.settings) for name, variant in plan.variants.items()}, sort_keys=False),
         environment=yaml.safe_dump(dict(environment), sort_keys=False, allow_unicode=True),
         command=command,
+        methods=methods(plan, rows),
         version=__version__,
         plotly=Markup(plotly.offline.get_plotlyjs()),
     )
@@ -65,7 +80,29 @@ def write_report(
     return path
 
 
-def _belongs(run: Run, row: Row) -> bool:
+def methods(plan: Plan, rows: Sequence[Row]) -> str:
+    """A paragraph on the method, to be pasted into a paper."""
+    others = [f"{name} ({variant.method})" for name, variant in plan.variants.items() if name != plan.baseline]
+    seeds = f"{len(plan.seeds)} seed{'' if len(plan.seeds) == 1 else 's'}"
+    sentences = [
+        f"We compared {', '.join(others)} with training without a penalty on {plan.task} over {seeds}, paired by seed "
+        "(the same initialization, order of the data and split)."
+    ]
+    if "gradients" in plan.rivals and any(row.budget == "gradients" for row in rows):
+        sentences.append(
+            "As a second baseline, training without a penalty was lengthened, in whole epochs rounded up, until it had spent as many "
+            "gradient evaluations."
+        )
+    if any(row.early_difference is not None for row in rows):
+        sentences.append("As a third, it was stopped at the epoch with the best validation metric, as were the variants compared with it.")
+    sentences.append(
+        "Differences are means over seeds with 95 % intervals of the paired t test; verdicts are corrected for the number of variants by "
+        f"Holm's method, and a variant that diverged at any seed is never said to help. Computed by gradreg {__version__}."
+    )
+    return " ".join(sentences)
+
+
+def _belongs(run: Record, row: Row) -> bool:
     same = run.variant == row.variant and run.budget == row.budget
     return same and (run.budget == "epochs" or run.planned_evaluations == row.gradient_evaluations)
 

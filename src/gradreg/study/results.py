@@ -2,130 +2,245 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gradreg.study.plan import Budget, Job, Plan
-from gradreg.study.statistics import deviation, mean, paired_difference
+from gradreg.study.statistics import deviation, mean
 from gradreg.study.table import Row, json_row
+from gradreg.study.tasks import Metric
+from gradreg.study.verdicts import Verdict, compare_paired
+
+SCHEMA = 1
+"""The version of ``results.json``; docs/comparing.md describes it."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One finished run, as in ``results.json``.
+class Record:
+    """One finished run.
 
     Args:
-        variant: the variant that was trained; for a compute-matched baseline, the baseline.
+        variant: the variant that was trained; for a longer baseline, the baseline.
         seed: the run's seed.
-        budget: "epochs", or "gradients" for a compute-matched baseline.
-        test_accuracy: share of the test set classified correctly after the last epoch, 0 to 1; None if the run diverged.
+        budget: "epochs", or "gradients" for a longer baseline.
+        test: the test metric after the last epoch; None if the run diverged or failed.
+        validation: the same on validation data; None without any.
+        best_epoch: the epoch with the best validation metric; None without validation.
+        best_test: the test metric there.
         gradient_evaluations: gradient evaluations spent.
-        seconds: seconds spent training, without evaluation.
-        diverged: whether the loss stopped being finite, or ended at more than twice what the untrained model had.
-        epochs: epochs trained.
+        seconds: seconds spent training.
+        diverged: whether the loss or the metric stopped being finite, or the loss ended at more than twice that of the untrained model.
+        epochs: epochs trained; None for a task that counts steps alone.
+        length: epochs, or else steps, that it was to train; None if it failed.
         planned_evaluations: gradient evaluations that the run was to spend; fewer were, if it diverged.
         folder: the run's folder within the comparison's.
+        error: the last line of the error that ended it; None if none did.
+        warnings: what the run itself was warned of.
     """
 
     variant: str
     seed: int
     budget: Budget
-    test_accuracy: float | None
-    gradient_evaluations: int
+    test: float | None
+    validation: float | None
+    best_epoch: int | None
+    best_test: float | None
+    gradient_evaluations: float
     seconds: float
     diverged: bool
-    epochs: int
-    planned_evaluations: int
+    epochs: int | None
+    length: int | None
+    planned_evaluations: int | None
     folder: str
+    error: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, job: Job, result: dict[str, Any]) -> Run:
+    def of(cls, job: Job, result: Mapping[str, Any], metric: Metric) -> Record:
         """The run of ``job`` that ended with ``result``."""
+        best = result.get("best")
+        best = best if best is not None and best["by"] == metric.validation else None
         return cls(
-            variant=job.variant,
+            variant=job.name,
             seed=job.seed,
             budget=job.budget,
-            test_accuracy=result["test_accuracy"],
-            gradient_evaluations=result["gradient_evaluations"],
-            seconds=result["seconds"],
-            diverged=result["diverged"],
-            epochs=result["epochs"],
+            test=result.get(metric.test),
+            validation=result.get(metric.validation),
+            best_epoch=None if best is None else best["epoch"],
+            best_test=None if best is None else best[metric.test],
+            gradient_evaluations=result.get("gradient_evaluations", 0),
+            seconds=result.get("seconds", 0.0),
+            diverged=result.get("diverged", False),
+            epochs=result.get("epochs"),
+            length=result.get("length", result.get("epochs")),
             planned_evaluations=job.evaluations,
             folder=f"runs/{job.folder}",
+            error=result.get("error"),
+            warnings=tuple(result.get("warnings", ())),
         )
 
+    def to_dict(self, metric: Metric) -> dict[str, Any]:
+        """As in ``results.json``: the metric's values under the names that it was logged by."""
+        validated = {metric.validation: self.validation, "best_epoch": self.best_epoch, f"best_{metric.test}": self.best_test}
+        return {
+            "variant": self.variant,
+            "seed": self.seed,
+            "budget": self.budget,
+            metric.test: self.test,
+            **({} if self.validation is None else validated),
+            "gradient_evaluations": self.gradient_evaluations,
+            "seconds": self.seconds,
+            "diverged": self.diverged,
+            "epochs": self.epochs,
+            "planned_evaluations": self.planned_evaluations,
+            "folder": self.folder,
+            **({} if self.error is None else {"error": self.error}),
+            **({} if not self.warnings else {"warnings": list(self.warnings)}),
+        }
 
-def rows(plan: Plan, runs: Sequence[Run]) -> list[Row]:
-    """The table of ``runs``: a row for each variant, and for each compute-matched baseline."""
-    by_epochs = {name: [r for r in runs if r.variant == name and r.budget == "epochs"] for name in plan.variants}
-    longer = sorted({r.planned_evaluations for r in runs if r.budget == "gradients"})
-    by_gradients = {n: [r for r in runs if r.budget == "gradients" and r.planned_evaluations == n] for n in longer}
-    baseline = _accuracies(by_epochs[plan.baseline])
-    unit = next(job.evaluations for job in plan.jobs if job.variant == plan.baseline and job.budget == "epochs")
-    methods = {job.variant: str(job.config.resolved_penalty()) for job in plan.jobs}
-    table: list[Row] = []
-    for name in plan.variants:
-        plain = name == plan.baseline
+
+def rows(plan: Plan, records: Sequence[Record], *, margin: float | None = None) -> list[Row]:
+    """The table of ``records``: a row for each variant, and for each longer baseline.
+
+    Args:
+        plan: what was compared.
+        records: the finished runs.
+        margin: the difference that matters, in the table's unit; None if none was given.
+    """
+    by_folder = {record.folder.removeprefix("runs/"): record for record in records}
+    by_epochs = {name: [r for r in records if r.variant == name and r.budget == "epochs"] for name in plan.variants}
+    longer = {r.planned_evaluations for r in records if r.budget == "gradients"}
+    by_gradients = {
+        n: [r for r in records if r.budget == "gradients" and r.planned_evaluations == n] for n in sorted(longer, key=lambda n: n or 0)
+    }
+    matched = {name: one.evaluations for name, one in plan.longer(by_folder).items()}
+    others = [name for name in plan.variants if name != plan.baseline]
+    plain = by_epochs[plan.baseline]
+    own = plan.cost(plan.baseline, by_folder)
+
+    def values(group: Sequence[Record]) -> dict[int, float | None]:
+        return {r.seed: None if r.test is None else plan.metric.shown(r.test) for r in group}
+
+    def best(group: Sequence[Record]) -> dict[int, float | None]:
+        return {r.seed: None if r.best_test is None else plan.metric.shown(r.best_test) for r in group}
+
+    def verdicts(
+        baseline: Sequence[Record], names: Sequence[str], take: Any = values, against: str = plan.baseline, baselines: Any = None
+    ) -> dict[str, Verdict]:
+        if not baseline or not names:
+            return {}
+        settings = {"mode": plan.metric.mode, "margin": margin, "metric": plan.metric.title, "against": against}
+        own_baselines = None if baselines is None else {name: take(group) for name, group in baselines.items()}
+        return compare_paired(take(baseline), {name: take(by_epochs[name]) for name in names}, baselines=own_baselines, **settings)
+
+    equal = verdicts(plain, others) if "epochs" in plan.rivals else {}
+    spent: dict[str, Verdict] = {}
+    if "gradients" in plan.rivals:
         # A variant that costs no more than the baseline is compared with the baseline itself.
-        matched = by_gradients.get(plan.matched[name], []) if name in plan.matched else by_epochs[plan.baseline]
-        table.append(
+        rivals = {name: by_gradients.get(matched[name], []) if name in matched else plain for name in others}
+        spent = verdicts(
+            plain, [n for n in others if rivals[n]], against="plain at equal gradients", baselines={n: g for n, g in rivals.items() if g}
+        )
+    early: dict[str, Verdict] = {}
+    if "early" in plan.rivals and any(r.best_test is not None for r in plain):
+        early = verdicts(plain, others, take=best, against=f"{plan.baseline} stopped early")
+    found: list[Row] = []
+    for name, variant in plan.variants.items():
+        cost = plan.cost(name, by_folder)
+        found.append(
             _row(
+                plan,
                 by_epochs[name],
                 label=name,
-                method=methods[name],
-                unit=unit,
-                baseline=None if plain else baseline,
-                matched=None if plain else _accuracies(matched),
+                variant=name,
+                method=variant.method,
+                evaluations=None if cost is None else cost[1],
+                unit=None if own is None else own[1],
+                verdicts=(equal.get(name), spent.get(name), early.get(name)),
             )
         )
-        if plain:
-            for evaluations, group in by_gradients.items():
-                label = f"{name}, {evaluations / unit:.3g} x epochs"
-                table.append(_row(group, label=label, method=methods[name], unit=unit, baseline=baseline, matched=None))
-    return table
+        if name == plan.baseline:
+            for n, group in by_gradients.items():
+                ratio = "longer" if own is None or n is None else f"{n / own[1]:.3g} x epochs"
+                rival = compare_paired(values(plain), {"": values(group)}, mode=plan.metric.mode)[""] if plain and group else None
+                found.append(
+                    _row(
+                        plan,
+                        group,
+                        label=f"{name}, {ratio}",
+                        variant=name,
+                        method=variant.method,
+                        evaluations=n,
+                        unit=None if own is None else own[1],
+                        verdicts=(rival if "epochs" in plan.rivals else None, None, None),
+                    )
+                )
+    return found
 
 
-def results(plan: Plan, runs: Sequence[Run], environment: dict[str, Any]) -> dict[str, Any]:
+def results(plan: Plan, records: Sequence[Record], environment: Mapping[str, Any], table: Sequence[Row]) -> dict[str, Any]:
     """The content of ``results.json``."""
     return {
-        "recipe": plan.recipe,
+        "schema": SCHEMA,
+        "task": plan.task,
+        "metric": {"name": plan.metric.name, "mode": plan.metric.mode, "percent": plan.metric.percent},
         "baseline": plan.baseline,
         "seeds": plan.seeds,
-        "runs": [asdict(run) for run in runs],
-        "table": [json_row(row) for row in rows(plan, runs)],
-        "configuration": plan.settings,
-        "environment": environment,
+        "runs": [record.to_dict(plan.metric) for record in records],
+        "table": [json_row(row) for row in table],
+        "configuration": {name: dict(variant.settings) for name, variant in plan.variants.items()},
+        "environment": dict(environment),
     }
 
 
+def warnings(plan: Plan, records: Sequence[Record]) -> list[str]:
+    """What a reader of the table must know beside it: failed runs, runs that ended early, seeds that change nothing."""
+    found: list[str] = []
+    for name in plan.variants:
+        own = [r for r in records if r.variant == name and r.budget == "epochs"]
+        failed = [r for r in own if r.error is not None]
+        if failed:
+            found.append(
+                f"{name}: {len(failed)} of {len(own)} runs failed, the first with {failed[0].error} ({failed[0].folder}/error.txt)"
+            )
+        for text in dict.fromkeys(text for r in own for text in r.warnings):
+            found.append(f"{name}: {sum(text in r.warnings for r in own)} of {len(own)} runs {text}")
+        ended = [(r.test, r.validation) for r in own if r.test is not None]
+        if len(ended) > 1 and len(set(ended)) == 1 and name == plan.baseline:
+            found.append(f"{name}: every seed gave the same result. The task must use run.seed for whatever it draws.")
+    return found
+
+
 def _row(
-    runs: Sequence[Run],
+    plan: Plan,
+    group: Sequence[Record],
     *,
     label: str,
+    variant: str,
     method: str,
-    unit: int,
-    baseline: dict[int, float] | None,
-    matched: dict[int, float] | None,
+    evaluations: float | None,
+    unit: float | None,
+    verdicts: tuple[Verdict | None, Verdict | None, Verdict | None],
 ) -> Row:
-    accuracies = _accuracies(runs)
-    planned = runs[0].planned_evaluations
+    ended = [plan.metric.shown(r.test) for r in group if r.test is not None]
+    best = [plan.metric.shown(r.best_test) for r in group if r.best_test is not None]
+    equal, matched, early = verdicts
     return Row(
         label=label,
-        variant=runs[0].variant,
-        budget=runs[0].budget,
+        variant=variant,
+        budget=group[0].budget if group else "epochs",
         method=method,
-        runs=len(runs),
-        diverged=sum(run.diverged for run in runs),
-        accuracy=mean(list(accuracies.values())),
-        deviation=deviation(list(accuracies.values())),
-        difference=None if baseline is None else paired_difference(accuracies, baseline),
-        matched_difference=None if matched is None else paired_difference(accuracies, matched),
-        gradient_evaluations=planned,
-        seconds=mean([run.seconds for run in runs]) or 0.0,
-        cost=planned / unit,
+        runs=len(group),
+        diverged=sum(r.diverged for r in group),
+        failed=sum(r.error is not None for r in group),
+        mean=mean(ended),
+        deviation=deviation(ended),
+        best_mean=mean(best),
+        difference=equal,
+        matched_difference=matched,
+        early_difference=early,
+        gradient_evaluations=evaluations,
+        seconds=mean([r.seconds for r in group if r.error is None]) or 0.0,
+        cost=None if evaluations is None or not unit else evaluations / unit,
     )
-
-
-def _accuracies(runs: Sequence[Run]) -> dict[int, float]:
-    return {run.seed: 100 * run.test_accuracy for run in runs if run.test_accuracy is not None}

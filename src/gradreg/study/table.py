@@ -1,38 +1,46 @@
-"""The table of a comparison: its rows, and one record for each column, for the terminal, the page and ``results.json``."""
+"""The table of a comparison: its rows, and one record for each column, for the terminal, the page, exports and ``results.json``."""
 
 from __future__ import annotations
 
+import csv
+import io
+import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from gradreg.study.plan import Budget
-from gradreg.study.statistics import Difference
+from gradreg.study.tasks import Metric
+from gradreg.study.verdicts import Verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-WIDE = 110
-"""Characters of a terminal from which on no cell needs a second line."""
+WIDE = 150
+"""Characters of a terminal from which on no cell needs a second line, with the columns of validation."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the runs of one variant at one budget. Accuracies and differences are in percent (points), 0 to 100.
+    """One line of the table: the runs of one variant at one budget. A metric in percent, and differences of it, are 0 to 100 (points).
 
     Args:
         label: its name in the table.
-        variant: the variant's name; for a compute-matched baseline, the baseline's.
-        budget: "epochs", or "gradients" for a compute-matched baseline.
+        variant: the variant's name; for a longer baseline, the baseline's.
+        budget: "epochs", or "gradients" for a longer baseline.
         method: a description of the penalty.
         runs: how many runs.
         diverged: how many of them diverged; they are in no mean.
-        accuracy: mean test accuracy.
+        failed: how many ended with an error; they are in no mean either.
+        mean: mean test metric after the last epoch.
         deviation: standard deviation over the seeds.
-        difference: to the baseline at equal epochs, paired by seed.
-        matched_difference: to the compute-matched baseline, the plain optimizer with as many gradient evaluations, paired by seed.
-        gradient_evaluations: planned for a run.
-        seconds: mean seconds of training of a run.
+        best_mean: mean test metric of the epochs with the best validation metric; None without validation.
+        difference: verdict against the baseline at equal epochs.
+        matched_difference: against the baseline with as many gradient evaluations.
+        early_difference: against the baseline stopped early, both at their best epoch by validation; None without validation.
+        gradient_evaluations: of a run; None while unknown.
+        seconds: mean seconds of a run.
         cost: gradient evaluations in units of the baseline's.
     """
 
@@ -42,34 +50,36 @@ class Row:
     method: str
     runs: int
     diverged: int
-    accuracy: float | None
+    failed: int
+    mean: float | None
     deviation: float | None
-    difference: Difference | None
-    matched_difference: Difference | None
-    gradient_evaluations: int
+    best_mean: float | None
+    difference: Verdict | None
+    matched_difference: Verdict | None
+    early_difference: Verdict | None
+    gradient_evaluations: float | None
     seconds: float
-    cost: float
+    cost: float | None
 
     def verdict(self) -> str:
-        """The answer to "does it help here, by how much, at what cost?" in a sentence."""
-        if self.accuracy is None:
-            return f"{self.label}, {self.method}: diverged in every run. Lower its strength and radius."
-        parts: list[str] = []
-        for difference, against in (
-            (self.difference, "plain training"),
-            (self.matched_difference, "plain training with as many gradient evaluations"),
-        ):
-            if difference is None:
-                continue
-            if difference.low is None:
-                parts.append(f"{difference.mean:+.2f} points against {against} (one seed, so no interval)")
-            elif not difference.excludes_zero:
-                parts.append(f"no clear difference from {against} {difference}")
-            else:
-                word = "better" if difference.mean > 0 else "worse"
-                parts.append(f"{word} than {against} by {abs(difference.mean):.2f} points {difference}")
-        failed = f" {self.diverged} of {self.runs} runs diverged." if self.diverged else ""
-        return f"{self.label}, {self.method}: {'; '.join(parts)}. Cost: {self.cost:.3g} x the gradient evaluations.{failed}"
+        """The answer to "does it help here, by how much, at what cost?" in a few sentences."""
+        if self.mean is None:
+            why = f"diverged in {self.diverged} and failed in {self.failed}" if self.failed else "diverged in every one"
+            return f"{self.label}, {self.method}: no result, of {self.runs} runs it {why}. Lower its strength and radius."
+        first = next((v for v in (self.difference, self.matched_difference, self.early_difference) if v is not None), None)
+        if first is None:
+            return f"{self.label}, {self.method}: nothing to compare with."
+        parts = [first.sentence]
+        if self.matched_difference is not None and first is not self.matched_difference:
+            parts.append(f"Against plain training with as many gradient evaluations: {_in_short(self.matched_difference)}.")
+        if self.early_difference is not None and first is not self.early_difference:
+            parts.append(f"Against plain training stopped early by validation: {_in_short(self.early_difference)}.")
+        if self.cost is not None:
+            parts.append(f"Cost: {self.cost:.3g} x the gradient evaluations.")
+        return " ".join(parts)
+
+
+_TIGHT = ((", +", ",\n+"), (", -", ",\n-"), (" ± ", "\n± "))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +87,16 @@ class Column:
     """The record of one column.
 
     Args:
-        header: on the page and in the documentation.
+        header: on the page and in the documentation; {metric} stands for the metric.
         narrow_header: in a terminal of 80 characters, with its line breaks.
         meaning: a sentence for the page and docs/comparing.md.
         text: a row's cell, on one line.
         fields: the fields of ``Row`` that the column shows, which are its keys in ``results.json``.
-        difference: for a column of differences, a row's. Its cell is colored where the interval excludes 0.
+        difference: for a column of differences, a row's. Its cell is colored where the verdict is "helps" or "harms".
         note: a second, smaller line of the cell on the page.
         align: of header and cells.
         breaks: (text, the same with a line break), where a narrow terminal breaks a cell.
+        order: what the page sorts by.
     """
 
     header: str
@@ -93,86 +104,138 @@ class Column:
     meaning: str
     text: Callable[[Row], str]
     fields: tuple[str, ...]
-    difference: Callable[[Row], Difference | None] = lambda row: None
+    difference: Callable[[Row], Verdict | None] = lambda row: None
     note: Callable[[Row], str] = lambda row: ""
     align: Literal["left", "right"] = "right"
     breaks: tuple[tuple[str, str], ...] = ((" [", "\n["), (" (", "\n("))
+    order: Callable[[Row], float | str | None] = lambda row: None
 
-    def narrow_text(self, row: Row) -> str:
-        """A row's cell with the line breaks of a narrow terminal."""
+    def title(self, metric: Metric, *, narrow: bool = False) -> str:
+        """The header for a metric."""
+        unit = metric.unit if not narrow else metric.unit.replace(",", "")
+        return (self.narrow_header if narrow else self.header).replace("{metric}", f"{metric.title}{unit}")
+
+    def narrow_text(self, row: Row, *, tight: bool = False) -> str:
+        """A row's cell with the line breaks of a narrow terminal; ``tight``: also within intervals."""
         text = self.text(row)
-        for whole, broken in self.breaks:
+        for whole, broken in (*self.breaks, *(_TIGHT if tight else ())):
             text = text.replace(whole, broken)
         return text
 
     def sign(self, row: Row) -> Literal[-1, 0, 1]:
-        """1 or -1 if the cell is a difference whose interval excludes 0, else 0."""
+        """1 or -1 if the cell is a difference whose verdict is "helps" or "harms", else 0."""
         value = self.difference(row)
-        return 0 if value is None or not value.excludes_zero else 1 if value.mean > 0 else -1
+        return 0 if value is None else 1 if value.decision == "helps" else -1 if value.decision == "harms" else 0
 
 
-def _accuracy(row: Row) -> str:
-    """``95.61 ± 0.78``, and how many runs diverged."""
-    if row.accuracy is None:
-        return f"diverged ({row.diverged} of {row.runs})"
-    text = f"{row.accuracy:.2f}" + ("" if row.deviation is None else f" ± {row.deviation:.2f}")
-    return text if not row.diverged else f"{text} ({row.diverged} of {row.runs} diverged)"
+def _value(row: Row) -> str:
+    """``95.61 ± 0.78``, and how many runs diverged or failed."""
+    lost = [f"{n} of {row.runs} {what}" for n, what in ((row.diverged, "diverged"), (row.failed, "failed")) if n]
+    if row.mean is None:
+        return f"diverged ({row.diverged} of {row.runs})" if not row.failed else f"no result ({', '.join(lost)})"
+    places = decimals(row.deviation)
+    text = f"{row.mean:.{places}f}" + ("" if row.deviation is None else f" ± {row.deviation:.{places}f}")
+    return text if not lost else f"{text} ({', '.join(lost)})"
 
 
-def _difference(value: Difference | None) -> str:
-    """``+2.08 [+1.20, +2.96]``: points, with the 95 % interval."""
-    return "" if value is None else f"{value.mean:+.2f} {value}".rstrip()
+def _difference(value: Verdict | None) -> str:
+    """``+2.08 [+1.20, +2.96]``: the mean difference with the 95 % interval."""
+    if value is None or value.difference is None:
+        return ""
+    places = decimals(None if value.low is None or value.high is None else (value.high - value.low) / 2)
+    text = f"{value.difference:+.{places}f}"
+    return text if value.low is None else f"{text} [{value.low:+.{places}f}, {value.high:+.{places}f}]"
+
+
+def decimals(spread: float | None) -> int:
+    """Decimals of numbers that vary by ``spread``: two, or more where it is small."""
+    return 2 if not spread or not math.isfinite(spread) else min(10, max(2, 1 - math.floor(math.log10(spread))))
+
+
+def _in_short(verdict: Verdict) -> str:
+    known = {"helps": "helps", "harms": "harms", "diverged": "diverged at some seeds", "equivalent": "no difference that matters"}
+    said = known.get(verdict.decision, verdict.decision)
+    measured = _difference(verdict)
+    return f"{said}, {measured}" if measured else said
 
 
 COLUMNS = (
     Column(
         header="variant",
         narrow_header="variant",
-        meaning='the variant of the recipe, and its penalty; "2 x epochs" marks a compute-matched baseline',
+        meaning='the variant, and its penalty; "2 x epochs" marks a baseline that trains longer, for as many gradient evaluations',
         text=lambda row: row.label,
         fields=("label", "variant", "budget", "method"),
         note=lambda row: row.method,
         align="left",
         breaks=((", ", ",\n"),),
+        order=lambda row: row.label,
     ),
     Column(
-        header="test accuracy, %",
-        narrow_header="test\naccuracy %",
-        meaning="mean ± standard deviation (n − 1) over the seeds, after the last epoch; no epoch is picked by its test accuracy",
-        text=_accuracy,
-        fields=("runs", "diverged", "accuracy", "deviation"),
+        header="test {metric}",
+        narrow_header="test\n{metric}",
+        meaning="mean ± standard deviation (n − 1) over the seeds, after the last epoch; no epoch is picked by its test value",
+        text=_value,
+        fields=("runs", "diverged", "failed", "mean", "deviation"),
+        order=lambda row: row.mean,
+    ),
+    Column(
+        header="at the best epoch by validation",
+        narrow_header="best by\nvalid.",
+        meaning="mean test value of the epochs with the best validation value, where a task logs one",
+        text=lambda row: "" if row.best_mean is None else f"{row.best_mean:.{decimals(row.deviation)}f}",
+        fields=("best_mean",),
+        order=lambda row: row.best_mean,
     ),
     Column(
         header="over plain, equal epochs",
-        narrow_header="over plain,\nequal epochs",
-        meaning="mean difference to the baseline in points, paired by seed, with the 95 % interval of the paired t test",
+        narrow_header="over plain,\nequal\nepochs",
+        meaning="mean difference to the baseline, paired by seed, with the 95 % interval of the paired t test",
         text=lambda row: _difference(row.difference),
         fields=("difference",),
         difference=lambda row: row.difference,
+        order=lambda row: None if row.difference is None else row.difference.difference,
     ),
     Column(
         header="over plain, equal gradients",
-        narrow_header="over plain,\nequal gradients",
-        meaning="the same to the compute-matched baseline",
+        narrow_header="over plain,\nequal\ngradients",
+        meaning="the same to the baseline that trains longer, for as many gradient evaluations",
         text=lambda row: _difference(row.matched_difference),
         fields=("matched_difference",),
         difference=lambda row: row.matched_difference,
+        order=lambda row: None if row.matched_difference is None else row.matched_difference.difference,
+    ),
+    Column(
+        header="over plain, stopped early",
+        narrow_header="over plain,\nstopped\nearly",
+        meaning="the same, both at their best epoch by validation, where a task logs one",
+        text=lambda row: _difference(row.early_difference),
+        fields=("early_difference",),
+        difference=lambda row: row.early_difference,
+        order=lambda row: None if row.early_difference is None else row.early_difference.difference,
     ),
     Column(
         header="gradient evaluations",
         narrow_header="gradient\nevals",
-        meaning="planned for a run, and in units of the baseline's",
-        text=lambda row: f"{row.gradient_evaluations} ({row.cost:.3g} x)",
+        meaning="of a run, and in units of the baseline's",
+        text=lambda row: "" if row.gradient_evaluations is None else f"{row.gradient_evaluations:g} ({row.cost:.3g} x)",
         fields=("gradient_evaluations", "cost"),
+        order=lambda row: row.gradient_evaluations,
     ),
     Column(
         header="seconds",
         narrow_header="seconds",
-        meaning="mean time spent training, without evaluation; workers share the machine, so read it as a ratio",
+        meaning="mean time of a run, of recipes without evaluation; workers share the machine, so read it as a ratio",
         text=lambda row: f"{row.seconds:.2f}",
         fields=("seconds",),
+        order=lambda row: row.seconds,
     ),
 )
+
+
+def shown_columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns that have something to show; those of validation have not, where none is logged."""
+    return [column for column in COLUMNS if any(column.text(row) for row in rows)]
 
 
 def json_row(row: Row) -> dict[str, Any]:
@@ -182,19 +245,83 @@ def json_row(row: Row) -> dict[str, Any]:
     return {**shown, "verdict": row.verdict() if row.difference else None}
 
 
-def terminal_table(rows: Sequence[Row], *, title: str, width: int) -> Table:
+def terminal_table(rows: Sequence[Row], metric: Metric, *, title: str, width: int) -> Table:
     """The table for a terminal of ``width`` characters; if it is narrow, intervals are on separate lines."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    caption = "mean ± sd over seeds; differences in points, paired by seed, with 95 % intervals"
-    wide = width >= WIDE
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0) if wide else 0)
-    for column in COLUMNS:
-        table.add_column(column.narrow_header, justify=column.align, no_wrap=True)
+    columns = shown_columns(rows)
+    tight = len(columns) > 6
+    wide = width >= (WIDE if tight else 110)
+    if tight and not wide:
+        columns = [column for column in columns if column.fields != ("seconds",)]
+    caption = "mean ± sd over seeds; differences paired by seed, with 95 % intervals"
+    padding = (0, 2, 0, 0) if wide else (0, 1, 0, 0) if tight else 0
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=padding)
+    for column in columns:
+        table.add_column(column.title(metric, narrow=True), justify=column.align, no_wrap=True)
     styles = {1: "green", -1: "red", 0: ""}
     for row in rows:
-        texts = [column.text(row) if wide else column.narrow_text(row) for column in COLUMNS]
-        table.add_row(*(Text(text, style=styles[column.sign(row)]) for column, text in zip(COLUMNS, texts, strict=True)))
+        texts = [column.text(row) if wide else column.narrow_text(row, tight=tight) for column in columns]
+        if not wide:
+            texts[0] = "\n".join(part for line in texts[0].split("\n") for part in textwrap.wrap(line, 14 if tight else 20) or [""])
+        table.add_row(*(Text(text, style=styles[column.sign(row)]) for column, text in zip(columns, texts, strict=True)))
     return table
+
+
+def markdown(rows: Sequence[Row], metric: Metric) -> str:
+    """The table in Markdown."""
+    columns = shown_columns(rows)
+    lines = [[column.title(metric) for column in columns], ["---" if column.align == "left" else "---:" for column in columns]]
+    lines += [[column.text(row).replace("|", "\\|") for column in columns] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def comma_separated(rows: Sequence[Row], metric: Metric) -> str:
+    """The table as CSV, with numbers apart from their intervals."""
+    written = io.StringIO()
+    differences = ("difference", "matched_difference", "early_difference")
+    plain = ("label", "variant", "budget", "method", "runs", "diverged", "failed")
+    plain += ("mean", "deviation", "best_mean", "gradient_evaluations", "cost", "seconds")
+    ends = ("difference", "low", "high", "p_holm", "decision")
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(["metric", *plain, *(f"{name}_{end}" if end != "difference" else name for name in differences for end in ends)])
+    for row in rows:
+        verdicts = [getattr(row, name) for name in differences]
+        writer.writerow(
+            [
+                metric.name,
+                *(getattr(row, name) for name in plain),
+                *(None if v is None else getattr(v, end) for v in verdicts for end in ends),
+            ]
+        )
+    return written.getvalue()
+
+
+def latex(rows: Sequence[Row], metric: Metric) -> str:
+    """The table in LaTeX, with the rules of ``booktabs``."""
+    columns = shown_columns(rows)
+    special = {
+        "\\": r"\textbackslash{}",
+        "%": r"\%",
+        "&": r"\&",
+        "_": r"\_",
+        "#": r"\#",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "^": r"\^{}",
+        "~": r"\~{}",
+    }
+
+    def cell(text: str) -> str:
+        return "".join(special.get(letter, letter) for letter in text)
+
+    lines = [" & ".join(cell(column.title(metric)) for column in columns)]
+    lines += [" & ".join(cell(column.text(row)) for column in columns) for row in rows]
+    head, *body = (line + r" \\" for line in lines)
+    alignment = "".join("l" if column.align == "left" else "r" for column in columns)
+    return "\n".join([rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])

@@ -1,62 +1,94 @@
-"""Runs in worker processes, each in its own folder, with progress; complete runs are not repeated."""
+"""Runs in worker processes, each in its own folder; complete runs are not repeated, and no worker outlives this process."""
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import queue
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from gradreg import files
+from gradreg.study.functions import ERROR, describe_failure
 from gradreg.study.plan import Job
+from gradreg.study.tasks import TaskError
+from gradreg.train.environment import usable_cores
+
+_ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0")
+"""Files that are there where a driver of an accelerator is, whatever the framework."""
+
+OnProgress = Callable[[Job, float], None]
 
 
 def default_workers() -> int:
     """One worker per core; one in all if there is an accelerator."""
-    import torch
-
-    if torch.accelerator.is_available():
+    if sys.platform == "darwin" or any(Path(file).exists() for file in _ACCELERATORS):
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def run_jobs(
-    jobs: Sequence[Job], folder: Path, *, workers: int, on_epoch: Callable[[], None] = lambda: None
-) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Run ``jobs`` in ``workers`` processes, yielding each with its result as it completes.
+    jobs: Callable[[], Sequence[Job]],
+    folder: Path,
+    *,
+    workers: int,
+    on_progress: OnProgress = lambda job, share: None,
+) -> Generator[tuple[Job, dict[str, Any]]]:
+    """Run jobs, yielding each with its result as it completes; of one that failed the result is ``{"error": its last line}``.
 
     Args:
-        jobs: what to run.
+        jobs: what to run; asked again after every completed run, because results may call for more.
         folder: each job runs in ``folder / job.folder``.
-        workers: processes at a time, ≥ 1; each takes its share of the cores.
-        on_epoch: called for every epoch that any job finishes.
+        workers: processes at a time, each of which takes its share of the cores; 0 runs one after the other in this process.
+        on_progress: told which share of a run is done.
 
     Raises:
+        TaskError: the task breaks the rules of a study.
         RuntimeError: a worker died (out of memory, say); complete runs are kept.
     """
+    if workers == 0:
+        yield from _in_this_process(jobs, folder, on_progress)
+        return
     context = multiprocessing.get_context("spawn")
-    epochs = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(epochs, threads))
+    shares = context.Queue()
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(shares, max(1, usable_cores() // workers), [*sys.path])
+    )
+    waiting: dict[Future[dict[str, Any]], Job] = {}
+    started: dict[str, Job] = {}
+
+    def start() -> None:
+        for job in jobs():
+            if job.folder not in started:
+                started[job.folder] = job
+                waiting[pool.submit(_run, job, folder)] = job
+
     try:
-        waiting: dict[Future[dict[str, Any]], Job] = {pool.submit(_run, job, folder): job for job in jobs}
+        start()
         while waiting:
             done, _ = wait(waiting, timeout=0.1, return_when=FIRST_COMPLETED)
-            _drain(epochs, on_epoch)
+            _drain(shares, started, on_progress)
             for future in done:
                 job = waiting.pop(future)
                 try:
-                    yield job, future.result()
+                    result = future.result()
                 except BrokenProcessPool as error:
                     raise RuntimeError(
                         f"a worker process died while running {job.folder} or beside it, perhaps for lack of memory. "
                         "What is complete is kept: run the command again, with fewer --workers."
                     ) from error
-        _drain(epochs, on_epoch)
+                yield job, _checked(result)
+            if done:
+                start()
+        _drain(shares, started, on_progress)
     except BaseException:
         # An interrupted comparison leaves no process running; unfinished runs are started again next time.
         for process in list(pool._processes.values()):
@@ -66,32 +98,67 @@ def run_jobs(
         pool.shutdown(cancel_futures=True)
 
 
-_epochs: Any = None
+def _in_this_process(jobs: Callable[[], Sequence[Job]], folder: Path, on_progress: OnProgress) -> Iterator[tuple[Job, dict[str, Any]]]:
+    started: set[str] = set()
+    while True:
+        job = next((job for job in jobs() if job.folder not in started), None)
+        if job is None:
+            return
+        started.add(job.folder)
+        yield job, _checked(_outcome(job, folder, lambda share, job=job: on_progress(job, share)))
 
 
-def _start_worker(epochs: Any, threads: int) -> None:
-    global _epochs
-    _epochs = epochs
+def _checked(result: dict[str, Any]) -> dict[str, Any]:
+    if "task_error" in result:
+        raise TaskError(result["task_error"])
+    return result
+
+
+_shares: Any = None
+
+
+def _start_worker(shares: Any, threads: int, path: list[str]) -> None:
+    global _shares
+    _shares = shares
+    sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides which workers an interrupt ends
-    import torch
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # For whatever the task imports later, and for what it has imported already.
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
 
-    torch.set_num_threads(threads)
+
+def _end_with_parent() -> None:
+    """End this worker as soon as its parent has ended, however: killed, it cannot end its workers itself."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _run(job: Job, folder: Path) -> dict[str, Any]:
-    from gradreg.train.checkpoints.policy import Stopped
-    from gradreg.train.run_folder import RunFolder
+    return _outcome(job, folder, lambda share: _shares.put((job.folder, share)))
 
+
+def _outcome(job: Job, folder: Path, on_progress: Callable[[float], None]) -> dict[str, Any]:
+    """The result of ``job``; of one that failed its last line, with the traceback in its folder."""
+    place = files.make_directory(folder / job.folder, purpose="--out")
     try:
-        return RunFolder(folder / job.folder).run(job.config, on_epoch=lambda epoch: _epochs.put(1), track=False)
-    except Stopped as stopped:  # stopped by the parent, which starts no further job
-        os._exit(128 + stopped.signal_number)
+        result = job.variant.run(place, job.seed, job.stretch, on_progress)
+    except TaskError as error:
+        return {"task_error": f"{job.name}, seed {job.seed}: {error}"}
+    except Exception as error:
+        files.write_text(place / ERROR, "".join(traceback.format_exception(error)))
+        return {"error": describe_failure(error)}
+    (place / ERROR).unlink(missing_ok=True)
+    return result
 
 
-def _drain(epochs: Any, on_epoch: Callable[[], None]) -> None:
+def _drain(shares: Any, started: dict[str, Job], on_progress: OnProgress) -> None:
     while True:
         try:
-            epochs.get_nowait()
+            folder, share = shares.get_nowait()
         except queue.Empty:
             return
-        on_epoch()
+        on_progress(started[folder], share)

@@ -5,12 +5,26 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("gradreg", "torch", "torchvision", "timm", "accelerate", "numpy", "scipy", "scikit-learn", "jsonargparse")
+_PACKAGES = (
+    "gradreg",
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "jsonargparse",
+    "jax",
+    "optax",
+    "flax",
+)
 
 
 def usable_cores() -> int:
@@ -21,17 +35,16 @@ def usable_cores() -> int:
 @cache
 def describe() -> dict[str, Any]:
     """Versions of Python and the packages that matter, processor, accelerators, threads, and the git commit of the working directory."""
-    import torch
-
-    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    torch: Any = sys.modules.get("torch")  # imported by whatever has used it, and not by this
+    accelerators = [] if torch is None else [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES} | {"torch": torch.__version__},
+        "packages": {name: _version(name) for name in _PACKAGES} | ({} if torch is None else {"torch": str(torch.__version__)}),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
-        "torch_threads": torch.get_num_threads(),
+        "torch_threads": None if torch is None else torch.get_num_threads(),
         "accelerators": accelerators,
         "git": _git_state(),
     }

@@ -1,0 +1,473 @@
+"""Racing: seeds are added to the variants that are undecided, up to a bound, and looking many times costs no error.
+
+A race looks at its variants after ``first`` seeds and again after every ``step`` more. Without a correction each look is another chance of
+a false verdict. Here every variant spends its share of the error over the looks by a spending function (Lan & DeMets 1983), and a variant
+that is decided hands its share to the others (Holm's rule for group sequential tests: Maurer & Bretz 2013). A race is a function of its
+results and its settings alone: it is replayed from its first look each time, so one that was interrupted goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from gradreg import checks
+from gradreg.study import statistics, verdicts
+from gradreg.study.verdicts import Mode, Sample, Settings, Verdict
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+Spending = Literal["obrien-fleming", "pocock"]
+FAR = 7.0
+"""Standard deviations beyond which nothing is integrated: 10⁻¹¹ of a normal distribution lies there."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a race stands.
+
+    Args:
+        verdicts: name → verdict at the last look for which all results are there, final for decided variants; empty before the first.
+        wanted: name → seeds that the next look needs and that are not there; variants that need none are left out.
+        baseline_wanted: the same of the baseline.
+        looks: how many looks have been taken.
+    """
+
+    verdicts: dict[str, Verdict]
+    wanted: dict[str, list[int]]
+    baseline_wanted: list[int]
+    looks: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether every variant is decided or has reached the bound."""
+        return not self.wanted and not self.baseline_wanted
+
+
+@dataclass(frozen=True)
+class Race:
+    """The rule of a race.
+
+    At a look after n of at most N seeds a variant is decided if its paired t test has ``p ≤ a``, where the levels ``a`` of all looks are
+    such that a Brownian motion crosses at or before this look with probability ``f(n/N)``. The spending function f of the level
+    α/m that Holm leaves to each of the m variants not yet shown to differ is
+
+    - "obrien-fleming": ``f(t) = 4 − 4·Φ(Φ⁻¹(1 − α/4m)/√t)``: spends almost all at the end, where it shows nearly as
+      much as a study of that many seeds without a race;
+    - "pocock": ``f(t) = (α/m)·ln(1 + (e − 1)·t)``: stops earlier, shows less at the bound, and judges by few seeds.
+
+    The walk of t over few seeds is not quite a Brownian motion: from 3 seeds on, any false verdict has a chance of 5 % by simulation with
+    "obrien-fleming", and of 6 % with "pocock" (docs/statistics.md).
+
+    A variant that diverged at a seed is decided at that look, since it cannot help. With a margin, so is one whose gain is shown to be
+    smaller.
+
+    Args:
+        seeds: all seeds that may be run, in the order in which they are; their number is the bound.
+        first: seeds before the first look, ≥ 2.
+        step: seeds between two looks, ≥ 1.
+        level: 1 − the chance of any false "helps" or "harms" over all variants and looks; of the intervals.
+        spending: the spending function.
+
+    Source: Lan & DeMets 1983, Discrete sequential boundaries for clinical trials, Biometrika 70; Jennison & Turnbull 2000, Group
+    Sequential Methods (t tests at the levels of normal ones, intervals by the stagewise order, the recursion); Maurer & Bretz 2013,
+    Multiple testing in group sequential trials using graphical approaches, Stat. Biopharm. Res. 5.
+    """
+
+    seeds: Sequence[int]
+    first: int = 3
+    step: int = 1
+    level: float = statistics.CONFIDENCE
+    spending: Spending = "obrien-fleming"
+
+    def __post_init__(self) -> None:
+        checks.whole("first", self.first, minimum=2, remedy="A difference needs two seeds to have a spread.")
+        checks.whole("step", self.step, minimum=1)
+        verdicts.check_settings("max", level=self.level, margin=None)
+        checks.choice("spending", self.spending, get_args(Spending))
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ; got {checks.describe(self.seeds)}.")
+        if len(self.seeds) < self.first:
+            raise ValueError(f"seeds must be at least first = {self.first}; got {len(self.seeds)}. Raise the bound or lower first.")
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Seeds at each look; the last is the bound."""
+        most = len(self.seeds)
+        return (*range(self.first, most, self.step), most)
+
+    def levels(self, variants: int) -> NDArray[Any]:
+        """The level of the t test at each look (columns) if m variants are not yet shown to differ (row m − 1)."""
+        import numpy as np
+
+        times = tuple(n / len(self.seeds) for n in self.looks)
+        return np.array([nominal_levels(times, (1 - self.level) / m, self.spending) for m in range(1, variants + 1)])
+
+    def judge(
+        self,
+        baseline: Mapping[int, float | None],
+        variants: Mapping[str, Mapping[int, float | None]],
+        *,
+        mode: Mode,
+        margin: float | None = None,
+        baselines: Mapping[str, Mapping[int, float | None]] | None = None,
+        metric: str = "metric",
+        against: str = "the baseline",
+    ) -> Standing:
+        """The verdicts so far and the seeds to run next.
+
+        Arguments as of ``compare_paired``, but a seed that is absent has not been run yet; None, NaN and infinity are diverged runs. A
+        decided variant is judged by the seeds of the look that decided it; later ones are ignored.
+        With ``baselines``, the seeds wanted of a variant are those that the variant or its own baseline lacks.
+        """
+        import numpy as np
+
+        verdicts.check_settings(mode, level=self.level, margin=margin)
+        if not variants:
+            raise ValueError("variants must name at least one variant; got none. The baseline alone has nothing to be compared with.")
+        references = {name: (baselines or {}).get(name, baseline) for name in variants}
+        settings = Settings(mode, self.level, margin, metric, against, correction="after Holm and all looks")
+        levels = self.levels(len(variants))
+        samples: list[list[Sample]] = []
+        outcome: Outcome | None = None
+        for n in self.looks:
+            due = self.seeds[:n]
+            running = [name for i, name in enumerate(variants) if outcome is None or outcome.active[i]]
+            lacking = {name: [s for s in due if s not in variants[name] or s not in references[name]] for name in running}
+            wanted = {name: seeds for name, seeds in lacking.items() if seeds}
+            if wanted or not running:
+                shared = {s for name in running if references[name] is baseline for s in due if s not in baseline}
+                break
+            # A variant that is out keeps its last look, at which it is not judged again.
+            samples.append(
+                [
+                    Sample.of(_first(references[name], due), _first(variants[name], due), mode=mode) if name in running else samples[-1][i]
+                    for i, name in enumerate(variants)
+                ]
+            )
+            outcome = replay(
+                np.array([[s.p_for_holm() for s in row] for row in samples]),
+                np.array([[s.failed > 0 for s in row] for row in samples]),
+                no_gain=None if margin is None else np.array([[s.p_no_gain(margin) for s in row] for row in samples], dtype=float),
+                no_worse=None if margin is None else np.array([[s.p_no_worse(margin) for s in row] for row in samples], dtype=float),
+                levels=levels,
+            )
+        else:
+            wanted, shared = {}, set()
+        if outcome is None:
+            return Standing({}, wanted, sorted(shared, key=self.seeds.index), 0)
+        judged = {name: self._verdict(name, [row[i] for row in samples], outcome, i, settings) for i, name in enumerate(variants)}
+        return Standing(judged, wanted, sorted(shared, key=self.seeds.index), len(samples))
+
+    def _verdict(self, name: str, history: Sequence[Sample], outcome: Outcome, index: int, settings: Settings) -> Verdict:
+        """The verdict on one variant at the look at which it was decided, or else at the last."""
+        differs, no_gain, no_worse = outcome.differs, outcome.no_gain, outcome.no_worse
+        look = int(differs.look[index])
+        m = int(differs.open[index])
+        path = self._path(history[: look + 1], m)
+        last = history[look]
+        still_open = max(1, differs.shown.size - int(differs.shown.sum()))
+        alpha = 1 - self.level
+        p = 2 * min(path.p_upper(0.0), 1 - path.p_upper(0.0)) if last.p_for_holm() < 1 else 1.0
+
+        def one_sided(claim: Claim | None, p_of: Callable[[Sample], float | None]) -> float | None:
+            if claim is None:
+                return None
+            then, count = int(claim.look[index]), int(claim.open[index])
+            single = p_of(history[then])
+            assert single is not None
+            found = self._path(history[: then + 1], count).p_at_least(-_z_of(single))
+            return _agreeing(found * count, alpha / 2, shown=bool(claim.shown[index]))
+
+        return verdicts.verdict(
+            name,
+            last,
+            settings=settings,
+            interval=path.interval(alpha) if last.failed == 0 else last.interval(self.level),
+            p_holm=_agreeing(p * m, alpha, shown=bool(differs.shown[index])),
+            no_worse_p=one_sided(no_worse, lambda s: s.p_no_worse(settings.margin)),
+            no_gain_p=one_sided(no_gain, lambda s: s.p_no_gain(settings.margin)),
+            tested_at=float(self.levels(still_open)[-1, -1]),
+        )
+
+    def _path(self, history: Sequence[Sample], m: int) -> Path:
+        times = tuple(n / len(self.seeds) for n in self.looks)[: len(history)]
+        return Path(times, tuple(self.levels(m)[m - 1, : len(history)]), tuple(history))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Which variants have been shown to be so, for one kind of claim ("differs", "gains less than the margin"); variants are the last axis.
+
+    Args:
+        shown: whether it was shown.
+        look: the index of the look at which it was, else of the last look that the variant had.
+        open: to how many variants the level was divided there.
+    """
+
+    shown: NDArray[Any]
+    look: NDArray[Any]
+    open: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A race replayed: its claims, and which variants would go on."""
+
+    differs: Claim
+    no_gain: Claim | None
+    no_worse: Claim | None
+    active: NDArray[Any]
+
+
+def replay(
+    p: NDArray[Any],
+    failed: NDArray[Any],
+    *,
+    levels: NDArray[Any],
+    no_gain: NDArray[Any] | None = None,
+    no_worse: NDArray[Any] | None = None,
+) -> Outcome:
+    """Run one race, or many at once, from the p of every look.
+
+    Args:
+        p: two-sided p of the t test, shape [..., looks, variants].
+        failed: whether the variant has a diverged seed by then, the same shape.
+        levels: of the t test, shape [variants, looks]: row m − 1 if m variants are open.
+        no_gain: one-sided p of "better by the margin or more", the same shape as ``p``.
+        no_worse: of "worse by the margin or more".
+    """
+    import numpy as np
+
+    looks, variants = p.shape[-2:]
+    shape = (*p.shape[:-2], variants)
+    active = np.ones(shape, dtype=bool)
+    ps = [p, None if no_gain is None else 2 * no_gain, None if no_worse is None else 2 * no_worse]
+    claims = [Claim(np.zeros(shape, bool), np.zeros(shape, int), np.full(shape, variants)) for _ in ps]
+    for look in range(looks):
+        for claim, values in zip(claims, ps, strict=True):
+            if values is None:
+                continue
+            waiting = active & ~claim.shown
+            claim.look[waiting] = look
+            for _ in range(variants):  # each one shown raises the level of the others, which may show the next
+                left = np.maximum(variants - claim.shown.sum(axis=-1, keepdims=True), 1)
+                claim.open[...] = np.where(waiting & ~claim.shown, left, claim.open)
+                new = waiting & ~claim.shown & (values[..., look, :] <= levels[left - 1, look])
+                if not new.any():
+                    break
+                claim.shown[...] |= new
+        active &= ~(claims[0].shown | claims[1].shown | failed[..., look, :])
+    return Outcome(claims[0], None if no_gain is None else claims[1], None if no_worse is None else claims[2], active)
+
+
+def spent(t: float, alpha: float, spending: Spending) -> float:
+    """The share of ``alpha`` that may be spent by the share ``t`` of all seeds."""
+    from scipy import special
+
+    if spending == "pocock":
+        return alpha * math.log1p((math.e - 1) * t)
+    return float(4 * special.ndtr(special.ndtri(alpha / 4) / math.sqrt(t)))
+
+
+@lru_cache(maxsize=512)
+def nominal_levels(times: tuple[float, ...], alpha: float, spending: Spending) -> tuple[float, ...]:
+    """Two-sided levels at looks after the shares ``times`` of the seeds: crossing at or before the k-th has chance ``spent(times[k])``.
+
+    Source: Armitage, McPherson & Rowe 1969, Repeated significance tests on accumulating data, J. R. Stat. Soc. A 132 (the recursion).
+    """
+    levels: list[float] = []
+    walk = Walk(times)
+    before = 0.0
+    for t in times:
+        target = (spent(t, alpha, spending) - before) / 2
+        before = spent(t, alpha, spending)
+
+        def excess(z: float, target: float = target) -> float:
+            return float(walk.above(z)) - target
+
+        z = _root(excess, 0.0, FAR) if walk.above(FAR) < target else math.inf
+        levels.append(_two_sided(z))
+        walk.stay_between(-z, z)
+    return tuple(levels)
+
+
+class Walk:
+    """A Brownian motion at the times of the looks, killed where it leaves the boundaries; in units of its standard deviation at each look.
+
+    One walk, or many at once whose boundaries differ: boundaries are numbers or arrays.
+
+    Args:
+        times: of the looks, ascending, the last ≤ 1.
+    """
+
+    def __init__(self, times: Sequence[float]) -> None:
+        import numpy as np
+
+        self.times = times
+        self.look = 0
+        self.narrowest = math.sqrt(min(np.diff([0.0, *times]) / np.asarray(times)))
+        self.where = np.zeros(1)
+        self.mass = np.ones(1)
+
+    def above(self, z: ArrayLike) -> NDArray[Any]:
+        """The probability to have survived so far and to be above ``z`` at this look."""
+        import numpy as np
+        from scipy import special
+
+        bound = np.asarray(z)[..., None] * math.sqrt(self.times[self.look])
+        return (self.mass * special.ndtr((self.where - bound) / self._gap())).sum(axis=-1)
+
+    def stay_between(self, low: ArrayLike, high: ArrayLike) -> None:
+        """Take this look: what lies outside of (low, high) is gone."""
+        import numpy as np
+
+        low, high = np.clip(low, -FAR, FAR)[..., None], np.clip(high, -FAR, FAR)[..., None]
+        root, gap = math.sqrt(self.times[self.look]), self._gap()
+        # So many nodes that their distance is below the standard deviation of any step: what is integrated is that smooth.
+        nodes, weights = _gauss_legendre(max(24, 8 * math.ceil(float(np.max(high - low)) / self.narrowest / 4)))
+        where = root * ((high + low) / 2 + (high - low) / 2 * nodes)
+        kernel = np.exp(-0.5 * ((where[..., :, None] - self.where[..., None, :]) / gap) ** 2) / (gap * math.sqrt(2 * math.pi))
+        self.mass = root * (high - low) / 2 * weights * (kernel @ self.mass[..., None])[..., 0]
+        self.where = where
+        self.look += 1
+
+    def _gap(self) -> float:
+        earlier = self.times[self.look - 1] if self.look else 0.0
+        return math.sqrt(self.times[self.look] - earlier)
+
+
+def stagewise_p(
+    times: Sequence[float], levels: NDArray[Any], *, n: NDArray[Any], se: NDArray[Any], z: ArrayLike, mean: float = 0.0
+) -> NDArray[Any]:
+    """The probability of a way through a race at least as good as one that stopped at the last of ``times``, if the mean gain is ``mean``.
+
+    Ways are ordered stagewise: stopping earlier above counts for more than later, and at the same look the larger t counts for more.
+
+    Args:
+        times: shares of the seeds at the looks.
+        levels: two-sided, of the t tests at them; shape [looks], or [..., looks] for many races.
+        n: pairs at each look, the same.
+        se: standard errors of the mean gain at each look, the same.
+        z: the normal quantile of t at the last look, with respect to ``mean``.
+        mean: the true mean gain.
+    """
+    import numpy as np
+    from scipy import special
+
+    freedom = np.maximum(1, n - 1)
+    critical = -special.stdtrit(freedom, levels / 2)
+    # The boundary is where the t of a mean of 0 crosses; seen from ``mean`` it is shifted by what that is in standard errors.
+    se = np.where(se > 0, se, se[..., -1:])
+    shift = mean / se if mean else np.zeros_like(se)
+    upper, lower = normal_quantile(critical - shift, freedom), normal_quantile(-critical - shift, freedom)
+    walk = Walk(times)
+    total = np.zeros(np.shape(z))
+    for look in range(len(times) - 1):
+        total = total + walk.above(upper[..., look])
+        walk.stay_between(lower[..., look], upper[..., look])
+    return total + walk.above(z)
+
+
+def normal_quantile(t: ArrayLike, freedom: ArrayLike) -> NDArray[Any]:
+    """The normal quantile with the tail of Student's ``t``."""
+    import numpy as np
+    from scipy import special
+
+    return np.copysign(special.ndtri(special.stdtr(freedom, -np.abs(t))), t)
+
+
+@dataclass(frozen=True)
+class Path:
+    """One variant's way through a race up to the look at which it stopped, and how likely a way at least as good is.
+
+    For a race of one look p and interval are those of the t test.
+
+    Args:
+        times: shares of the seeds at the looks.
+        levels: of the t tests at them.
+        history: the sample at each look.
+    """
+
+    times: tuple[float, ...]
+    levels: tuple[float, ...]
+    history: tuple[Sample, ...] = field(repr=False)
+
+    @cached_property
+    def _tests(self) -> list[statistics.PairedT]:
+        return [sample.test for sample in self.history]
+
+    def p_upper(self, mean: float) -> float:
+        """The probability of a way at least as good as this one if the mean gain is ``mean``."""
+        test = self._tests[-1]
+        if test.n < 2 or test.sd == 0:
+            return self.p_at_least(_z_of(1 - float(test.p_above(mean))), mean)
+        return self.p_at_least(float(normal_quantile((test.mean - mean) / test.se, test.n - 1)), mean)
+
+    def p_at_least(self, z: float, mean: float = 0.0) -> float:
+        """The same with ``z`` at the last look in place of this way's, if the mean gain is ``mean``."""
+        import numpy as np
+
+        n, se = np.array([test.n for test in self._tests]), np.array([test.se for test in self._tests])
+        return float(stagewise_p(self.times, np.array(self.levels), n=n, se=se, z=z, mean=mean))
+
+    def interval(self, alpha: float) -> tuple[float, float] | None:
+        """The 1 − ``alpha`` interval of the mean difference; None without a spread.
+
+        It holds the means under which neither a way at least as good as this one nor one at most as good has a chance below ``alpha``/2.
+        """
+        sample, test = self.history[-1], self._tests[-1]
+        if test.n < 2 or test.sd == 0:
+            return None
+        ends: list[float] = []
+        for target in (alpha / 2, 1 - alpha / 2):
+
+            def excess(mean: float, target: float = target) -> float:
+                return self.p_upper(mean) - target
+
+            reach = float(test.se) * 4
+            while excess(float(test.mean) - reach) > 0 or excess(float(test.mean) + reach) < 0:
+                reach *= 2
+            ends.append(_root(excess, float(test.mean) - reach, float(test.mean) + reach, tolerance=1e-6 * float(test.se)))
+        low, high = sorted(sample.sign * end for end in ends)
+        return low, high
+
+
+def _first(values: Mapping[int, float | None], seeds: Sequence[int]) -> dict[int, float | None]:
+    return {seed: values[seed] for seed in seeds}
+
+
+def _agreeing(p: float, threshold: float, *, shown: bool) -> float:
+    """``p`` on the side of ``threshold`` on which the race has put it: both are integrals, and may differ in their last digits."""
+    return min(p, threshold) if shown else min(1.0, max(p, math.nextafter(threshold, 1.0)))
+
+
+@lru_cache(maxsize=64)
+def _gauss_legendre(nodes: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    import numpy as np
+
+    return np.polynomial.legendre.leggauss(nodes)
+
+
+def _root(function: Callable[[float], float], low: float, high: float, *, tolerance: float = 1e-12) -> float:
+    from scipy import optimize
+
+    return float(cast("float", optimize.brentq(function, low, high, xtol=tolerance)))
+
+
+def _z_of(p: float) -> float:
+    """The normal quantile of ``p``."""
+    from scipy import special
+
+    return float(special.ndtri(p))
+
+
+def _two_sided(z: float) -> float:
+    from scipy import special
+
+    return float(2 * special.ndtr(-z))

@@ -1,0 +1,410 @@
+"""One run of a task: what a training function receives, and what it leaves in the run's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from gradreg import checks
+from gradreg.files import append_json_line
+from gradreg.penalties import GradientPenalty
+from gradreg.study.tasks import Metric, OnProgress, TaskError
+
+METRICS = "metrics.jsonl"
+TIMINGS = "timings.jsonl"
+"""Where the runs of recipes keep their times, so that ``metrics.jsonl`` is the same on every machine."""
+
+_OFTEN = 0.5
+"""Seconds between two reports of progress."""
+
+_ended: list[tuple[weakref.ref[Any], int]] = []
+"""The regularizers of earlier runs in this process, and the steps that they had done when their run ended."""
+
+
+class Run:
+    """What a task's function receives: the variant's penalty, the seed, how long to train, and where to log.
+
+    Args:
+        penalty: the variant's penalty; None for plain training.
+        seed: seeds whatever the task draws. Python's, numpy's and torch's generators are seeded with it before the function is called.
+        folder: the run's folder, where it may keep files of its own.
+        metric: what the study judges by.
+        stretch: how many times as long as the function asks it trains.
+        on_progress: told which share is done.
+    """
+
+    def __init__(
+        self,
+        penalty: GradientPenalty | None,
+        seed: int,
+        folder: Path,
+        *,
+        metric: Metric,
+        stretch: Fraction = Fraction(1),
+        on_progress: OnProgress = lambda share: None,
+    ) -> None:
+        self.penalty = penalty
+        self.seed = seed
+        self.folder = folder
+        self._metric = metric
+        self._stretch = stretch
+        self._on_progress = on_progress
+        self._started: float | None = None
+        self._reported = 0.0
+        self._regularizers: list[Any] = []
+        self._functions: list[CountedValueAndGrad] = []
+        self._length: _Length | None = None
+        self._epoch: int | None = None
+        self._declared = 0
+        self._records: list[dict[str, Any]] = []
+
+    @property
+    def device(self) -> Any:
+        """The ``torch.device`` to train on: the accelerator if there is one, else the CPU."""
+        import torch
+
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+    def epochs(self, n: int) -> Epochs:
+        """``range(n)`` for the loop over epochs; longer for a baseline that may spend more. ``total_epochs`` is its length from then on.
+
+        Args:
+            n: epochs that a variant trains, ≥ 1.
+
+        Raises:
+            RuntimeError: the run's length was given before.
+        """
+        return Epochs(self, self._set_length("epochs", n))
+
+    def steps(self, n: int) -> Steps:
+        """``range(n)`` for a loop over optimizer steps.
+
+        Within the loop over epochs these are the steps of one epoch. Alone they are the whole run, and longer for a baseline that may
+        spend more. The length may also be taken without a loop, for ``jax.lax.scan``: ``len(run.steps(n))``.
+
+        A task whose gradients are computed inside ``jax.jit``, where a call cannot be seen, declares them by this.
+
+        Args:
+            n: optimizer steps, ≥ 1.
+        """
+        if self._epoch is not None:
+            return Steps(self, checks.whole("steps", n, minimum=1))
+        steps = Steps(self, self._set_length("steps", n))
+        return steps
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs that this run trains, for schedules: those of ``epochs(n)``, or more for a baseline that may spend more.
+
+        Raises:
+            RuntimeError: before ``epochs(n)``.
+        """
+        return self._total("epochs")
+
+    @property
+    def total_steps(self) -> int:
+        """As ``total_epochs``, for runs whose length is ``steps(n)``."""
+        return self._total("steps")
+
+    def regularizer(self, model: Any, **options: Any) -> Any:
+        """A ``gradreg.torch.GradientRegularizer`` of ``model`` with this run's penalty, whose gradient evaluations are counted.
+
+        Args:
+            model: a ``torch.nn.Module``.
+            options: of ``GradientRegularizer``, such as ``parameters=``.
+        """
+        from gradreg.torch import GradientRegularizer
+
+        if "penalty" in options:
+            raise TypeError(
+                "penalty must be left out of run.regularizer(), which takes that of the variant; got one. Name it in penalties=."
+            )
+        made = GradientRegularizer(model, self.penalty, **options)
+        self._regularizers.append(made)
+        return made
+
+    def value_and_grad(self, fun: Callable[..., Any], *, state: bool = False, **options: Any) -> CountedValueAndGrad:
+        """``gradreg.jax.value_and_grad`` of ``fun`` with this run's penalty, whose gradient evaluations are counted.
+
+        Calls outside ``jax.jit`` are counted one by one. Inside it a call cannot be seen: declare the steps by ``run.steps(n)``.
+
+        Args:
+            fun: the loss, as ``gradreg.jax.value_and_grad`` takes it.
+            state: whether the function takes ``state=`` and returns ``(value, gradients, state)``, for every penalty alike, with an empty
+                state for those that have none. ``init(params)`` makes the first.
+            options: of ``gradreg.jax.value_and_grad``.
+
+        Raises:
+            TaskError: a penalty that has a state, without ``state=True``.
+        """
+        made = CountedValueAndGrad(fun, self.penalty, state, options)
+        self._functions.append(made)
+        return made
+
+    def log(self, **metrics: Any) -> None:
+        """Record metrics after an epoch, or as often as wanted: numbers, or tensors and arrays with one element.
+
+        A study with metric m needs ``test_m``; with ``validation_m`` beside it the best epoch can be selected, and a baseline that stops
+        early be compared with. ``loss`` tells whether the run diverged. Several calls in one epoch add to the same record.
+
+        Raises:
+            TypeError: a value that is not a number.
+            TaskError: a share that is not between 0 and 1.
+        """
+        values = {name: _number(name, value) for name, value in metrics.items()}
+        for name in (self._metric.test, self._metric.validation):
+            if self._metric.percent and math.isfinite(values.get(name, 0.0)) and not 0.0 <= values.get(name, 0.0) <= 1.0:
+                raise TaskError(
+                    f"{name} must be a share between 0 and 1, which tables show in percent; got {values[name]:g}. "
+                    "Divide it by 100, or declare @study.task(..., percent=False)."
+                )
+        epoch = None if self._epoch is None else self._epoch + 1
+        record = {
+            "epoch": epoch,
+            "step": self._steps_done(),
+            "gradient_evaluations": self._evaluations(),
+            "seconds": self._seconds(),
+            **values,
+        }
+        append_json_line(self.folder / METRICS, record)
+        before = self._records[-1] if self._records and epoch is not None and self._records[-1]["epoch"] == epoch else None
+        if before is None:
+            self._records.append(record)
+        else:
+            before.update(record)
+
+    def finish(self) -> dict[str, Any]:
+        """The run's result, after the function has returned.
+
+        Raises:
+            TaskError: the metric was never logged, the run's gradients were not its regularizer's, or its length was never asked for.
+        """
+        test, validation = self._metric.test, self._metric.validation
+        self._check_regularizers()
+        logged = [record for record in self._records if test in record]
+        if not logged:
+            names = sorted({name for record in self._records for name in record} - {"epoch", "step", "gradient_evaluations", "seconds"})
+            raise TaskError(
+                f"the task must log its metric as {test}; got {', '.join(names) or 'no metrics at all'}. "
+                f"Write run.log({test}=...) after each epoch."
+            )
+        last = logged[-1]
+        losses = [record["loss"] for record in self._records if "loss" in record]
+        diverged = not math.isfinite(last[test]) or any(not math.isfinite(loss) for loss in losses[-1:])
+        selected = [r for r in logged if math.isfinite(r.get(validation, math.nan)) and math.isfinite(r[test])]
+        best = None
+        for record in selected:
+            if best is None or self._metric.is_better(record[validation], best[validation]):
+                best = record
+        return {
+            "epochs": None if self._length is None or self._length.unit != "epochs" else self._length.done,
+            "steps": self._steps_done(),
+            "length": None if self._length is None else self._length.total,
+            "gradient_evaluations": self._evaluations(),
+            test: None if diverged else last[test],
+            validation: None if diverged else last.get(validation),
+            "best": None
+            if diverged or best is None
+            else {"epoch": best["epoch"], "by": validation, validation: best[validation], test: best[test]},
+            "seconds": self._seconds(),
+            "diverged": diverged,
+            "warnings": self._warnings(),
+        }
+
+    def _check_regularizers(self) -> None:
+        stolen = [made for made, steps in ((ref(), steps) for ref, steps in _ended) if made is not None and made.step != steps]
+        for made in self._regularizers:
+            _ended.append((weakref.ref(made), made.step))
+        _ended[:] = [(ref, made.step) for ref, made in ((ref, ref()) for ref, _ in _ended) if made is not None]
+        if stolen:
+            raise TaskError(
+                "a run must use a regularizer of its own; got one that an earlier run made and this one stepped. Call "
+                "run.regularizer(model) inside the function, and keep nothing of it outside."
+            )
+        if self._length is None:
+            raise TaskError(
+                "the task must ask how long to train, because a fair baseline trains longer; got neither run.epochs(n) nor run.steps(n). "
+                "Write for epoch in run.epochs(20): ..."
+            )
+        if self._evaluations() == 0:
+            raise TaskError(
+                "the task must take its gradients from the run; got a function that never called run.regularizer(model).backward(...) or "
+                "run.value_and_grad(fun). Inside jax.jit, where calls cannot be seen, declare the steps: for step in run.steps(n)."
+            )
+
+    def _warnings(self) -> list[str]:
+        length = self._length
+        if length is not None and length.done < length.total and length.looped:
+            return [f"returned after {length.done} of {length.total} {length.unit}, so that compute is not matched"]
+        return []
+
+    def _set_length(self, unit: str, n: int) -> int:
+        checks.whole(unit, n, minimum=1, remedy=f"Write run.{unit}(20), say.")
+        if self._length is not None:
+            raise TaskError(
+                f"the run's length must be asked for once; got run.{unit}({n}) after run.{self._length.unit}({self._length.asked}). "
+                f"Keep what it returns: {unit} = run.{unit}({n})."
+            )
+        self._length = _Length(unit, n, math.ceil(n * self._stretch))
+        self._started = time.perf_counter()  # imports and the loading of data are over
+        return self._length.total
+
+    def _total(self, unit: str) -> int:
+        if self._length is None or self._length.unit != unit:
+            raise RuntimeError(
+                f"total_{unit} is known after run.{unit}(n); got none so far. Write {unit} = run.{unit}(20) before the schedule."
+            )
+        return self._length.total
+
+    def _seconds(self) -> float:
+        return 0.0 if self._started is None else time.perf_counter() - self._started
+
+    def _steps_done(self) -> int:
+        counted = sum(made.step for made in self._regularizers) + sum(made.calls for made in self._functions)
+        return counted or self._declared
+
+    def _evaluations(self) -> int | float:
+        counted = sum(made.metrics["evaluations"] for made in self._regularizers) + sum(made.evaluations for made in self._functions)
+        if counted == 0 and self._functions:
+            counted = sum(1 if self.penalty is None else self.penalty.evaluations_at(step) for step in range(self._declared))
+        return int(counted) if float(counted).is_integer() else counted
+
+    def _tick(self, unit: str, done: int, total: int) -> None:
+        """An epoch, or a step, was done."""
+        if self._length is None or self._length.unit != unit:
+            return
+        self._length.done, self._length.looped = done, True
+        now = time.perf_counter()
+        if done == total or now - self._reported > _OFTEN:
+            self._reported = now
+            self._on_progress(done / total)
+
+
+class _Length:
+    """How long a run trains.
+
+    Args:
+        unit: "epochs" or "steps".
+        asked: what the function asked for.
+        total: what it got.
+    """
+
+    def __init__(self, unit: str, asked: int, total: int) -> None:
+        self.unit, self.asked, self.total = unit, asked, total
+        self.done = 0
+        self.looped = False
+
+
+class Epochs:
+    """The epochs of a run: ``range(total)`` that says how far the run is."""
+
+    def __init__(self, run: Run, total: int) -> None:
+        self._run, self._total = run, total
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[int]:
+        run = self._run
+        for epoch in range(self._total):
+            run._epoch = epoch
+            yield epoch
+            run._tick("epochs", epoch + 1, self._total)
+        # A task may log once more after the loop: that belongs to the last epoch.
+
+
+class Steps:
+    """Optimizer steps: ``range(total)`` that counts them."""
+
+    def __init__(self, run: Run, total: int) -> None:
+        self._run, self._total = run, total
+        self._counted = False
+
+    def __len__(self) -> int:
+        self._declare()
+        return self._total
+
+    def __iter__(self) -> Iterator[int]:
+        self._declare()
+        for step in range(self._total):
+            yield step
+            self._run._tick("steps", step + 1, self._total)
+
+    def _declare(self) -> None:
+        if not self._counted:
+            self._counted = True
+            self._run._declared += self._total
+            length = self._run._length
+            if length is not None and length.unit == "steps":
+                length.done = length.total
+
+
+class CountedValueAndGrad:
+    """``gradreg.jax.value_and_grad`` whose calls outside ``jax.jit`` are counted."""
+
+    def __init__(self, fun: Callable[..., Any], penalty: GradientPenalty | None, state: bool, options: Mapping[str, Any]) -> None:
+        from gradreg.jax import value_and_grad
+
+        stateful = penalty is not None and (penalty.has_memory or penalty.decoupled)
+        if stateful and not state:
+            raise TaskError(
+                f"state must be True for a penalty that carries a state; got {penalty}. Write run.value_and_grad(loss, state=True), pass "
+                "state=state, and take three values."
+            )
+        self._both = value_and_grad(fun, penalty, **options)
+        self._penalty, self._stateful, self._state = penalty, stateful, state
+        self.calls = 0
+        self.evaluations: float = 0
+
+    def init(self, params: Any) -> Any:
+        """The state before the first step; empty for a penalty that has none."""
+        return self._both.init(params) if self._stateful else {}
+
+    def __call__(self, params: Any, /, *args: Any, **kwargs: Any) -> Any:
+        import jax
+        from jax.core import Tracer
+
+        given = {"state": kwargs.pop("state")} if "state" in kwargs and self._state else {}
+        returned = self._both(params, *args, **kwargs, **(given if self._stateful else {}))
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, args, kwargs))):
+            step = int(kwargs.get("step", self.calls))
+            self.evaluations += 1 if self._penalty is None else self._penalty.evaluations_at(step)
+            self.calls += 1
+        return (*returned, {}) if self._state and not self._stateful else returned
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The records of the run in ``folder``: one for each epoch, or for each call of ``log`` outside of epochs."""
+    records: list[dict[str, Any]] = []
+    for line in _lines(folder / METRICS):
+        if not line.endswith("\n"):
+            continue
+        values = {name: float(value) if value in ("nan", "inf", "-inf") else value for name, value in json.loads(line).items()}
+        if records and values.get("epoch") is not None and records[-1].get("epoch") == values["epoch"]:
+            records[-1].update(values)
+        else:
+            records.append(values)
+    by_epoch = {record.get("epoch"): record for record in records}
+    for line in _lines(folder / TIMINGS):
+        values = json.loads(line) if line.endswith("\n") else {}
+        by_epoch.get(values.get("epoch"), {}).update(values)
+    return records
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, (bool, str)):
+        raise TypeError(f"{name} must be a number; got {checks.describe(value)}. Log what the study compares, and print the rest.")
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number, or have one element; got {checks.describe(value)}. Take its mean, say.") from error

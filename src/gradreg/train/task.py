@@ -1,0 +1,133 @@
+"""A recipe as a task of a study: its variants, what they cost, and a run of each in a folder like those of ``gradreg train``."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gradreg import checks
+from gradreg.penalties import GradientPenalty
+from gradreg.study.tasks import Metric, OnProgress, Task, Variant
+from gradreg.train import recipe as recipes
+from gradreg.train.configuration import Config
+
+ACCURACY = Metric("accuracy", "max", percent=True)
+
+
+class RecipeTask(Task):
+    """A recipe with the keys of a command line laid over it.
+
+    Args:
+        recipe: as read.
+        base: the recipe's nested keys with the overrides; None takes its own.
+    """
+
+    def __init__(self, recipe: recipes.Recipe, base: Mapping[str, Any] | None = None) -> None:
+        self.recipe = recipe
+        self.base = dict(recipe.base if base is None else base)
+        self.name = recipe.name
+        self.description = recipe.description
+        self.metric = ACCURACY
+
+    @cached_property
+    def variants(self) -> Mapping[str, Variant]:
+        """The recipe's variants; of one without, its own penalty and training without it."""
+        if self.recipe.variants:
+            settings = {name: self.recipe.settings(name, base=self.base) for name in self.recipe.variants}
+            return {name: RecipeVariant(self.recipe.configuration(keys, name)) for name, keys in settings.items()}
+        if not self.base.get("penalty"):
+            return {}
+        name = str(self.base["penalty"].get("name", "penalty"))
+        return {name: RecipeVariant(self.recipe.configuration(self.base))}
+
+    def variant(self, penalty: GradientPenalty | Mapping[str, Any] | None, options: Mapping[str, Any]) -> RecipeVariant:
+        block = penalty.to_dict() if isinstance(penalty, GradientPenalty) else None if penalty is None else dict(penalty)
+        changes: dict[str, Any] = {"penalty": block}
+        for key, value in options.items():
+            inside = changes
+            *blocks, last = key.split(".")
+            for part in blocks:
+                inside = inside.setdefault(part, {})
+            inside[last] = value
+        keys = recipes.merge({**self.base, "penalty": None}, changes)
+        return RecipeVariant(self.recipe.configuration(keys))
+
+
+@dataclass(frozen=True, eq=False)
+class RecipeVariant(Variant):
+    """One configuration of a recipe."""
+
+    config: Config
+
+    @property
+    def method(self) -> str:
+        return str(self.config.resolved_penalty())
+
+    @property
+    def is_plain(self) -> bool:
+        return self.config.penalty is None
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        return asdict(self.config)
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def epochs(self) -> int | None:
+        return self.config.epochs
+
+    @cached_property
+    def evaluations(self) -> int | None:
+        return gradient_evaluations(self.config)
+
+    def result(self, folder: Path, seed: int, stretch: Fraction) -> dict[str, Any] | None:
+        from gradreg.train.run_folder import RunFolder
+
+        held = RunFolder(folder)
+        held.check_free_for(self._configuration(seed, stretch))
+        return held.result()
+
+    def run(self, folder: Path, seed: int, stretch: Fraction, on_progress: OnProgress) -> dict[str, Any]:
+        from gradreg.train.checkpoints.policy import Stopped
+        from gradreg.train.run_folder import RunFolder
+
+        config = self._configuration(seed, stretch)
+        try:
+            return RunFolder(folder).run(config, on_epoch=lambda epoch: on_progress(epoch.epoch / config.epochs), track=False)
+        except Stopped as stopped:  # the run is saved, and this worker has been told to end
+            os._exit(128 + stopped.signal_number)
+
+    def _configuration(self, seed: int, stretch: Fraction) -> Config:
+        return (self.config if stretch == 1 else lengthened(self.config, stretch)).with_seed(seed)
+
+
+def gradient_evaluations(config: Config) -> int:
+    """Gradient evaluations of a whole run, from its schedule of penalties."""
+    steps = config.epochs * config.steps_per_epoch()
+    penalty = config.resolved_penalty()
+    return steps if penalty.penalty is None else round(sum(penalty.evaluations_at(step) for step in range(steps)))
+
+
+def lengthened(config: Config, stretch: Fraction) -> Config:
+    """The run lengthened to ``stretch`` times its epochs, rounded up.
+
+    Warm-up and decay epochs of the learning rate are stretched with it, so that the baseline gets its whole schedule.
+    """
+    checks.positive("stretch", float(stretch))
+    epochs = math.ceil(config.epochs * stretch)
+    ratio = epochs / config.epochs
+    schedule = replace(
+        config.schedule,
+        warmup_epochs=round(config.schedule.warmup_epochs * ratio),
+        decay_epochs=[round(epoch * ratio) for epoch in config.schedule.decay_epochs],
+    )
+    return replace(config, epochs=epochs, schedule=schedule)

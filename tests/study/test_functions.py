@@ -1,0 +1,392 @@
+"""A function of one's own as a task: what it receives, what it leaves, what is fair, and what is told when it breaks the rules."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import gradreg
+from gradreg import cli, study
+from gradreg.study.functions import load_task
+from gradreg.study.tasks import TaskError
+
+TASK = '''
+import torch
+from gradreg import study
+
+@study.task(metric="rmse", mode="min")
+def train(run: study.Run, *, lr: float = 0.05, width: int = 4, epochs: int = 3) -> None:
+    """A regression on noise."""
+    data = torch.Generator().manual_seed(run.seed)
+    x = torch.randn(60, 3, generator=data)
+    y = x.sin().sum(1, keepdim=True) + 0.3 * torch.randn(60, 1, generator=data)
+    model = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
+    regularizer = run.regularizer(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    rmse = lambda rows: (model(x[rows]) - y[rows]).square().mean().sqrt()
+    for epoch in run.epochs(epochs):
+        for start in (0, 20):
+            rows = slice(start, start + 20)
+            optimizer.zero_grad()
+            loss = regularizer.backward(lambda: (model(x[rows]) - y[rows]).square().mean())
+            optimizer.step()
+        with torch.no_grad():
+            run.log(loss=loss, validation_rmse=rmse(slice(40, 50)), test_rmse=rmse(slice(50, 60)))
+'''
+PENALTIES = {
+    "none": None,
+    "sam": gradreg.sam(rho=0.1),
+    "late": gradreg.sam(rho=0.1).warmup("zero", steps=2),
+    "cgr": "cgr:gamma=0.1,epsilon=0.1",
+}
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(TASK)
+    return path
+
+
+def in_this_process(task, out, **options):
+    return study.compare(task, **{"penalties": PENALTIES, "seeds": 2, "out": out, "workers": 0, **options})
+
+
+def test_every_variant_and_seed_and_longer_baselines_of_counted_gradients(mine, tmp_path):
+    found = in_this_process(str(mine), tmp_path / "out")
+    runs = sorted((r.variant, r.budget, r.seed, r.epochs, r.gradient_evaluations) for r in found.records)
+    costs = {"none": 6, "sam": 12, "late": 10, "cgr": 18}  # "late" has no penalty at the first two of its six steps
+    expected = [(name, "epochs", s, 3, cost) for name, cost in costs.items() for s in (0, 1)]
+    expected += [("none", "gradients", s, epochs, 2 * epochs) for epochs in (5, 6, 9) for s in (0, 1)]
+    assert runs == sorted(expected)
+    assert {row.label: row.cost for row in found.rows}["sam"] == 2.0
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_a_run_is_the_loop_written_by_hand(mine, tmp_path):
+    found = in_this_process(str(mine), tmp_path / "out", penalties={"sam": gradreg.sam(rho=0.1)}, seeds=1, rivals=["epochs"])
+    torch.manual_seed(0)
+    namespace: dict = {}
+    text = TASK.replace("run.regularizer(model)", "run.made(model)")
+    exec(compile(text, "by_hand.py", "exec"), namespace)
+    logged = []
+
+    class ByHand:
+        seed = 0
+
+        def made(self, model):
+            return gradreg.torch.GradientRegularizer(model, gradreg.sam(rho=0.1))
+
+        def epochs(self, n):
+            return range(n)
+
+        def log(self, **metrics):
+            logged.append({name: float(value) for name, value in metrics.items()})
+
+    torch.manual_seed(0)
+    namespace["train"].function(ByHand())
+    sam = next(r for r in found.records if r.variant == "sam")
+    assert sam.test == logged[-1]["test_rmse"]
+    best = min(range(3), key=lambda i: logged[i]["validation_rmse"])
+    assert (sam.best_epoch, sam.best_test) == (best + 1, logged[best]["test_rmse"])
+
+
+def test_results_frame_table_and_page(mine, tmp_path):
+    found = in_this_process(str(mine), tmp_path / "out", penalties=["sam:rho=0.1", "sam:rho=0.1@width=8"])
+    frame = found.to_frame()
+    assert {"variant", "seed", "budget", "test_rmse", "validation_rmse", "best_test_rmse", "gradient_evaluations"} <= set(frame.columns)
+    assert len(frame) == len(found.records) == 8
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (written["schema"], written["metric"]) == (1, {"name": "rmse", "mode": "min", "percent": False})
+    assert written["configuration"]["sam:rho=0.1@width=8"]["width"] == 8
+    assert set(found.verdicts) == {"sam:rho=0.1", "sam:rho=0.1@width=8"}
+    assert "over plain, stopped early" in found.markdown()
+    assert "stopped at the epoch with the best validation metric" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_workers_give_what_one_process_gives_and_complete_runs_are_kept(mine, tmp_path, capsys):
+    alone = in_this_process(str(mine), tmp_path / "a", penalties=["sam:rho=0.1"])
+    words = ["compare", str(mine), "--penalties", "sam:rho=0.1", "--seeds", "2", "--workers", "2", "--out", str(tmp_path / "b")]
+    assert cli.main(words) == 0
+    written = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert [r["test_rmse"] for r in written["runs"]] == [r.test for r in alone.records]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "b").rglob("result.json")}
+    assert cli.main(words) == 0
+    assert "6 runs, 6 of them already there" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "b").rglob("result.json")} == before
+    # Another configuration, or another version of the file, is not mixed into them.
+    assert cli.main([*words, "--lr", "0.1"]) == 2
+    assert "it differs in lr" in capsys.readouterr().err
+    mine.write_text(TASK + "\n# changed\n")
+    assert cli.main(words) == 2
+    assert "its source, which has changed since" in capsys.readouterr().err
+    assert cli.main([*words, "--fresh"]) == 0
+    assert len(list(tmp_path.glob("b*"))) == 2
+
+
+def test_options_of_the_command_line(mine, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    words = ["compare", f"{mine}:train", "--penalties", "sam:rho=0.1", "--seeds", "1", "--workers", "0", "--out", out]
+    assert cli.main([*words, "--width", "wide"]) == 2
+    assert "width" in capsys.readouterr().err
+    assert cli.main([*words, "--wdith", "8"]) == 2
+    assert "unknown option '--wdith'. Did you mean '--width'?" in capsys.readouterr().err
+    assert cli.main([*words, "--epochs", "1", "--lr", "1e-2"]) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["configuration"]["none"]["lr"] == 0.01
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["compare", str(mine), "--help"])
+    assert "--width" in capsys.readouterr().out
+
+
+def wrong(body: str, *, header: str = '@study.task(metric="accuracy")', signature: str = "run") -> str:
+    return (
+        f"from gradreg import study\nimport torch\nMODEL = torch.nn.Linear(1, 1)\nKEPT = []\n{header}\ndef train({signature}):\n"
+        + textwrap.indent(textwrap.dedent(body), "    ")
+    )
+
+
+STEP = "regularizer.backward(lambda: model(torch.ones(1, 1)).sum())\n"
+MODEL = "model = torch.nn.Linear(1, 1)\nregularizer = run.regularizer(model)\n"
+LOOP = f"{MODEL}for epoch in run.epochs(2):\n    {STEP}    run.log(test_accuracy=0.5 + 0.1 * run.seed)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "must have a task; got none"),
+        (wrong("pass") + "\n@study.task(metric='a')\ndef other(run): pass\n", r"several tasks, other, train: name one"),
+        (wrong("pass", signature=""), "must take the run first"),
+        (wrong("pass", signature="run, *, lr"), r"option 'lr' of task 'train' \(mine.py, line 5\) must have a default value"),
+        (wrong("pass", signature="run, *, seeds: int = 1"), "must not have the name of an option of gradreg compare; got seeds"),
+        (wrong("pass", header='@study.task(metric="test_accuracy")'), "must be named without test_ or validation_"),
+        (wrong("pass", header='@study.task(metric="accuracy", mode="maximum")'), "unknown mode 'maximum'"),
+        (wrong("pass"), r"none, seed 0: the task must ask how long to train"),
+        (wrong("for epoch in run.epochs(2): run.log(test_accuracy=0.5)"), "must take its gradients from the run"),
+        (wrong(LOOP.replace("test_accuracy", "accuracy")), r"must log its metric as test_accuracy; got accuracy"),
+        (wrong(LOOP.replace("0.5 +", "50 +")), r"test_accuracy must be a share between 0 and 1.*got 50"),
+        (wrong(LOOP + "run.epochs(3)"), r"must be asked for once; got run.epochs\(3\) after run.epochs\(2\)"),
+        (wrong("KEPT or KEPT.append(run.regularizer(MODEL))\nrun.regularizer(MODEL).backward(lambda: MODEL(torch.ones(1, 1)).sum())\n"
+               "for epoch in run.epochs(1):\n    KEPT[0].backward(lambda: MODEL(torch.ones(1, 1)).sum())\n    run.log(test_accuracy=0.5)"),
+         "must use a regularizer of its own; got one that an earlier run made"),
+    ],
+)  # fmt: skip
+def test_a_task_that_breaks_the_rules(tmp_path, capsys, text, message):
+    import re
+
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    status = cli.main(
+        ["compare", str(path), "--penalties", "sam:rho=0.1", "--seeds", "2", "--workers", "0", "--out", str(tmp_path / "out")]
+    )
+    printed = capsys.readouterr()
+    assert status == 2, printed.out
+    assert re.search(message, printed.err), printed.err
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (LOOP.replace("epochs(2):", "epochs(2):\n    if epoch: break"), "returned after 1 of 2 epochs, so that compute is not matched"),
+        (LOOP.replace("0.5 + 0.1 * run.seed", "0.5"), "every seed gave the same result. The task must use run.seed"),
+    ],
+)  # fmt: skip
+def test_what_a_reader_must_know_is_said_beside_the_table(tmp_path, capsys, body, message):
+    import re
+
+    path = tmp_path / "mine.py"
+    path.write_text(wrong(body))
+    assert (
+        cli.main(["compare", str(path), "--penalties", "sam:rho=0.1", "--seeds", "2", "--workers", "0", "--out", str(tmp_path / "out")])
+        == 0
+    )
+    assert re.search(message, capsys.readouterr().out)
+
+
+def test_a_run_that_raises_is_one_failed_run_and_the_study_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    path = tmp_path / "mine.py"
+    path.write_text(wrong("if run.penalty is not None and run.seed == 1: raise ArithmeticError('no luck')\n" + LOOP))
+    out = tmp_path / "out"
+    assert cli.main(["compare", str(path), "--penalties", "sam:rho=0.1", "--seeds", "3", "--workers", "0", "--out", str(out)]) == 1
+    printed = capsys.readouterr().out
+    assert "failed: ArithmeticError: no luck (mine.py, line 7)" in printed
+    assert "(1 of 3 failed)" in printed
+    assert "1 of 3 runs failed" in (out / "report.html").read_text()
+    assert "raise ArithmeticError('no luck')" in (out / "runs" / "sam-rho-0.1" / "seed-1" / "error.txt").read_text()
+    verdict = json.loads((out / "results.json").read_text())["table"][-1]["difference"]
+    assert verdict["decision"] == "diverged"
+    # Started again, only what failed is run.
+    path.write_text(path.read_text().replace("no luck", "no luck"))
+    assert cli.main(["compare", str(path), "--penalties", "sam:rho=0.1", "--seeds", "3", "--workers", "0", "--out", str(out)]) == 1
+    assert "9 runs, 8 of them already there" in capsys.readouterr().out
+
+
+def test_a_metric_that_is_not_finite_is_a_diverged_run(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(wrong(LOOP.replace("0.5 + 0.1 * run.seed", "float('nan') if run.penalty else 0.5 + 0.1 * run.seed")))
+    found = in_this_process(str(path), tmp_path / "out", penalties=["sam:rho=0.1"], rivals=["epochs"])
+    assert [(r.diverged, r.test) for r in found.records if r.variant != "none"] == [(True, None)] * 2
+    assert found.verdicts["sam:rho=0.1"].decision == "diverged"
+
+
+def test_steps_without_epochs_are_lengthened_too(tmp_path):
+    path = tmp_path / "mine.py"
+    log = "run.log(test_accuracy=run.total_steps / 100 + run.seed / 1000)"
+    path.write_text(wrong(f"{MODEL}for step in run.steps(7):\n    {STEP}{log}\n"))
+    found = in_this_process(str(path), tmp_path / "out", penalties=["cgr:gamma=0.1,epsilon=0.1"])
+    assert {(r.budget, r.gradient_evaluations): round(r.test, 2) for r in found.records if r.variant == "none"} == {
+        ("epochs", 7): 0.07,
+        ("gradients", 21): 0.21,
+    }
+
+
+def test_a_task_without_a_file_runs_in_this_process_and_says_so(tmp_path):
+    namespace: dict = {"__name__": "__main__"}
+    exec(compile(TASK, "<cell 3>", "exec"), namespace)
+    with pytest.warns(UserWarning, match="has no file that a worker could import it from"):
+        found = study.compare(
+            namespace["train"], penalties={"sam": gradreg.sam(rho=0.1)}, seeds=1, out=tmp_path, rivals=["epochs"], workers=2
+        )
+    assert len(found.records) == 2
+
+
+def test_a_plain_function_is_told_what_is_missing():
+    def train(run): ...
+
+    with pytest.raises(TypeError, match=r"must be decorated with @study.task; got the plain function train"):
+        study.compare(train, penalties={"sam": gradreg.sam(rho=0.1)})
+
+
+def test_modules_by_name_and_what_is_not_there(tmp_path, monkeypatch):
+    (tmp_path / "package_of_tasks.py").write_text(TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_task("package_of_tasks:train").metric.name == "rmse"
+    with pytest.raises(ValueError, match=r"unknown task in package_of_tasks: 'trian'. Did you mean 'train'\?"):
+        load_task("package_of_tasks:trian")
+    with pytest.raises(ValueError, match="must be a module that can be imported"):
+        load_task("no_such_module:train")
+    with pytest.raises(ValueError, match="must be a file with a task"):
+        load_task("no_such_file.py")
+
+
+@pytest.mark.slow
+def test_a_jax_task_is_counted_and_does_not_import_torch(tmp_path):
+    path = tmp_path / "jaxtask.py"
+    path.write_text(
+        textwrap.dedent(
+            """
+            import jax, jax.numpy as jnp
+            from gradreg import study
+
+            @study.task(metric="loss_of_test", mode="min")
+            def eager(run):
+                loss = lambda w, x: jnp.mean((x @ w - 1.0) ** 2)
+                grad = run.value_and_grad(loss, state=True)
+                w = jax.random.normal(jax.random.key(run.seed), (3,)); state = grad.init(w)
+                for step in run.steps(4):
+                    value, g, state = grad(w, jnp.eye(3), step=step, state=state)
+                    w = w - 0.1 * g
+                run.log(test_loss_of_test=loss(w, jnp.eye(3)))
+
+            @study.task(metric="loss_of_test", mode="min")
+            def jitted(run):
+                loss = lambda w, x: jnp.mean((x @ w - 1.0) ** 2)
+                grad = run.value_and_grad(loss)
+                steps = run.steps(4)
+                def body(w, step):
+                    value, g = grad(w, jnp.eye(3), step=step)
+                    return w - 0.1 * g, value
+                w = jax.random.normal(jax.random.key(run.seed), (3,))
+                w, _ = jax.jit(lambda w: jax.lax.scan(body, w, jnp.arange(len(steps))))(w)
+                run.log(test_loss_of_test=loss(w, jnp.eye(3)))
+            """
+        )
+    )
+    script = f"""
+import sys
+from gradreg import study
+import gradreg
+for name in ("eager", "jitted"):
+    found = study.compare({str(path)!r} + ":" + name, penalties=["sam:rho=0.1"], seeds=2, out={str(tmp_path)!r} + "/" + name, workers=0)
+    print([r.gradient_evaluations for r in found.records], "torch" in sys.modules)
+    try:
+        study.compare({str(path)!r} + ":jitted", penalties=["friendly_sam:rho=0.1"], seeds=1, out={str(tmp_path / "s")!r}, workers=0)
+    except ValueError as error:
+        print("state must be True" in str(error))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[4, 8, 8, 4, 8, 8] False", "True"] * 2, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the processes of a session in /proc")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGKILL", "SIGINT"])
+def test_no_worker_outlives_the_comparison_however_it_ends(tmp_path, name):
+    import signal
+
+    path = tmp_path / "mine.py"
+    path.write_text(wrong("import time\n" + LOOP.replace("run.epochs(2):", "run.epochs(2000):\n    time.sleep(0.05)")))
+    words = [
+        sys.executable,
+        "-m",
+        "gradreg",
+        "compare",
+        str(path),
+        "--penalties",
+        "sam:rho=0.1",
+        "--workers",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    deadline = time.monotonic() + 120
+    while not any(file.stat().st_size for file in tmp_path.rglob("metrics.jsonl")):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(getattr(signal, name))  # to the parent alone
+    process.communicate(timeout=60)
+    assert process.returncode == {"SIGTERM": 143, "SIGHUP": 129, "SIGKILL": -9, "SIGINT": 130}[name]
+    deadline = time.monotonic() + 30
+    while left := [p for p in Path("/proc").glob("[0-9]*") if session_of(p) == process.pid]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def session_of(entry: Path) -> int | None:
+    try:
+        fields = (entry / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[3])
+
+
+def test_a_second_writer_is_told_who_holds_the_folder(mine, tmp_path):
+    from gradreg.folders import FolderInUse, locked
+
+    with locked(tmp_path / "out", purpose="--out"), pytest.raises(FolderInUse, match=r"written by process \d+"):
+        in_this_process(str(mine), tmp_path / "out")
+
+
+def test_task_errors_stop_a_study_in_python_too(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(wrong("for epoch in run.epochs(2): run.log(test_accuracy=0.5)"))
+    with pytest.raises(TaskError, match="must take its gradients from the run"):
+        in_this_process(str(path), tmp_path / "out", penalties=["sam:rho=0.1"])
