@@ -22,10 +22,8 @@ class Correction:
 
         Where it is not, a gradient scaler skips the step of the optimizer with those parameters, so the other half must be skipped too.
         """
-        if not correction:
-            return
         self._overflow = finite_only and not _is_finite(correction)
-        self._pending = dict(correction)
+        self._pending = dict(correction) or None  # a step that overflowed may still be pending: it is void
 
     def check_applied(self, before: str) -> None:
         """Raise ``RuntimeError`` if a correction is still pending."""
