@@ -118,6 +118,8 @@ class RegularizedValueAndGrad:
             this = Step(penalty, values, evaluate, ascend, selected, axes, unequal, state, shards, both, self.with_metrics)
             (value, aux, gradients), state, measured = this.run(params)
             strength, radius, c = (jnp.nan if number is None else number for number in (values.strength, values.radius, values.coefficient))
+            if not isinstance(values.acts, bool) and values.coefficient is not None:
+                c = jnp.where(values.acts, c, 0.0)  # 1 at all steps that act is known to be 1, also at those that rest
             metrics = Metrics(measured.gradient_norm, strength, radius, c, measured.cosine)
         beside = (value, *((aux,) if self.has_aux else ()))
         if self.with_metrics:
