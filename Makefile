@@ -30,7 +30,7 @@ test-fast: $(STAMP) ## without the tests that start processes, compile or train 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 soak: $(STAMP) ## the long sweeps whole: interrupts at every line, no memory at every allocation, kills, 20 times the drawn examples
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --soak -m soak
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --soak -m soak --timeout 0
 
 lint: $(STAMP) ## check format, lint, types, and the tables of the documentation
 	$(BIN)/ruff format --check .

@@ -182,6 +182,10 @@ def _readable_errors() -> Iterator[None]:
         text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
         text = re.sub(r'key "(\w+)": Unable to load config .*', r"\1 must be a mapping of keys to values. Write --\1.KEY VALUE", text)
         raise ValueError(f"{text} (gradreg train --help explains every key)") from error
+    except (LookupError, AttributeError) as error:  # of PyYAML, which jsonargparse gives the text of values with tags
+        raise ValueError(
+            f"a value must be valid YAML; got one that the parser cannot convert: {error}. Quote it, or leave its tag out."
+        ) from error
     except RecursionError as error:
         raise ValueError("a key must not be a part of itself; got an alias within what it stands for. Write it out.") from error
     except OverflowError as error:

@@ -171,10 +171,8 @@ def _data_loader(
 
 
 def _started(loader: DataLoader[Tensor | Exception]) -> Iterator[Tensor | Exception]:
-    """Iterate over ``loader``, whose workers leave signals to the run.
-
-    The run may have been sent them with its whole group, and needs its workers' batches to end its step. They inherit that these signals are
-    blocked, from their first instruction on.
+    """Iterate over ``loader``, whose workers leave signals to the run, which may get them with its whole group and needs their batches to
+    end its step: they inherit that these signals are blocked, from their first instruction on.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
