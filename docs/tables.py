@@ -5,21 +5,23 @@
 
 A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, NAME being one of ``TABLES``. Penalties come from the
 signatures and docstrings of their constructors (the first sentence, ``Cost:`` and ``Source:``), data sets and the columns of a
-comparison from their records.
+comparison from their records, and what studies answered from the stored results under docs/results.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import gradreg
 from gradreg.registry import CONSTRUCTORS
-from gradreg.study.table import COLUMNS
+from gradreg.study.table import COLUMNS, decimals
 from gradreg.train.data.catalogue import DatasetRecord, all_records
 
 ROOT = Path(__file__).parents[1]
@@ -60,12 +62,38 @@ def comparison_columns() -> str:
     return markdown(("column", "meaning"), [(column.header.replace("{metric}", "METRIC"), column.meaning) for column in COLUMNS])
 
 
+def studies() -> str:
+    """What the studies in examples/studies answered: a row for each variant, from the stored ``results.json``."""
+    header = ("study, metric", "variant", "test", "over plain, equal epochs", "equal gradients", "stopped early", "verdict at equal epochs")
+    rows: list[tuple[str, ...]] = []
+    for file in sorted((ROOT / "docs" / "results" / "studies").glob("*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        metric, seeds = found["metric"], len(found["seeds"])
+        title = f"`{file.stem}`, {metric['name']}{', %' if metric['percent'] else ''}, {seeds} seeds"
+        for row in found["table"]:
+            places = decimals(row["deviation"])
+            value = "–" if row["mean"] is None else f"{row['mean']:.{places}f} ± {row['deviation']:.{places}f}"
+            differences = [_with_interval(row[key]) for key in ("difference", "matched_difference", "early_difference")]
+            decision = "" if row["difference"] is None or row["variant"] == found["baseline"] else row["difference"]["decision"]
+            rows.append((title, f"`{row['label']}`", value, *differences, decision))
+            title = ""
+    return markdown(header, rows)
+
+
+def _with_interval(found: dict[str, Any] | None) -> str:
+    if found is None or found["low"] is None:
+        return ""
+    places = decimals((found["high"] - found["low"]) / 2)
+    return f"{found['difference']:+.{places}f} [{found['low']:+.{places}f}, {found['high']:+.{places}f}]"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "penalties": penalties,
     "penalty-symbols": penalty_symbols,
     "penalty-costs": penalty_costs,
     "data-sets": data_sets,
     "comparison-columns": comparison_columns,
+    "studies": studies,
 }
 
 

@@ -19,9 +19,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left")
 
 
-def language_model(tokens: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Two layers of 32 dimensions."""
-    torch.manual_seed(0)
+def language_model(tokens: PreTrainedTokenizerFast, *, seed: int = 0) -> LlamaForCausalLM:
+    """Two layers of 32 dimensions, initialized from ``seed``."""
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokens),
         hidden_size=32,

@@ -217,6 +217,16 @@ MUTANTS = (
     Mutant('late binding unnoticed', 'closures.py', '        if other is not closure:', '        if False:'),
     Mutant('unknown parts taken for what they derive from', '../registry.py', '    if type(part) not in function.registry:', '    if function.dispatch(type(part)) is function.dispatch(object):'),
     Mutant('the clock set by step= ignored', 'regularizer.py', 'number = self._step if step is None else', 'number = self._step if True else'),
+    Mutant("study: a longer baseline rounded down", "../study/plan.py", "math.ceil(length * Fraction(cost[1])", "math.floor(length * Fraction(cost[1])", ("study/test_functions.py",)),
+    Mutant("study: a run not lengthened", "../study/run.py", "_Length(unit, n, math.ceil(n * self._stretch))", "_Length(unit, n, n)", ("study/test_functions.py",)),
+    Mutant("study: the best epoch of a metric to be minimized is the largest", "../study/tasks.py", 'return value > than if self.mode == "max" else value < than', "return value > than", ("study/test_functions.py",)),
+    Mutant("study: gradients of an integration not counted", "../study/run.py", '(one := getattr(made, "regularizer", made)) is not None', "False", ("study/test_functions.py",)),
+    Mutant("study: changed source unnoticed", "../study/functions.py", '"code": self.reference.digest()}', '"code": None}', ("study/test_functions.py",)),
+    Mutant("study: a regularizer of another run accepted", "../study/run.py", "        if stolen:", "        if False:", ("study/test_functions.py",)),
+    Mutant("study: workers outlive their parent", "../study/workers.py", "    threading.Thread(target=_end_with_parent, daemon=True).start()\n", "", ("study/test_functions.py",)),
+    Mutant("study: a failed run ends the study", "../study/workers.py", "    except Exception as error:\n        files.write_text", "    except ZeroDivisionError as error:\n        files.write_text", ("study/test_functions.py",)),
+    Mutant("study: a baseline that costs as much compared with a longer one", "../study/plan.py", "if needed > length:", "if needed >= length:", ("study/test_plan.py", "study/test_functions.py")),
+    Mutant("study: seeds that change nothing unnoticed", "../study/results.py", "len(set(ended)) == 1 and", "False and", ("study/test_functions.py",)),
 )  # fmt: skip
 
 

@@ -82,10 +82,10 @@ BAD_INPUT = {
     ),
     "unknown variant of compare": (
         ["compare", "digits-noisy-labels", "--penalties", "none", "gpn"],
-        "unknown variant of recipe 'digits-noisy-labels': 'gpn'. Did you mean 'gnp'?",
+        "unknown variant or penalty 'gpn'. Did you mean 'gnp'?",
     ),
     "no seeds": (["compare", "--seeds", "0"], "--seeds must be >= 1; got 0."),
-    "no workers": (["compare", "--workers", "0"], "--workers must be >= 1; got 0."),
+    "no workers": (["compare", "--workers", "-1"], "--workers must be >= 0; got -1."),
     "nothing to compare": (
         ["compare", "--penalties", "none"],
         "a comparison needs at least one variant beside the baseline 'none'; got none.",

@@ -19,7 +19,8 @@ from gradreg import folders
 from gradreg.folders import FolderInUse, locked, new_folder
 
 HOLD = (
-    "import os, sys, time; from pathlib import Path; from gradreg.folders import locked\n"
+    "import os, signal, sys, time; from pathlib import Path; from gradreg.folders import locked\n"
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # ignored, as by nohup, it would be ignored here too
     "with locked(Path(sys.argv[1]), purpose='--out'):\n"
     "    child = os.fork() if sys.argv[2] else 1\n"
     "    if not child or not sys.argv[2]: os.write(1, b'%d\\n' % os.getpid())\n"

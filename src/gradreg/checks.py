@@ -19,7 +19,7 @@ def describe(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` for a terminal: what would move its cursor or change its colors, and what no encoding holds, is written as in Python.
+    r"""``text`` for a terminal: what would move its cursor or change its colors, and what no encoding holds, is written as in Python.
 
     >>> printable("runs/\x1b[31mred"), printable("naïve ± 1")
     ('runs/\\x1b[31mred', 'naïve ± 1')

@@ -21,6 +21,10 @@ SMALL = {
     "characters": {"epochs": 1, "width": 8, "batch_size": 64},
     "segmentation": {"epochs": 3, "width": 8, "images": 80},
     "nnx_digits": {"epochs": 1, "width": 8, "batch_size": 200},
+    "gru_text": {"epochs": 1, "width": 8, "train_size": 200},
+    "lightning_digits": {"epochs": 2, "width": 8, "train_size": 400},
+    "grpo_words": {"steps": 2, "batch_size": 4},
+    "trainer_words": {"epochs": 1},
     "optax_loop": {"steps": 20, "width": 8},
 }
 WITHOUT_TORCH = ("nnx_digits", "optax_loop")

@@ -238,6 +238,34 @@ def test_a_metric_that_is_not_finite_is_a_diverged_run(tmp_path):
     assert found.verdicts["sam:rho=0.1"].decision == "diverged"
 
 
+def test_what_an_integration_trains_with_is_counted(tmp_path):
+    path = tmp_path / "mine.py"
+    body = f"""
+    class Integration:
+        regularizer = None
+    made = Integration()
+    run.count(made, steps=lambda: 2)
+    if run.penalty is not None:  # as Lightning's callback, which makes none for plain training
+        from gradreg.torch import GradientRegularizer
+        model = torch.nn.Linear(1, 1)
+        made.regularizer = regularizer = GradientRegularizer(model, run.penalty)
+        for _ in range(2):
+            {STEP}
+    epochs = len(run.epochs(2))
+    run.log(test_accuracy=0.1 * epochs + 0.01 * run.seed)
+    """
+    path.write_text(wrong(body))
+    found = in_this_process(str(path), tmp_path / "out", penalties=["sam:rho=0.1"])
+    assert sorted({(r.variant, r.budget, r.epochs, r.gradient_evaluations) for r in found.records}) == [
+        ("none", "epochs", 2, 2),
+        ("none", "gradients", 4, 2),
+        ("sam:rho=0.1", "epochs", 2, 4),
+    ]
+    assert not any(r.warnings for r in found.records)
+    with pytest.raises(TypeError, match=r"made must have a regularizer; got 3"):
+        study.Run(None, 0, tmp_path, metric=found.plan.metric).count(3)
+
+
 def test_steps_without_epochs_are_lengthened_too(tmp_path):
     path = tmp_path / "mine.py"
     log = "run.log(test_accuracy=run.total_steps / 100 + run.seed / 1000)"

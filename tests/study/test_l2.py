@@ -176,11 +176,12 @@ def test_bad_clocks_are_refused(words, message, capsys):
 
 def test_compare_takes_the_run_without_l2_for_its_baseline():
     from gradreg.study.plan import make_plan
+    from gradreg.train.task import RecipeTask
 
     recipe = recipes.load("l2-fc-digits")
-    plan = make_plan(recipe, recipe.base, penalties=["auto", "l2-1e-2"], seeds=1)
-    assert (plan.baseline, plan.variants) == ("l2-0", ["l2-0", "auto", "l2-1e-2"])
-    assert [job.evaluations for job in plan.jobs] == [2000] * 3  # 1,000 images in batches of 50, 100 epochs
+    plan = make_plan(RecipeTask(recipe), ["auto", "l2-1e-2"], seeds=1)
+    assert (plan.baseline, list(plan.variants)) == ("l2-0", ["l2-0", "auto", "l2-1e-2"])
+    assert [job.evaluations for job in plan.jobs({})] == [2000] * 3  # 1,000 images in batches of 50, 100 epochs
 
 
 def test_shipped_l2_recipes_are_there():

@@ -40,7 +40,7 @@ def test_the_page_shows_the_table_and_draws_the_charts(browser, comparison, widt
     page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(f"file://{comparison.folder / 'report.html'}")
-    page.wait_for_function("document.querySelectorAll('.chart .main-svg').length >= 3")
+    page.wait_for_function("document.querySelectorAll('.chart .main-svg').length >= 4")
     assert messages == []
     assert requests == [f"file://{comparison.folder / 'report.html'}"]
 
@@ -60,7 +60,7 @@ def test_the_page_shows_the_table_and_draws_the_charts(browser, comparison, widt
     lines = [page.locator(f"#chart-{i} path.js-line").count() for i in (0, 1)]
     assert lines[0] >= 3
     assert lines[1] >= 4
-    assert page.locator("#chart-2 path.point").count() == 12
+    assert page.locator("#chart-3 path.point").count() == 12
     drawn = page.locator("#chart-0 path.js-line").first.bounding_box()
     assert drawn["width"] > 0.3 * min(width, 900)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

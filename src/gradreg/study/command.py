@@ -49,10 +49,9 @@ def _compare(argv: Sequence[str]) -> int:
     first = next((word for word in argv if not word.startswith("-")), "")
     function = argv and argv[0] == first and bool(re.search(r"\.py$|:[A-Za-z_]\w*$", first))
     options, plan = _function_plan(first, argv[1:]) if function else _recipe_plan(argv)
+    checks.whole("--workers", 1 if options["workers"] is None else options["workers"], minimum=0, remedy="Leave it out for one a core.")
     if options["margin"] is not None:
         checks.positive("--margin", options["margin"], remedy="It is the difference that matters, in the table's unit.")
-    if options["workers"] is not None:
-        checks.whole("--workers", options["workers"], minimum=0, remedy="Leave it out for one a core.")
     folder = Path(options["out"] or f"runs/{plan.task}")
     if options["fresh"] and folder.exists():
         folder.rename(folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
@@ -129,14 +128,18 @@ def _recipe_plan(argv: Sequence[str]) -> tuple[dict[str, Any], Plan]:
     options = parser.parse(argv)
     recipe = recipes.load(options["recipe"])
     task = RecipeTask(recipe, parser.settings(argv, recipe.base))
-    return options, make_plan(task, options["penalties"], seeds=options["seeds"], rivals=options["rivals"])
+    return options, make_plan(task, options["penalties"], seeds=_seeds(options), rivals=options["rivals"])
 
 
 def _function_plan(reference: str, argv: Sequence[str]) -> tuple[dict[str, Any], Plan]:
     task = load_task(reference)
     options = _parse(task, reference, argv)
     given = {key: options.pop(key) for key in task.options}
-    return options, make_plan(task, options["penalties"], seeds=options["seeds"], rivals=options["rivals"], options=given)
+    return options, make_plan(task, options["penalties"], seeds=_seeds(options), rivals=options["rivals"], options=given)
+
+
+def _seeds(options: dict[str, Any]) -> int:
+    return checks.whole("--seeds", options["seeds"], minimum=1, remedy="A paired interval needs 2; 5 is the default.")
 
 
 def _parse(task: FunctionTask, reference: str, argv: Sequence[str]) -> dict[str, Any]:

@@ -181,7 +181,9 @@ def make_plan(
     shared = dict(options or {})
     named = dict(task.variants)
     variants = _variants(task, penalties, named, shared)
-    baseline = next((name for name, variant in {**variants, **named}.items() if variant.is_plain), None)
+    # What is given as plain training here, else the first that the task names, whether it was picked or not.
+    given = {name: variant for name, variant in variants.items() if name not in named}
+    baseline = next((name for name, variant in {**given, **named}.items() if variant.is_plain), None)
     if baseline is None:
         baseline = BASELINE
         if baseline in variants:
@@ -251,7 +253,7 @@ def _variant(task: Task, name: str, value: Any, named: Mapping[str, Variant], sh
         if penalty["name"] == BASELINE:
             return task.variant(None, {**shared, **changes})
         if penalty["name"] not in CONSTRUCTORS:
-            raise ValueError(checks.unknown("variant or penalty", penalty["name"], [*named, BASELINE, *CONSTRUCTORS]))
+            raise ValueError(checks.unknown("variant or penalty", penalty["name"], [*dict.fromkeys([*named, BASELINE, *CONSTRUCTORS])]))
         try:
             GradientPenalty.from_dict(penalty) if "ascent_fraction" not in penalty else None
             return task.variant(penalty, {**shared, **changes})

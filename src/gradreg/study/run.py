@@ -58,6 +58,7 @@ class Run:
         self._started: float | None = None
         self._reported = 0.0
         self._regularizers: list[Any] = []
+        self._counted: list[tuple[Any, Callable[[], int] | None]] = []
         self._functions: list[CountedValueAndGrad] = []
         self._length: _Length | None = None
         self._epoch: int | None = None
@@ -147,6 +148,26 @@ class Run:
         self._functions.append(made)
         return made
 
+    def count(self, made: Any, *, steps: Callable[[], int] | None = None) -> None:
+        """Count the gradient evaluations of a regularizer that an integration makes itself, from ``run.penalty``.
+
+        ::
+
+            callback = GradientRegularization(run.penalty)                       # Lightning's
+            trainer = Trainer(max_epochs=len(run.epochs(20)), callbacks=[callback])
+            run.count(callback, steps=lambda: trainer.global_step)
+
+        Args:
+            made: a ``GradientRegularizer``, or what has one as its attribute ``regularizer``, then or later: Lightning's callback, a
+                ``RegularizedTrainer``, a ``RegularizedOptimizer``.
+            steps: gives the optimizer steps done, for plain training, where an integration may make none.
+        """
+        if not hasattr(made, "regularizer") and not hasattr(made, "metrics"):
+            raise TypeError(
+                f"made must have a regularizer; got {checks.describe(made)}. Pass the callback, trainer or optimizer that trains."
+            )
+        self._counted.append((made, steps))
+
     def log(self, **metrics: Any) -> None:
         """Record metrics after an epoch, or as often as wanted: numbers, or tensors and arrays with one element.
 
@@ -203,7 +224,7 @@ class Run:
             if best is None or self._metric.is_better(record[validation], best[validation]):
                 best = record
         return {
-            "epochs": None if self._length is None or self._length.unit != "epochs" else self._length.done,
+            "epochs": self._epochs_done(),
             "steps": self._steps_done(),
             "length": None if self._length is None else self._length.total,
             "gradient_evaluations": self._evaluations(),
@@ -219,7 +240,7 @@ class Run:
 
     def _check_regularizers(self) -> None:
         stolen = [made for made, steps in ((ref(), steps) for ref, steps in _ended) if made is not None and made.step != steps]
-        for made in self._regularizers:
+        for made in self._made():
             _ended.append((weakref.ref(made), made.step))
         _ended[:] = [(ref, made.step) for ref, made in ((ref, ref()) for ref, _ in _ended) if made is not None]
         if stolen:
@@ -235,7 +256,8 @@ class Run:
         if self._evaluations() == 0:
             raise TaskError(
                 "the task must take its gradients from the run; got a function that never called run.regularizer(model).backward(...) or "
-                "run.value_and_grad(fun). Inside jax.jit, where calls cannot be seen, declare the steps: for step in run.steps(n)."
+                "run.value_and_grad(fun). Inside jax.jit, where calls cannot be seen, declare the steps: for step in run.steps(n). What an "
+                "integration trains with, count by run.count(callback)."
             )
 
     def _warnings(self) -> list[str]:
@@ -266,14 +288,30 @@ class Run:
         return 0.0 if self._started is None else time.perf_counter() - self._started
 
     def _steps_done(self) -> int:
-        counted = sum(made.step for made in self._regularizers) + sum(made.calls for made in self._functions)
-        return counted or self._declared
+        counted = sum(made.step for made in self._made()) + sum(made.calls for made in self._functions)
+        return counted or self._plain_steps() or self._declared
 
     def _evaluations(self) -> int | float:
-        counted = sum(made.metrics["evaluations"] for made in self._regularizers) + sum(made.evaluations for made in self._functions)
+        counted = sum(made.metrics["evaluations"] for made in self._made()) + sum(made.evaluations for made in self._functions)
+        if counted == 0 and self.penalty is None:
+            counted = self._plain_steps()
         if counted == 0 and self._functions:
             counted = sum(1 if self.penalty is None else self.penalty.evaluations_at(step) for step in range(self._declared))
         return int(counted) if float(counted).is_integer() else counted
+
+    def _epochs_done(self) -> int | None:
+        length = self._length
+        if length is None or length.unit != "epochs":
+            return None
+        return length.done if length.looped else length.total  # an integration loops by itself
+
+    def _made(self) -> list[Any]:
+        """The regularizers whose gradients are counted."""
+        return [*self._regularizers, *(one for made, _ in self._counted if (one := getattr(made, "regularizer", made)) is not None)]
+
+    def _plain_steps(self) -> int:
+        """The steps of plain training in which an integration made no regularizer."""
+        return sum(steps() for made, steps in self._counted if steps is not None and getattr(made, "regularizer", made) is None)
 
     def _tick(self, unit: str, done: int, total: int) -> None:
         """An epoch, or a step, was done."""

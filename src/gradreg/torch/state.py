@@ -45,7 +45,7 @@ def own_names(model: nn.Module) -> dict[nn.Parameter, str]:
             parallel = isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)) and part == "module"
             if not parallel and part not in _WRAPPED:
                 parts.append(part)
-            module = None if module is None else module._modules.get(part)
+            module = None if module is None else dict(module._modules.items()).get(part)
         found[p] = ".".join(parts)
     return found if len(set(found.values())) == len(found) else {p: name for name, p in model.named_parameters()}
 
