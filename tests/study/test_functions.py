@@ -133,6 +133,80 @@ def test_workers_give_what_one_process_gives_and_complete_runs_are_kept(mine, tm
     assert len(list(tmp_path.glob("b*"))) == 2
 
 
+def test_plain_training_with_another_option_is_a_variant_and_not_the_baseline(mine, tmp_path):
+    given = {"wide": {"penalty": None, "width": 8}, "sam": {"penalty": "sam:rho=0.1", "lr": 0.1}}
+    found = in_this_process(str(mine), tmp_path / "out", penalties=given, rivals=["epochs"], options={"epochs": 2})
+    assert found.plan.baseline == "none"
+    settings = {name: dict(variant.settings) for name, variant in found.plan.variants.items()}
+    assert {name: (one["width"], one["lr"], one["epochs"]) for name, one in settings.items()} == {
+        "none": (4, 0.05, 2), "wide": (8, 0.05, 2), "sam": (4, 0.1, 2),
+    }  # fmt: skip
+    assert set(found.verdicts) == {"wide", "sam"}
+    assert (
+        study.compare(str(mine), penalties=given | {"plain": None}, seeds=1, out=tmp_path / "o", workers=0, rivals=[]).plan.baseline
+        == "plain"
+    )
+
+
+def test_a_recipe_by_its_name_with_changed_keys(tmp_path):
+    options = {"epochs": 1, "data.train_size": 100, "trackers": []}
+    found = in_this_process(
+        "digits-noisy-labels", tmp_path / "out", penalties=["sam", "fgr:gamma=0.1,epsilon=0.1"], options=options, seeds=1
+    )
+    assert found.plan.baseline == "none"
+    assert {variant.settings["data"]["train_size"] for variant in found.plan.variants.values()} == {100}
+    assert [record.gradient_evaluations for record in found.records if record.variant != "none"] == [2, 2]
+
+
+def test_every_row_says_its_own_name(mine, tmp_path):
+    found = in_this_process(str(mine), tmp_path / "out", penalties=["sam:rho=0.1"])
+    for row in json.loads((tmp_path / "out" / "results.json").read_text())["table"]:
+        assert row["verdict"] is None if row["label"] == "none" else row["verdict"].startswith(row["label"])
+    gradients = in_this_process(str(mine), tmp_path / "out", penalties=["sam:rho=0.1"], rivals=["gradients"])
+    assert gradients.verdicts == {}
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["table"][-1]["verdict"].startswith("sam:rho=0.1")
+    assert len(found.records) == len(gradients.records)
+
+
+def test_the_task_may_stand_after_options(mine, tmp_path):
+    words = [
+        "--penalties",
+        "sam:rho=0.1",
+        "--rivals",
+        "epochs",
+        "--seeds",
+        "1",
+        "--workers",
+        "0",
+        "--out",
+        str(tmp_path / "out"),
+        str(mine),
+    ]
+    assert cli.main(["compare", *words, "--epochs", "1"]) == 0
+
+
+def test_steps_that_are_declared_are_counted_once_however_often_metrics_are_logged(tmp_path, monkeypatch):
+    """At every step's own cost, and without going through the earlier ones again."""
+    asked = []
+    penalty = gradreg.sam(rho=0.1).warmup("zero", steps=3)
+    cost = type(penalty).evaluations_at
+    monkeypatch.setattr(type(penalty), "evaluations_at", lambda self, step, **options: asked.append(step) or cost(self, step, **options))
+    run = study.Run(penalty, 0, tmp_path, metric=load_task_metric())
+    run._functions.append(type("Traced", (), {"calls": 0, "evaluations": 0})())
+    for _ in run.epochs(2):
+        for _ in run.steps(4):
+            run.log(loss=1.0)
+    run.log(test_loss_of_test=1.0)
+    assert run.finish()["gradient_evaluations"] == 3 + 5 * 2
+    assert asked == list(range(8))
+
+
+def load_task_metric():
+    from gradreg.study.tasks import Metric
+
+    return Metric("loss_of_test", "min")
+
+
 def test_options_of_the_command_line(mine, tmp_path, capsys):
     out = str(tmp_path / "out")
     words = ["compare", f"{mine}:train", "--penalties", "sam:rho=0.1", "--seeds", "1", "--workers", "0", "--out", out]

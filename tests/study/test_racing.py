@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gradreg.study.racing import Race, nominal_levels, normal_quantile, replay, stagewise_p
+from gradreg.study.boundaries import nominal_levels, normal_quantile, stagewise_p
+from gradreg.study.racing import Race, replay
 from gradreg.study.verdicts import compare_paired
 
 NAN = float("nan")

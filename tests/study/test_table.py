@@ -46,7 +46,7 @@ def test_every_field_of_a_row_belongs_to_one_column_and_to_results_json():
     assert sorted(shown) == sorted(field.name for field in fields(Row))
     written = json_row(ROW)
     assert json.loads(json.dumps(written)) == {**json.loads(json.dumps(asdict(ROW))), "verdict": ROW.verdict()}
-    assert json_row(replace(ROW, difference=None))["verdict"] is None
+    assert json_row(replace(ROW, difference=None, matched_difference=None))["verdict"] is None
 
 
 def test_the_cells_of_a_row():

@@ -79,7 +79,7 @@ def test_a_variant_with_one_diverged_seed_never_helps(bad):
     found = compare_paired(baseline, variants, mode="max")
     assert (found["v0"].decision, found["v0"].failed, found["v0"].n, found["v0"].p_holm) == ("diverged", 1, 9, 1.0)
     assert found["v0"].p < 1e-6, "the others look good, which is why the rule is there"
-    assert "does not help: it diverged at 1 of 10 seeds" in found["v0"].sentence
+    assert "does not help: it diverged or failed at 1 of 10 seeds" in found["v0"].sentence
     assert found["v1"].decision == "helps"
     # It still counts in Holm: its share goes to nobody.
     assert found["v1"].p_holm == pytest.approx(2 * found["v1"].p)
@@ -90,7 +90,7 @@ def test_a_diverged_variant_that_is_worse_elsewhere_harms():
     variants["v0"][4] = NAN
     found = compare_paired(baseline, variants, mode="max")["v0"]
     assert (found.decision, found.failed) == ("harms", 1)
-    assert "It diverged at 1 seed more." in found.sentence
+    assert "It diverged or failed at 1 seed more." in found.sentence
 
 
 def test_seeds_at_which_the_baseline_diverged_are_left_out_and_named():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import signal
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradreg import checks
-from gradreg.study.functions import FunctionTask, load_task
+from gradreg.study.functions import FunctionTask, is_reference, load_task
 from gradreg.study.plan import RIVALS, Plan, make_plan
 
 DEFAULT_RECIPE = "digits-noisy-labels"
@@ -46,10 +45,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _compare(argv: Sequence[str]) -> int:
-    first = next((word for word in argv if not word.startswith("-")), "")
-    function = argv and argv[0] == first and bool(re.search(r"\.py$|:[A-Za-z_]\w*$", first))
-    options, plan = _function_plan(first, argv[1:]) if function else _recipe_plan(argv)
-    checks.whole("--workers", 1 if options["workers"] is None else options["workers"], minimum=0, remedy="Leave it out for one a core.")
+    # A file's task decides which options there are, so it is looked for before they are parsed.
+    place = next((i for i, word in enumerate(argv) if is_reference(word) and (i == 0 or ".py" in word)), None)
+    options, plan = _recipe_plan(argv) if place is None else _function_plan(argv[place], [*argv[:place], *argv[place + 1 :]])
+    if options["workers"] is not None:
+        checks.whole("--workers", options["workers"], minimum=0, remedy="Leave it out for one a core.")
     if options["margin"] is not None:
         checks.positive("--margin", options["margin"], remedy="It is the difference that matters, in the table's unit.")
     folder = Path(options["out"] or f"runs/{plan.task}")
@@ -71,10 +71,11 @@ def _compare(argv: Sequence[str]) -> int:
     with bar as progress:
         shown = progress.add_task("runs", total=1)
         shares: dict[str, float] = {}
-        left = [0]
+        already = 0
 
         def start(planned: int, done: int, workers: int) -> None:
-            left[0] = done
+            nonlocal already
+            already = done
             kept = f", {done} of them already there" if done else ""
             at_once = "one after the other" if workers == 0 else f"{workers} at a time"
             console.print(f"{plan.task}: {planned} runs{kept}, {at_once}", highlight=False, markup=False)
@@ -86,7 +87,7 @@ def _compare(argv: Sequence[str]) -> int:
 
         def ended(record: Any, planned: int) -> None:
             shares[record.folder.removeprefix("runs/")] = 1.0
-            progress.update(shown, total=max(1, planned - left[0]), completed=sum(shares.values()))
+            progress.update(shown, total=max(1, planned - already), completed=sum(shares.values()))
             value = "diverged" if record.test is None else _shown(plan, record.test)
             value = f"failed: {record.error}" if record.error is not None else value
             label = record.variant if record.budget == "epochs" else f"{record.variant} ({record.planned_evaluations} gradients)"
@@ -135,7 +136,7 @@ def _function_plan(reference: str, argv: Sequence[str]) -> tuple[dict[str, Any],
     task = load_task(reference)
     options = _parse(task, reference, argv)
     given = {key: options.pop(key) for key in task.options}
-    return options, make_plan(task, options["penalties"], seeds=_seeds(options), rivals=options["rivals"], options=given)
+    return options, make_plan(task.configured(given), options["penalties"], seeds=_seeds(options), rivals=options["rivals"])
 
 
 def _seeds(options: dict[str, Any]) -> int:

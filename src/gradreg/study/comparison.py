@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradreg import checks, files
+from gradreg import checks, environment, files
 from gradreg.folders import locked
-from gradreg.study.functions import FunctionVariant
+from gradreg.study import results, table
+from gradreg.study.functions import FunctionVariant, is_reference, load_task
 from gradreg.study.plan import Job, Plan, make_plan
+from gradreg.study.results import Record
+from gradreg.study.table import Row
 from gradreg.study.tasks import Task
+from gradreg.study.verdicts import Verdict
 from gradreg.study.workers import OnProgress, default_workers, run_jobs
 
-RESULTS, PAGE = "results.json", "report.html"
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -35,29 +39,25 @@ class Comparison:
     """
 
     plan: Plan
-    records: Sequence[Any]
-    rows: Sequence[Any]
+    records: Sequence[Record]
+    rows: Sequence[Row]
     environment: Mapping[str, Any]
     folder: Path
     command: str = ""
 
     @property
-    def verdicts(self) -> dict[str, Any]:
+    def verdicts(self) -> dict[str, Verdict]:
         """Variant -> the verdict against the baseline at equal epochs."""
         return {row.label: row.difference for row in self.rows if row.difference is not None and row.variant != self.plan.baseline}
 
     @property
     def warnings(self) -> list[str]:
         """What must be known beside the table."""
-        from gradreg.study.results import warnings as found
-
-        return found(self.plan, self.records)
+        return results.warnings(self.plan, self.records)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``results.json``."""
-        from gradreg.study.results import results
-
-        return results(self.plan, self.records, self.environment, self.rows)
+        return results.results(self.plan, self.records, self.environment, self.rows)
 
     def to_frame(self) -> Any:
         """The runs as a ``pandas.DataFrame``, a row each, with the columns of ``runs`` in ``results.json``.
@@ -71,21 +71,15 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table in Markdown."""
-        from gradreg.study.table import markdown
-
-        return markdown(self.rows, self.plan.metric)
+        return table.markdown(self.rows, self.plan.metric)
 
     def csv(self) -> str:
         """The table as CSV."""
-        from gradreg.study.table import comma_separated
-
-        return comma_separated(self.rows, self.plan.metric)
+        return table.comma_separated(self.rows, self.plan.metric)
 
     def latex(self) -> str:
         """The table in LaTeX."""
-        from gradreg.study.table import latex
-
-        return latex(self.rows, self.plan.metric)
+        return table.latex(self.rows, self.plan.metric)
 
     def report(self) -> Path:
         """Write ``results.json``, the page and the table's exports into ``folder``; returns the page's path."""
@@ -117,12 +111,13 @@ def compare(
     Complete runs in ``out`` are not repeated, so that an interrupted comparison goes on where it stopped.
 
     Args:
-        task: a function decorated with ``@study.task``, or the name of one: "mine.py", "mine.py:train", "package.module:train".
+        task: a function decorated with ``@study.task``, or the name of one ("mine.py", "mine.py:train", "package.module:train"), or that
+            of a recipe, or the path of its YAML file.
         penalties: name -> ``GradientPenalty``, None for plain training, a text such as "sam:rho=0.1", or a mapping with "penalty" and
             changed options. Or a list of such texts, which are then the names too. The baseline, plain training, is always included.
         seeds: how many, ≥ 1. A paired interval needs 2.
         out: the folder; ``runs/NAME`` by default.
-        options: options of the task that all variants share.
+        options: options of the task that all variants share; keys of a recipe, as in ``{"optimizer.lr": 0.1}``.
         rivals: what to compare with, some of "epochs", "gradients", "early"; all by default. "gradients" costs additional runs of the
             baseline.
         margin: the difference that matters, in the table's unit; verdicts then also say "no worse".
@@ -141,7 +136,7 @@ def compare(
             "worker while it imports it."
         )
     resolved = _resolved(task)
-    plan = make_plan(resolved, penalties, seeds=seeds, options=options, rivals=rivals)
+    plan = make_plan(resolved.configured(options or {}), penalties, seeds=seeds, rivals=rivals)
     if margin is not None:
         checks.positive("margin", margin, remedy="It is the difference that matters, in the table's unit.")
     folder = Path(out) if out is not None else Path("runs") / resolved.name
@@ -157,7 +152,7 @@ def run_study(
     command: str = "",
     on_start: Callable[[int, int, int], None] = lambda planned, done, workers: None,
     on_progress: OnProgress = lambda job, share: None,
-    on_record: Callable[[Any, int], None] = lambda record, planned: None,
+    on_record: Callable[[Record, int], None] = lambda record, planned: None,
 ) -> Comparison:
     """Run what is missing of a plan in ``folder``, and report.
 
@@ -171,8 +166,6 @@ def run_study(
         on_progress: told which share of a run is done.
         on_record: told of every run that ends, and of how many are planned by now.
     """
-    from gradreg.study import results
-
     if workers is not None:
         checks.whole("workers", workers, minimum=0, remedy="Leave it out for one a core.")
     if workers != 0 and any(isinstance(v, FunctionVariant) and v.reference.held is not None for v in plan.variants.values()):
@@ -184,7 +177,7 @@ def run_study(
         workers = 0
     with locked(folder, purpose="--out"):
         runs = folder / "runs"
-        records: dict[str, results.Record] = {}
+        records: dict[str, Record] = {}
 
         def pending() -> Sequence[Job]:
             """What is needed and not there, looking into the folders of jobs that became known just now."""
@@ -194,7 +187,7 @@ def run_study(
                     looked_at.add(job.folder)
                     ended = job.variant.result(runs / job.folder, job.seed, job.stretch) if (runs / job.folder).is_dir() else None
                     if ended is not None:
-                        records[job.folder] = results.Record.of(job, ended, plan.metric)
+                        records[job.folder] = Record.of(job, ended, plan.metric)
             known = plan.jobs(records)
             return pending() if len(known) > len(jobs) else [job for job in known if job.folder not in records]
 
@@ -205,7 +198,7 @@ def run_study(
         if missing:
             with contextlib.closing(run_jobs(pending, runs, workers=count, on_progress=on_progress)) as ended_runs:
                 for job, ended in ended_runs:
-                    records[job.folder] = record = results.Record.of(job, ended, plan.metric)
+                    records[job.folder] = record = Record.of(job, ended, plan.metric)
                     on_record(record, len(plan.jobs(records)))
         found = [records[job.folder] for job in plan.jobs(records) if job.folder in records]
         if all(record.error is not None for record in found):
@@ -217,10 +210,8 @@ def run_study(
     return comparison
 
 
-def environment_of(folder: Path, records: Sequence[Any]) -> dict[str, Any]:
+def environment_of(folder: Path, records: Sequence[Record]) -> dict[str, Any]:
     """Where the runs ran: as the first of them has written it, else this process's own."""
-    from gradreg.train import environment
-
     for record in records:
         file = folder / record.folder / "environment.json"
         if file.is_file():
@@ -231,13 +222,16 @@ def environment_of(folder: Path, records: Sequence[Any]) -> dict[str, Any]:
 def _resolved(task: Any) -> Task:
     if isinstance(task, Task):
         return task
-    if isinstance(task, str):
-        from gradreg.study.functions import load_task
-
+    if isinstance(task, str) and is_reference(task):
         return load_task(task)
+    if isinstance(task, str):
+        from gradreg.train import recipe  # a task like any other, which needs more packages than most
+        from gradreg.train.task import RecipeTask
+
+        return RecipeTask(recipe.load(task))
     if callable(task):
         name = getattr(task, "__name__", "the function")
         raise TypeError(
             f"task must be decorated with @study.task; got the plain function {name}. Write @study.task(metric='accuracy') above it."
         )
-    raise TypeError(f"task must be a function decorated with @study.task, or the name of its file; got {checks.describe(task)}.")
+    raise TypeError(f"task must be a function decorated with @study.task, or a name; got {checks.describe(task)}.")

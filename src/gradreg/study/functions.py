@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import random
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,11 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gradreg import checks, files
+from gradreg import checks, environment, files
 from gradreg.penalties import GradientPenalty
 from gradreg.study.run import METRICS, Run
 from gradreg.study.tasks import Metric, Mode, OnProgress, Task, Variant
-from gradreg.train import environment
 
 RESERVED = (
     "task", "penalties", "seeds", "out", "workers", "rivals", "until", "max_seeds", "margin", "fresh", "executor", "partial", "help",
@@ -71,7 +71,9 @@ def task(
 class FunctionTask(Task):
     """A function as a task. Made by ``task``, whose arguments these are."""
 
-    def __init__(self, function: Callable[..., None], metric: Metric, name: str | None = None) -> None:
+    def __init__(
+        self, function: Callable[..., None], metric: Metric, name: str | None = None, changed: Mapping[str, Any] | None = None
+    ) -> None:
         if not callable(function):
             raise TypeError(f"@study.task must decorate a function; got {checks.describe(function)}. Write it above def train(run): ...")
         self.function = function
@@ -80,6 +82,7 @@ class FunctionTask(Task):
         self.description = (inspect.getdoc(function) or "").partition("\n\n")[0].replace("\n", " ")
         self.__doc__ = function.__doc__
         self._options = _options_of(function)
+        self._changed = dict(changed or {})
 
     def __call__(self, run: Run, **options: Any) -> None:
         self.function(run, **options)
@@ -105,7 +108,11 @@ class FunctionTask(Task):
             kind = hints.get(name, str if option.default is None else type(option.default))
             parser.add_argument(f"--{name}", type=kind, default=option.default, help=f"option of {self.name}")
 
+    def configured(self, options: Mapping[str, Any]) -> FunctionTask:
+        return FunctionTask(self.function, self.metric, self.name, {**self._changed, **options})
+
     def variant(self, penalty: GradientPenalty | Mapping[str, Any] | None, options: Mapping[str, Any]) -> FunctionVariant:
+        options = {**self._changed, **options}
         if isinstance(penalty, Mapping):
             penalty = GradientPenalty.from_dict(dict(penalty))
         if penalty is not None and not isinstance(penalty, GradientPenalty):  # type: ignore[unnecessary-isinstance]
@@ -117,7 +124,7 @@ class FunctionTask(Task):
 
     def typed(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options, with the defaults of those that ``options`` leaves out, checked against their types."""
-        given = {key: value for key, value in options.items() if value is not self._options[key].default}
+        given = {key: value for key, value in options.items() if value is not self._options[key].default}  # it need not be of its type
         try:
             parsed = self.parser.parse_object(given)
         except Exception as error:  # jsonargparse raises errors of several kinds
@@ -203,6 +210,11 @@ def load_file(path: Path) -> Any:
         del sys.modules[name]
         raise
     return module
+
+
+def is_reference(text: str) -> bool:
+    """Whether ``text`` is the name of a function's task, ``FILE.py``, ``FILE.py:NAME`` or ``MODULE:NAME``, and not that of a recipe."""
+    return re.search(r"\.py(:\w+)?$|^[\w.]+:[A-Za-z_]\w*$", text) is not None
 
 
 def load_task(reference: str) -> FunctionTask:

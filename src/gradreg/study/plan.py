@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, Protocol
 
-import yaml
-
 from gradreg import checks
 from gradreg.penalties import GradientPenalty
 from gradreg.registry import CONSTRUCTORS
 from gradreg.study.tasks import Metric, Task, Variant
+from gradreg.train.strict_yaml import read_yaml
 
 Budget = Literal["epochs", "gradients"]
 Rival = Literal["epochs", "gradients", "early"]
@@ -157,7 +156,6 @@ def make_plan(
     penalties: Mapping[str, Any] | Sequence[str] | None = None,
     *,
     seeds: int = 5,
-    options: Mapping[str, Any] | None = None,
     rivals: Sequence[str] | None = None,
 ) -> Plan:
     """Plan a comparison.
@@ -166,9 +164,9 @@ def make_plan(
         task: what is trained.
         penalties: the variants. A mapping of names to penalties: ``GradientPenalty`` objects, None for plain training, texts such as
             "sam:rho=0.1", or mappings with "penalty" and changed options. Or a sequence of names of the task's own variants and
-            of such texts. None takes all that the task names. The baseline is always included.
+            of such texts. None takes all that the task names. The baseline is always included: what is given as plain training without
+            changed options, else the task's first variant without a penalty, else plain training, which is added as "none".
         seeds: how many, from the task's first on, ≥ 1.
-        options: options of the task that all variants share.
         rivals: some of ``RIVALS``; None takes all.
 
     Raises:
@@ -178,12 +176,11 @@ def make_plan(
     picked = tuple(dict.fromkeys(RIVALS if rivals is None else rivals))
     for rival in picked:
         checks.choice("rivals", rival, RIVALS)
-    shared = dict(options or {})
-    named = dict(task.variants)
-    variants = _variants(task, penalties, named, shared)
-    # What is given as plain training here, else the first that the task names, whether it was picked or not.
-    given = {name: variant for name, variant in variants.items() if name not in named}
-    baseline = next((name for name, variant in {**given, **named}.items() if variant.is_plain), None)
+    named = task.variants
+    given = _given(penalties, named)
+    variants = {name: _variant(task, name, value, named) for name, value in given.items()}
+    baseline = next((name for name, value in given.items() if _is_baseline(value, named)), None)
+    baseline = baseline or next((name for name, variant in named.items() if variant.is_plain), None)
     if baseline is None:
         baseline = BASELINE
         if baseline in variants:
@@ -191,7 +188,7 @@ def make_plan(
                 f"{baseline!r} must be plain training, to which the others are compared; got a variant of that name with "
                 f"{variants[baseline].method}. Rename the variant."
             )
-    plain = variants.get(baseline) or named.get(baseline) or task.variant(None, shared)
+    plain = variants.get(baseline) or named.get(baseline) or task.variant(None, {})
     variants = {baseline: plain, **{name: variant for name, variant in variants.items() if name != baseline}}
     if len(variants) < 2:
         raise ValueError(
@@ -210,8 +207,8 @@ def make_plan(
     )
 
 
-def parse_penalty(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A penalty and changed options from their text on a command line.
+def parse_penalty(text: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """A penalty (None for "none") and changed options from their text on a command line.
 
     >>> parse_penalty("sam:rho=0.1,every=5@lr=0.05")
     ({'name': 'sam', 'rho': 0.1, 'every': 5}, {'lr': 0.05})
@@ -221,7 +218,12 @@ def parse_penalty(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     penalty, _, changes = text.partition("@")
     name, _, arguments = penalty.partition(":")
-    return {"name": name, **_arguments(text, arguments)}, _arguments(text, changes)
+    found, changed = _arguments(text, arguments), _arguments(text, changes)
+    if name == BASELINE and found:
+        raise ValueError(
+            f"penalty {text!r} must be {BASELINE!r} alone, which has no arguments. Write {BASELINE}@OPTION=VALUE to change options."
+        )
+    return None if name == BASELINE else {"name": name, **found}, changed
 
 
 def folder_name(name: str) -> str:
@@ -229,49 +231,47 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "variant"
 
 
-def _variants(
-    task: Task, penalties: Mapping[str, Any] | Sequence[str] | None, named: Mapping[str, Variant], shared: Mapping[str, Any]
-) -> dict[str, Variant]:
+def _given(penalties: Mapping[str, Any] | Sequence[str] | None, named: Mapping[str, Variant]) -> dict[str, Any]:
+    """Name -> what describes the variant: a penalty, a text, a mapping, or the name of one of the task's own."""
     if penalties is None:
-        return dict(named)
+        return {name: name for name in named}
     if isinstance(penalties, str) or not isinstance(penalties, (Mapping, Sequence)):
         raise TypeError(
             f"penalties must map names to penalties, or list texts; got {checks.describe(penalties)}. "
             "Write {'sam': gradreg.sam(rho=0.05)}."
         )
-    given = penalties.items() if isinstance(penalties, Mapping) else [(str(text), text) for text in penalties]
-    return {str(name): _variant(task, str(name), value, named, shared) for name, value in given}
+    given = penalties.items() if isinstance(penalties, Mapping) else [(text, text) for text in penalties]
+    return {str(name): value for name, value in given}
 
 
-def _variant(task: Task, name: str, value: Any, named: Mapping[str, Variant], shared: Mapping[str, Any]) -> Variant:
-    if isinstance(value, str):
-        if value in named:
-            return named[value]
-        if value == BASELINE:
-            return task.variant(None, shared)
-        penalty, changes = parse_penalty(value)
-        if penalty["name"] == BASELINE:
-            return task.variant(None, {**shared, **changes})
-        if penalty["name"] not in CONSTRUCTORS:
-            raise ValueError(checks.unknown("variant or penalty", penalty["name"], [*dict.fromkeys([*named, BASELINE, *CONSTRUCTORS])]))
-        try:
-            GradientPenalty.from_dict(penalty) if "ascent_fraction" not in penalty else None
-            return task.variant(penalty, {**shared, **changes})
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{value}: {error}") from error
+def _is_baseline(value: Any, named: Mapping[str, Variant]) -> bool:
+    """Whether ``value`` stands for plain training with nothing else changed; a variant of the task's own does not."""
+    return value is None or (value == BASELINE and value not in named) or (isinstance(value, Mapping) and dict(value) == {"penalty": None})
+
+
+def _variant(task: Task, name: str, value: Any, named: Mapping[str, Variant]) -> Variant:
+    changes: dict[str, Any] = {}
     if isinstance(value, Mapping):
-        changes = {**shared, **{key: change for key, change in value.items() if key != "penalty"}}
-        penalty = value.get("penalty")
-        if isinstance(penalty, str):
-            penalty, more = parse_penalty(penalty)
-            changes |= more
-        return task.variant(penalty, changes)
-    if value is not None and not isinstance(value, GradientPenalty):
+        changes = {key: change for key, change in value.items() if key != "penalty"}
+        value = value.get("penalty")
+    if isinstance(value, str):
+        if value in named and not changes:
+            return named[value]
+        text = value
+        value, more = parse_penalty(text)
+        changes |= more
+        if value is not None and value["name"] not in CONSTRUCTORS:
+            raise ValueError(checks.unknown("variant or penalty", value["name"], [*dict.fromkeys([*named, BASELINE, *CONSTRUCTORS])]))
+        try:
+            return task.variant(value, changes)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{text}: {error}") from error
+    if value is not None and not isinstance(value, (GradientPenalty, Mapping)):
         raise TypeError(
             f"penalty {name!r} must be a GradientPenalty, None, a text or a mapping; got {checks.describe(value)}. "
             "Use gradreg.sam(rho=0.05), say."
         )
-    return task.variant(value, shared)
+    return task.variant(value, changes)
 
 
 def _arguments(text: str, given: str) -> dict[str, Any]:
@@ -285,15 +285,7 @@ def _arguments(text: str, given: str) -> dict[str, Any]:
             )
         if key.strip() in found:
             raise ValueError(f"penalty {text!r} must give each key once; got {key.strip()!r} twice. Remove one.")
-        try:
-            number = float(value)
-        except ValueError:
-            number = None
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"penalty {text!r} must have values that are YAML; got {value!r} for {key.strip()}.") from error
-        found[key.strip()] = number if number is not None and isinstance(parsed, str) else parsed  # YAML 1.1 takes 1e-3 for a text
+        found[key.strip()] = read_yaml(f"{key.strip()} of penalty {text!r}", value)
     return found
 
 

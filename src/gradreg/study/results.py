@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from gradreg.study.statistics import deviation, mean
 from gradreg.study.table import Row, json_row
 from gradreg.study.tasks import Metric
 from gradreg.study.verdicts import Verdict, compare_paired
+
+Values = Callable[[Sequence["Record"]], dict[int, float | None]]
+"""The values of some runs by their seeds."""
 
 SCHEMA = 1
 """The version of ``results.json``; docs/comparing.md describes it."""
@@ -115,7 +118,6 @@ def rows(plan: Plan, records: Sequence[Record], *, margin: float | None = None) 
         n: [r for r in records if r.budget == "gradients" and r.planned_evaluations == n] for n in sorted(longer, key=lambda n: n or 0)
     }
     matched = {name: one.evaluations for name, one in plan.longer(by_folder).items()}
-    others = [name for name in plan.variants if name != plan.baseline]
     plain = by_epochs[plan.baseline]
     own = plan.cost(plan.baseline, by_folder)
 
@@ -125,26 +127,35 @@ def rows(plan: Plan, records: Sequence[Record], *, margin: float | None = None) 
     def best(group: Sequence[Record]) -> dict[int, float | None]:
         return {r.seed: None if r.best_test is None else plan.metric.shown(r.best_test) for r in group}
 
-    def verdicts(
-        baseline: Sequence[Record], names: Sequence[str], take: Any = values, against: str = plan.baseline, baselines: Any = None
+    def judged(
+        against: str, groups: Mapping[str, Sequence[Record]], take: Values = values, rivals: Mapping[str, Sequence[Record]] | None = None
     ) -> dict[str, Verdict]:
-        if not baseline or not names:
+        """Verdicts on ``groups`` against the baseline, or each against its own of ``rivals``."""
+        if not plain or not groups:
             return {}
-        settings = {"mode": plan.metric.mode, "margin": margin, "metric": plan.metric.title, "against": against}
-        own_baselines = None if baselines is None else {name: take(group) for name, group in baselines.items()}
-        return compare_paired(take(baseline), {name: take(by_epochs[name]) for name in names}, baselines=own_baselines, **settings)
+        return compare_paired(
+            take(plain),
+            {name: take(group) for name, group in groups.items()},
+            baselines={name: take(group) for name, group in (rivals or {}).items()},
+            mode=plan.metric.mode,
+            margin=margin,
+            metric=plan.metric.title,
+            against=against,
+        )
 
-    equal = verdicts(plain, others) if "epochs" in plan.rivals else {}
+    variants = {name: group for name, group in by_epochs.items() if name != plan.baseline}
+    equal = judged(plan.baseline, variants) if "epochs" in plan.rivals else {}
     spent: dict[str, Verdict] = {}
     if "gradients" in plan.rivals:
         # A variant that costs no more than the baseline is compared with the baseline itself.
-        rivals = {name: by_gradients.get(matched[name], []) if name in matched else plain for name in others}
-        spent = verdicts(
-            plain, [n for n in others if rivals[n]], against="plain at equal gradients", baselines={n: g for n, g in rivals.items() if g}
-        )
+        rivals = {name: by_gradients.get(matched[name], []) if name in matched else plain for name in variants}
+        rivals = {name: group for name, group in rivals.items() if group}
+        spent = judged(f"{plan.baseline} at equal gradients", {name: variants[name] for name in rivals}, rivals=rivals)
     early: dict[str, Verdict] = {}
     if "early" in plan.rivals and any(r.best_test is not None for r in plain):
-        early = verdicts(plain, others, take=best, against=f"{plan.baseline} stopped early")
+        early = judged(f"{plan.baseline} stopped early", variants, best)
+    labels = {n: f"{plan.baseline}, " + ("longer" if own is None or n is None else f"{n / own[1]:.3g} x epochs") for n in by_gradients}
+    longer_ones = judged(plan.baseline, {labels[n]: group for n, group in by_gradients.items()}) if "epochs" in plan.rivals else {}
     found: list[Row] = []
     for name, variant in plan.variants.items():
         cost = plan.cost(name, by_folder)
@@ -161,21 +172,19 @@ def rows(plan: Plan, records: Sequence[Record], *, margin: float | None = None) 
             )
         )
         if name == plan.baseline:
-            for n, group in by_gradients.items():
-                ratio = "longer" if own is None or n is None else f"{n / own[1]:.3g} x epochs"
-                rival = compare_paired(values(plain), {"": values(group)}, mode=plan.metric.mode)[""] if plain and group else None
-                found.append(
-                    _row(
-                        plan,
-                        group,
-                        label=f"{name}, {ratio}",
-                        variant=name,
-                        method=variant.method,
-                        evaluations=n,
-                        unit=None if own is None else own[1],
-                        verdicts=(rival if "epochs" in plan.rivals else None, None, None),
-                    )
+            found += [
+                _row(
+                    plan,
+                    group,
+                    label=labels[n],
+                    variant=name,
+                    method=variant.method,
+                    evaluations=n,
+                    unit=None if own is None else own[1],
+                    verdicts=(longer_ones.get(labels[n]), None, None),
                 )
+                for n, group in by_gradients.items()
+            ]
     return found
 
 

@@ -63,6 +63,7 @@ class Run:
         self._length: _Length | None = None
         self._epoch: int | None = None
         self._declared = 0
+        self._declared_evaluations: float = 0
         self._records: list[dict[str, Any]] = []
 
     @property
@@ -96,8 +97,7 @@ class Run:
         """
         if self._epoch is not None:
             return Steps(self, checks.whole("steps", n, minimum=1))
-        steps = Steps(self, self._set_length("steps", n))
-        return steps
+        return Steps(self, self._set_length("steps", n))
 
     @property
     def total_epochs(self) -> int:
@@ -296,7 +296,7 @@ class Run:
         if counted == 0 and self.penalty is None:
             counted = self._plain_steps()
         if counted == 0 and self._functions:
-            counted = sum(1 if self.penalty is None else self.penalty.evaluations_at(step) for step in range(self._declared))
+            counted = self._declared_evaluations
         return int(counted) if float(counted).is_integer() else counted
 
     def _epochs_done(self) -> int | None:
@@ -377,8 +377,11 @@ class Steps:
     def _declare(self) -> None:
         if not self._counted:
             self._counted = True
-            self._run._declared += self._total
-            length = self._run._length
+            run, before = self._run, self._run._declared
+            run._declared += self._total
+            steps = range(before, run._declared)
+            run._declared_evaluations += sum(1 if run.penalty is None else run.penalty.evaluations_at(step) for step in steps)
+            length = run._length
             if length is not None and length.unit == "steps":
                 length.done = length.total
 
@@ -388,8 +391,9 @@ class CountedValueAndGrad:
 
     def __init__(self, fun: Callable[..., Any], penalty: GradientPenalty | None, state: bool, options: Mapping[str, Any]) -> None:
         from gradreg.jax import value_and_grad
+        from gradreg.jax.state import carries_state
 
-        stateful = penalty is not None and (penalty.has_memory or penalty.decoupled)
+        stateful = penalty is not None and carries_state(penalty)
         if stateful and not state:
             raise TaskError(
                 f"state must be True for a penalty that carries a state; got {penalty}. Write run.value_and_grad(loss, state=True), pass "

@@ -153,10 +153,28 @@ def decimals(spread: float | None) -> int:
 
 
 def _in_short(verdict: Verdict) -> str:
-    known = {"helps": "helps", "harms": "harms", "diverged": "diverged at some seeds", "equivalent": "no difference that matters"}
+    known = {"helps": "helps", "harms": "harms", "diverged": "diverged or failed at some seeds", "equivalent": "no difference that matters"}
     said = known.get(verdict.decision, verdict.decision)
     measured = _difference(verdict)
     return f"{said}, {measured}" if measured else said
+
+
+def _differences(rival: str, meaning: str, difference: Callable[[Row], Verdict | None], *, field: str) -> Column:
+    """The column of differences to ``rival``."""
+
+    def order(row: Row) -> float | None:
+        found = difference(row)
+        return None if found is None else found.difference
+
+    return Column(
+        header=f"over plain, {rival}",
+        narrow_header=f"over plain,\n{rival.replace(' ', chr(10))}",
+        meaning=meaning,
+        text=lambda row: _difference(difference(row)),
+        fields=(field,),
+        difference=difference,
+        order=order,
+    )
 
 
 COLUMNS = (
@@ -187,32 +205,23 @@ COLUMNS = (
         fields=("best_mean",),
         order=lambda row: row.best_mean,
     ),
-    Column(
-        header="over plain, equal epochs",
-        narrow_header="over plain,\nequal\nepochs",
-        meaning="mean difference to the baseline, paired by seed, with the 95 % interval of the paired t test",
-        text=lambda row: _difference(row.difference),
-        fields=("difference",),
-        difference=lambda row: row.difference,
-        order=lambda row: None if row.difference is None else row.difference.difference,
+    _differences(
+        "equal epochs",
+        "mean difference to the baseline, paired by seed, with the 95 % interval of the paired t test",
+        lambda row: row.difference,
+        field="difference",
     ),
-    Column(
-        header="over plain, equal gradients",
-        narrow_header="over plain,\nequal\ngradients",
-        meaning="the same to the baseline that trains longer, for as many gradient evaluations",
-        text=lambda row: _difference(row.matched_difference),
-        fields=("matched_difference",),
-        difference=lambda row: row.matched_difference,
-        order=lambda row: None if row.matched_difference is None else row.matched_difference.difference,
+    _differences(
+        "equal gradients",
+        "the same to the baseline that trains longer, for as many gradient evaluations",
+        lambda row: row.matched_difference,
+        field="matched_difference",
     ),
-    Column(
-        header="over plain, stopped early",
-        narrow_header="over plain,\nstopped\nearly",
-        meaning="the same, both at their best epoch by validation, where a task logs one",
-        text=lambda row: _difference(row.early_difference),
-        fields=("early_difference",),
-        difference=lambda row: row.early_difference,
-        order=lambda row: None if row.early_difference is None else row.early_difference.difference,
+    _differences(
+        "stopped early",
+        "the same, both at their best epoch by validation, where a task logs one",
+        lambda row: row.early_difference,
+        field="early_difference",
     ),
     Column(
         header="gradient evaluations",
@@ -242,7 +251,8 @@ def json_row(row: Row) -> dict[str, Any]:
     """A row as ``results.json`` holds it: the fields of every column, and the verdict on a row that has one."""
     values = asdict(row)
     shown = {field: values[field] for column in COLUMNS for field in column.fields}
-    return {**shown, "verdict": row.verdict() if row.difference else None}
+    judged = any(column.difference(row) is not None for column in COLUMNS)
+    return {**shown, "verdict": row.verdict() if judged else None}
 
 
 def terminal_table(rows: Sequence[Row], metric: Metric, *, title: str, width: int) -> Table:

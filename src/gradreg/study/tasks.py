@@ -148,6 +148,14 @@ class Task(ABC):
         return {}
 
     @abstractmethod
+    def configured(self, options: Mapping[str, Any]) -> Task:
+        """The task with ``options`` changed for all its variants.
+
+        Raises:
+            TypeError, ValueError: as ``variant``.
+        """
+
+    @abstractmethod
     def variant(self, penalty: GradientPenalty | Mapping[str, Any] | None, options: Mapping[str, Any]) -> Variant:
         """The task with ``penalty`` (as an object, or as recipes write it) and changed ``options``.
 

@@ -301,7 +301,7 @@ def sentence(values: Mapping[str, Any], settings: Settings) -> str:
             text = f"{name} does not help, it harms: {measured} over {over}{tested}."
         case "diverged":
             rest = f"; over the other {over} {measured}" if n else ""
-            text = f"{name} does not help: it diverged at {failed} of {_seeds(values['seeds'])}{rest}."
+            text = f"{name} does not help: it diverged or failed at {failed} of {_seeds(values['seeds'])}{rest}."
         case "equivalent":
             text = f"{name} does not help: any gain or loss is smaller than {margin}; {measured} over {over}."
         case "no gain":
@@ -313,7 +313,7 @@ def sentence(values: Mapping[str, Any], settings: Settings) -> str:
     if values["decision"] in ("no worse", "cannot tell"):
         text += _what_more_would_do(values, settings)
     if failed and values["decision"] == "harms":
-        text += f" It diverged at {_seeds(failed)} more."
+        text += f" It diverged or failed at {_seeds(failed)} more."
     if baseline_failed:
         text += f" {_seeds(baseline_failed).capitalize()} left out at which {settings.against} diverged."
     return text

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from gradreg import files
+from gradreg.environment import usable_cores
 from gradreg.study.functions import ERROR, describe_failure
 from gradreg.study.plan import Job
 from gradreg.study.tasks import TaskError
-from gradreg.train.environment import usable_cores
 
 _ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0")
 """Files that are there where a driver of an accelerator is, whatever the framework."""

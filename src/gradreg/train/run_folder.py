@@ -14,9 +14,8 @@ import safetensors.torch
 import yaml
 from torch import nn
 
-from gradreg import checks, files
+from gradreg import checks, environment, files
 from gradreg.folders import locked
-from gradreg.train import environment
 from gradreg.train.checkpoints.folders import Checkpoints
 from gradreg.train.checkpoints.policy import Saver
 from gradreg.train.checkpoints.save_and_load import own_copies

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gradreg import checks
 from gradreg.penalties import GradientPenalty
 from gradreg.study.tasks import Metric, OnProgress, Task, Variant
 from gradreg.train import recipe as recipes
@@ -37,26 +36,20 @@ class RecipeTask(Task):
 
     @cached_property
     def variants(self) -> Mapping[str, Variant]:
-        """The recipe's variants; of one without, its own penalty and training without it."""
+        """The recipe's variants; of one without, its own penalty if it has one."""
         if self.recipe.variants:
             settings = {name: self.recipe.settings(name, base=self.base) for name in self.recipe.variants}
             return {name: RecipeVariant(self.recipe.configuration(keys, name)) for name, keys in settings.items()}
-        if not self.base.get("penalty"):
-            return {}
-        name = str(self.base["penalty"].get("name", "penalty"))
-        return {name: RecipeVariant(self.recipe.configuration(self.base))}
+        own = RecipeVariant(self.recipe.configuration(self.base))
+        return {} if own.is_plain else {str(self.base["penalty"].get("name", "penalty")): own}
 
     def variant(self, penalty: GradientPenalty | Mapping[str, Any] | None, options: Mapping[str, Any]) -> RecipeVariant:
-        block = penalty.to_dict() if isinstance(penalty, GradientPenalty) else None if penalty is None else dict(penalty)
-        changes: dict[str, Any] = {"penalty": block}
-        for key, value in options.items():
-            inside = changes
-            *blocks, last = key.split(".")
-            for part in blocks:
-                inside = inside.setdefault(part, {})
-            inside[last] = value
-        keys = recipes.merge({**self.base, "penalty": None}, changes)
+        block = penalty.to_dict() if isinstance(penalty, GradientPenalty) else penalty
+        keys = recipes.merge({**self.base, "penalty": None}, {"penalty": block, **_nested(options)})
         return RecipeVariant(self.recipe.configuration(keys))
+
+    def configured(self, options: Mapping[str, Any]) -> RecipeTask:
+        return RecipeTask(self.recipe, recipes.merge(self.base, _nested(options)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +103,18 @@ class RecipeVariant(Variant):
         return (self.config if stretch == 1 else lengthened(self.config, stretch)).with_seed(seed)
 
 
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"optimizer.lr": 0.1}`` as ``{"optimizer": {"lr": 0.1}}``."""
+    changes: dict[str, Any] = {}
+    for key, value in options.items():
+        *blocks, last = key.split(".")
+        inside = changes
+        for block in blocks:
+            inside = inside.setdefault(block, {})
+        inside[last] = value
+    return changes
+
+
 def gradient_evaluations(config: Config) -> int:
     """Gradient evaluations of a whole run, from its schedule of penalties."""
     steps = config.epochs * config.steps_per_epoch()
@@ -122,7 +127,6 @@ def lengthened(config: Config, stretch: Fraction) -> Config:
 
     Warm-up and decay epochs of the learning rate are stretched with it, so that the baseline gets its whole schedule.
     """
-    checks.positive("stretch", float(stretch))
     epochs = math.ceil(config.epochs * stretch)
     ratio = epochs / config.epochs
     schedule = replace(

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from gradreg.environment import usable_cores
 from gradreg.train.data import datasets
 from gradreg.train.data.configuration import DataConfig
 from gradreg.train.data.datasets import EncodedImages
 from gradreg.train.data.sampler import BatchIndices, Purpose, seed_of
-from gradreg.train.environment import usable_cores
 
 _CHUNK_SIZE = 256
 """Images that a worker decodes at a time when a whole set is read once."""
