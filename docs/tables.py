@@ -17,11 +17,11 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import gradreg
 from gradreg.registry import CONSTRUCTORS
-from gradreg.study.table import COLUMNS, decimals
+from gradreg.study.table import COLUMNS
+from gradreg.study.verdicts import decimals, interval_text
 from gradreg.train.data.catalogue import DatasetRecord, all_records
 
 ROOT = Path(__file__).parents[1]
@@ -70,21 +70,55 @@ def studies() -> str:
         found = json.loads(file.read_text(encoding="utf-8"))
         metric, seeds = found["metric"], len(found["seeds"])
         title = f"`{file.stem}`, {metric['name']}{', %' if metric['percent'] else ''}, {seeds} seeds"
-        for row in found["table"]:
-            places = decimals(row["deviation"])
-            value = "–" if row["mean"] is None else f"{row['mean']:.{places}f} ± {row['deviation']:.{places}f}"
-            differences = [_with_interval(row[key]) for key in ("difference", "matched_difference", "early_difference")]
-            decision = "" if row["difference"] is None or row["variant"] == found["baseline"] else row["difference"]["decision"]
-            rows.append((title, f"`{row['label']}`", value, *differences, decision))
+        for label, value, equal, spent, early, _, decision in cells(f"studies/{file.stem}"):
+            rows.append((title, label, value, equal, spent, early, decision))
             title = ""
     return markdown(header, rows)
 
 
-def _with_interval(found: dict[str, Any] | None) -> str:
-    if found is None or found["low"] is None:
-        return ""
-    places = decimals((found["high"] - found["low"]) / 2)
-    return f"{found['difference']:+.{places}f} [{found['low']:+.{places}f}, {found['high']:+.{places}f}]"
+def digits() -> str:
+    """What ``make demo`` found: the stored ``results.json`` of its comparison."""
+    header = (
+        "variant",
+        "test accuracy, %",
+        "over plain, equal epochs",
+        "over plain, equal gradients",
+        "gradient evaluations",
+        "at equal epochs",
+    )
+    return markdown(
+        header,
+        [
+            (label, value, equal, spent, evaluations, decision)
+            for label, value, equal, spent, _, evaluations, decision in cells("digits-noisy-labels")
+        ],
+    )
+
+
+def strengths() -> str:
+    """What ``gradreg compare digits-strengths`` found."""
+    header = ("variant", "test accuracy, %", "over plain, equal epochs", "at equal epochs")
+    return markdown(
+        header,
+        [(label, value, equal, decision) for label, value, equal, *_, decision in cells("digits-strengths") if "epochs" not in label],
+    )
+
+
+def cells(name: str) -> list[tuple[str, ...]]:
+    """Of every row of the stored ``docs/results/NAME.json``: label, value, three differences, gradient evaluations, and the decision."""
+    found = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    rows: list[tuple[str, ...]] = []
+    for row in found["table"]:
+        places = decimals(row["deviation"])
+        value = "–" if row["mean"] is None else f"{row['mean']:.{places}f} ± {row['deviation']:.{places}f}"
+        differences = [
+            "" if (d := row[key]) is None or d["low"] is None else interval_text(d["difference"], d["low"], d["high"])
+            for key in ("difference", "matched_difference", "early_difference")
+        ]
+        decision = "" if row["difference"] is None or row["variant"] == found["baseline"] else row["difference"]["decision"]
+        label = row["label"] if row["variant"] == found["baseline"] else f"{row['label']}, {row['method']}"
+        rows.append((label, value, *differences, f"{row['gradient_evaluations'] or 0:g}", decision))
+    return rows
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -93,6 +127,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "penalty-costs": penalty_costs,
     "data-sets": data_sets,
     "comparison-columns": comparison_columns,
+    "digits": digits,
+    "strengths": strengths,
     "studies": studies,
 }
 

@@ -128,7 +128,7 @@ class Race:
         if not variants:
             raise ValueError("variants must name at least one variant; got none. The baseline alone has nothing to be compared with.")
         references = {name: (baselines or {}).get(name, baseline) for name in variants}
-        settings = Settings(mode, self.level, margin, metric, against, correction="after Holm and all looks")
+        settings = Settings(mode, self.level, margin, metric, against, len(variants), correction="after Holm and all looks")
         levels = self.levels(len(variants))
         samples: list[list[Sample]] = []
         outcome: Outcome | None = None

@@ -140,6 +140,7 @@ def rows(plan: Plan, records: Sequence[Record], *, margin: float | None = None) 
             mode=plan.metric.mode,
             margin=margin,
             metric=plan.metric.title,
+            unit=" points" if plan.metric.percent else "",
             against=against,
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gradreg.study.plan import Budget
 from gradreg.study.tasks import Metric
-from gradreg.study.verdicts import Verdict
+from gradreg.study.verdicts import Verdict, decimals, interval_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,16 +139,7 @@ def _value(row: Row) -> str:
 
 def _difference(value: Verdict | None) -> str:
     """``+2.08 [+1.20, +2.96]``: the mean difference with the 95 % interval."""
-    if value is None or value.difference is None:
-        return ""
-    places = decimals(None if value.low is None or value.high is None else (value.high - value.low) / 2)
-    text = f"{value.difference:+.{places}f}"
-    return text if value.low is None else f"{text} [{value.low:+.{places}f}, {value.high:+.{places}f}]"
-
-
-def decimals(spread: float | None) -> int:
-    """Decimals of numbers that vary by ``spread``: two, or more where it is small."""
-    return 2 if not spread or not math.isfinite(spread) else min(10, max(2, 1 - math.floor(math.log10(spread))))
+    return "" if value is None or value.difference is None else interval_text(value.difference, value.low, value.high)
 
 
 def _in_short(verdict: Verdict) -> str:

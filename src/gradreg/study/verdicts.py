@@ -88,6 +88,7 @@ def compare_paired(
     margin: float | None = None,
     baselines: Mapping[str, Mapping[int, float | None]] | None = None,
     metric: str = "metric",
+    unit: str = "",
     against: str = "the baseline",
 ) -> dict[str, Verdict]:
     """Judge every variant against the baseline over the seeds of the baseline.
@@ -107,6 +108,7 @@ def compare_paired(
             Holm over the variants.
         baselines: name → the values that this variant is compared with in place of ``baseline``: its compute-matched baseline, say.
         metric: its name, for the sentences.
+        unit: of its differences, appended to them in the sentences: " points", say.
         against: the baseline's name, for the sentences.
 
     Returns:
@@ -121,7 +123,7 @@ def compare_paired(
     no_worse = _holm_one_sided([sample.p_no_worse(margin) for sample in samples.values()])
     no_gain = _holm_one_sided([sample.p_no_gain(margin) for sample in samples.values()])
     open_hypotheses = sum(p > 1 - level for p in adjusted)
-    settings = Settings(mode=mode, level=level, margin=margin, metric=metric, against=against)
+    settings = Settings(mode, level, margin, metric, against, len(names), unit=unit)
     return {
         name: verdict(
             name,
@@ -139,14 +141,16 @@ def compare_paired(
 
 @dataclass(frozen=True)
 class Settings:
-    """What all verdicts of a study share; the arguments of ``compare_paired``."""
+    """What all verdicts of a study share: the arguments of ``compare_paired``, the number of variants, and by what p is corrected."""
 
     mode: Mode
     level: float
     margin: float | None
     metric: str
     against: str
+    variants: int
     correction: str = "after Holm"
+    unit: str = ""
 
 
 def check_settings(mode: object, *, level: object, margin: object) -> None:
@@ -292,8 +296,10 @@ def sentence(values: Mapping[str, Any], settings: Settings) -> str:
     name, n, failed, baseline_failed = values["name"], values["n"], values["failed"], values["baseline_failed"]
     over = _seeds(n)
     margin = "" if settings.margin is None else f"{settings.margin:g}"
-    measured = f"{settings.metric} {_measured(values)} against {settings.against}" if n else "nothing to compare"
-    tested = "" if values["p_holm"] is None else f", {_p(values['p_holm'])} {settings.correction}"
+    found = interval_text(values["difference"], values["low"], values["high"]) if n else ""
+    measured = f"{settings.metric} {found}{settings.unit} against {settings.against}" if n else "nothing to compare"
+    among = f" over {settings.variants} variants" if settings.variants > 1 else ""
+    tested = "" if values["p_holm"] is None else f", {_p(values['p_holm'])} {settings.correction}{among}"
     match values["decision"]:
         case "helps":
             text = f"{name} helps: {measured} over {over}{tested}."
@@ -327,22 +333,31 @@ def _what_more_would_do(values: Mapping[str, Any], settings: Settings) -> str:
     if sd == 0:
         same = "The values are equal at every seed" if values["difference"] == 0 else "The difference is the same at every seed"
         return f" {same}, so there is no interval."
-    shown = f" These seeds would have shown {values['detectable']:.2g}"
+    low, high = values["low"], values["high"]
+    alone = (
+        " By itself it would be clear, but one of several variants is so by chance more often."
+        if low is not None and low * high > 0
+        else ""
+    )
+    shown = f"{alone} These seeds would have shown {values['detectable']:.2g}{settings.unit}"
     sought = "one as large as the margin" if settings.margin and settings.margin >= abs(values["difference"]) else "one as large as seen"
     return f"{shown}; for {sought} need {'more than 1,000' if needed is None else f'about {needed}'}."
 
 
-def _measured(values: Mapping[str, Any]) -> str:
-    """``+2.08 [+1.20, +2.96]``: two digits of what is uncertain."""
-    difference, low, high = values["difference"], values["low"], values["high"]
-    size = abs(difference) if low is None else (high - low) / 2
-    decimals = 2 if size == 0 else min(12, max(0, 1 - math.floor(math.log10(size))))
-    text = f"{difference:+.{decimals}f}"
-    return text if low is None else f"{text} [{low:+.{decimals}f}, {high:+.{decimals}f}]"
+def interval_text(difference: float, low: float | None, high: float | None) -> str:
+    """``+2.08 [+1.20, +2.96]``: a difference and its interval, for sentences and tables."""
+    places = decimals(difference if low is None or high is None else (high - low) / 2)
+    text = f"{difference:+.{places}f}"
+    return text if low is None else f"{text} [{low:+.{places}f}, {high:+.{places}f}]"
+
+
+def decimals(spread: float | None) -> int:
+    """Decimals of numbers that vary by ``spread``: two, or as many as show two digits of what is uncertain."""
+    return 2 if not spread or not math.isfinite(spread) else min(12, max(2, 1 - math.floor(math.log10(abs(spread)))))
 
 
 def _p(p: float) -> str:
-    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.3g}"  # three digits, or 0.0502 would look like the 0.05 that it is above
 
 
 def _seeds(n: int) -> str:
