@@ -169,6 +169,13 @@ def test_every_row_says_its_own_name(mine, tmp_path):
     assert len(found.records) == len(gradients.records)
 
 
+def test_no_option_of_the_command_can_be_an_option_of_a_task():
+    from gradreg.study.command import OPTIONS
+    from gradreg.study.functions import RESERVED
+
+    assert {option.removeprefix("--") for option, _ in OPTIONS} <= set(RESERVED)
+
+
 def test_the_task_may_stand_after_options(mine, tmp_path):
     words = [
         "--penalties",
