@@ -180,3 +180,69 @@ def test_what_cannot_be_right_is_an_error() -> None:
     for penalty in (gradreg.random_sam(rho=0.3), gradreg.sam(rho=0.3).sparse(0.5, choice="random")):
         with pytest.raises(ValueError, match=r"norm_axes must be left out for penalties that draw or compare single coordinates"):
             attempt(tensor_parallel, TENSOR, penalty, norm_axes="model")
+
+
+@checked
+@pytest.mark.parametrize("name", ["fgr", "gsam"])
+def test_metrics_are_those_of_the_whole_model(name: str, check_vma: bool) -> None:
+    params, x = parameters()
+    (_, expected), _ = value_and_grad(whole_loss, DIVIDED[name], with_metrics=True)(params, x)
+    oracle = value_and_grad(tensor_parallel, DIVIDED[name], norm_axes=axes_of(TENSOR), with_metrics=True)
+    specs = {"in_specs": (TENSOR, WHOLE), "out_specs": ((WHOLE, WHOLE), TENSOR), "check_vma": check_vma}
+    (_, found), _ = jax.jit(jax.shard_map(oracle, mesh=mesh(2, "model"), **specs))(params, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def within(transform: Any, communicate: Any) -> Any:
+    """A loss whose communication stands inside another program."""
+    return lambda params, x: transform(lambda p: communicate(p, x))(params)
+
+
+def in_a_loop(fun: Any) -> Any:
+    return lambda params: jax.lax.scan(lambda total, _: (total + fun(params), None), 0.0 * fun(params), length=2)[0]
+
+
+def moving(params: Any, x: Any) -> Any:
+    """A part of a matrix from the neighbour, after a change of its type and shape."""
+    part = jnp.reshape(params["in"].astype(jnp.float32), (-1, 8))
+    return jnp.mean(x) * jnp.sum(jax.lax.ppermute(part, "data", [(i, (i + 1) % 4) for i in range(4)]))
+
+
+def broadcasting(params: Any, x: Any) -> Any:
+    return jnp.mean(x) * jnp.sum(jax.lax.pbroadcast(params["in"], ("model",), 0)) + jnp.sum(params["bias"])
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.checkpoint, in_a_loop], ids=["jit", "checkpoint", "scan"])
+def test_what_is_not_declared_is_found_inside_other_programs(transform: Any) -> None:
+    with pytest.raises(ValueError, match=r"norm_axes must .*varies over 'model'"):
+        attempt(within(transform, tensor_parallel), TENSOR)
+    with pytest.raises(ValueError, match=r"norm_axes must .*fun gathers a parameter over 'data'"):
+        attempt(within(transform, gathering), SHARED, axis_name="data")
+
+
+def test_other_ways_of_communicating_parameters_are_found() -> None:
+    with pytest.raises(ValueError, match=r"norm_axes must .*fun gathers a parameter over 'data'"):
+        attempt(moving, SHARED, axis_name="data")
+    with pytest.raises(ValueError, match=r"norm_axes must .*varies over 'model'"):
+        attempt(broadcasting, TENSOR)
+
+
+def test_models_of_each_device_that_only_know_their_place_are_not_divided() -> None:
+    """An index and a mark are no communication; norm_axes=() says the same where there is some."""
+
+    def own(params: Any, x: Any) -> Any:
+        marked = jax.lax.pcast(jnp.ones(()), "data", to="varying")
+        return jnp.sum((1 + jax.lax.axis_index("data")) * marked * params["in"] ** 2) + 0.0 * jnp.sum(x)
+
+    def told(params: Any, x: Any) -> Any:
+        return own(params, x) + 0.0 * jax.lax.psum(1.0 * jax.lax.axis_index("data"), "data")
+
+    params, x = parameters()
+    params = {"in": params["in"]}
+    expected = 2 * jnp.arange(1.0, 5.0)[:, None] * params["in"]
+    expected += 0.5 * 2 * jnp.arange(1.0, 5.0)[:, None] * expected  # g + γ·H·g
+    for fun, options in ((own, {}), (told, {"norm_axes": ()})):
+        oracle = value_and_grad(fun, gradreg.fgr(gamma=0.5, epsilon=0.5), **options)
+        specs = {"in_specs": ({"in": PartitionSpec("data")}, WHOLE), "out_specs": {"in": PartitionSpec("data")}}
+        found = jax.jit(jax.shard_map(lambda p, x, oracle=oracle: oracle(p, x)[1], mesh=mesh(4, "data"), **specs))(params, x)
+        assert_close(found["in"], expected)

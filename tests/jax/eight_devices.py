@@ -208,6 +208,23 @@ def test_direction_from_a_part_of_each_shard(check_vma: bool) -> None:
     assert_close(mapped(oracle, check_vma=check_vma)(*batch(), 0, {})[1], there)
 
 
+@scopes
+@pytest.mark.parametrize("penalty", [None, gradreg.fgr(gamma=0.2, epsilon=0.5)], ids=["plain", "fgr"])
+def test_metrics_are_means_over_the_shards(penalty: GradientPenalty | None, scope: Scope) -> None:
+    """local: of the norms and cosines of each shard's own gradients; global: those of the whole batch."""
+    params, x, y = batch()
+    oracle = value_and_grad(squared_error, penalty, axis_name="batch", scope=scope, with_metrics=True)
+    (_, metrics), _ = mapped(oracle)(params, x, y, jnp.int32(0), {})
+    norms, cosines = [], []
+    for loss in losses(scope):
+        g = jax.grad(loss)(params)
+        moved = jax.grad(loss)(jax.tree.map(lambda p, d: p + 0.5 * d, params, g))
+        g, moved = (jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (g, moved))
+        norms.append(jnp.linalg.norm(g))
+        cosines.append(jnp.nan if penalty is None else g @ moved / jnp.linalg.norm(g) / jnp.linalg.norm(moved))
+    np.testing.assert_allclose((metrics.gradient_norm, metrics.cosine), (np.mean(norms), np.mean(cosines)), rtol=1e-12)
+
+
 def test_aux_stays_each_shards_own() -> None:
     def fun(params: Any, x: Any, y: Any) -> Any:
         return squared_error(params, x, y), x[:1]
