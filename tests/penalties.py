@@ -1,5 +1,8 @@
 """Every kind of penalty that the specification can express, for the contracts that both engines keep."""
 
+from collections.abc import Collection, Iterable
+from typing import Any
+
 import pytest
 
 import gradreg
@@ -86,3 +89,13 @@ def of_each_trait() -> dict[str, GradientPenalty]:
 
 each_trait = pytest.mark.parametrize("penalty", of_each_trait().values(), ids=of_each_trait())
 """For contracts that are multiplied with other factors: every plan and every part, but not every product of them."""
+
+
+def sampled(every: Iterable[Any], sample: Collection[Any]) -> list[Any]:
+    """``every`` value, or tuple of them, as parameters of a test: those in ``sample`` always, the others under ``--soak``."""
+    values = list(every)
+    missing = set(sample) - set(values)
+    assert not missing, missing
+    marks = {value: () if value in sample else pytest.mark.soak for value in values}
+    parts = {value: value if isinstance(value, tuple) else (value,) for value in values}
+    return [pytest.param(*parts[value], id="-".join(map(str, parts[value])), marks=marks[value]) for value in values]

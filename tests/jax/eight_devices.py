@@ -16,7 +16,7 @@ import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import microbatched, value_and_grad
 from gradreg.jax.regularizer import Scope
-from tests.penalties import PENALTIES
+from tests.penalties import PENALTIES, sampled
 
 from .cases import Loss, arrays, assert_close, first_state, problem, squared_error
 from .twin import Twin
@@ -25,9 +25,14 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec("batch")
 checked = pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
-some_penalties = pytest.mark.parametrize(
-    "name", ["sam", "gnp-unit", "fgr-mixing", "cgr", "exact-norm", "sam-zero-warm-up", "random", "gsam"]
-)
+SOME = ["sam", "gnp-unit", "fgr-mixing", "cgr", "exact-norm", "sam-zero-warm-up", "random", "gsam"]
+
+
+def some_penalties(*sample: str) -> pytest.MarkDecorator:
+    """``sample``, where the devices concern the evaluations and not what is made of them; all of ``SOME`` under ``--soak``."""
+    return pytest.mark.parametrize("name", sampled(SOME, sample))
+
+
 scopes = pytest.mark.parametrize("scope", ["local", "global"])
 
 
@@ -54,9 +59,9 @@ def mapped(oracle: Callable[..., Any], *, check_vma: bool = True) -> Callable[..
 def losses(scope: str, *, rows: int = 2) -> list[Loss]:
     """local: each shard's own, on the first ``rows`` of its two examples; global: that of the whole batch."""
     _, x, y = batch()
-    if scope == "global":
-        return [jax.jit(lambda at: squared_error(at, x, y))]
-    return [jax.jit(lambda at, i=i: squared_error(at, x[2 * i : 2 * i + rows], y[2 * i : 2 * i + rows])) for i in range(8)]
+    parts = [slice(16)] if scope == "global" else [slice(2 * i, 2 * i + rows) for i in range(8)]
+    compiled = jax.jit(squared_error)  # once for all shards
+    return [lambda at, part=part: compiled(at, x[part], y[part]) for part in parts]
 
 
 @cache
@@ -84,12 +89,22 @@ KINDS = [
 ]
 KINDS += ["random", "sparse-fisher", "sparse-random", "sam-3-steps", "gsam", "gap-remembered", "wsam-decoupled", "looksam", "sam-every-2"]
 """One of each kind: what differs in numbers alone is the same program."""
+LOCAL = set(KINDS) - {"bgr", "asam", "friendly-mixing", "sparse-random", "gap-remembered", "sam-every-2"}
+"""One of each plan, of each memory and of each part that shards decide on together."""
+GLOBAL = {"sam", "exact-norm", "friendly"}
+"""Passes, a derivative and a memory: all but the evaluation is as on one device."""
 
 
-@scopes
-@pytest.mark.parametrize("penalty", [PENALTIES[name] for name in KINDS], ids=KINDS)
-def test_scopes_under_shard_map(penalty: GradientPenalty, scope: Scope) -> None:
+@pytest.mark.parametrize(
+    ("name", "scope"),
+    sampled(
+        [(name, scope) for scope in ("local", "global") for name in KINDS],
+        [*((name, "local") for name in LOCAL), *((name, "global") for name in GLOBAL)],
+    ),
+)
+def test_scopes_under_shard_map(name: str, scope: Scope) -> None:
     """Over two steps whose memories, the same on every shard, are carried on."""
+    penalty = PENALTIES[name]
     params, x, y = batch()
     oracle, twin = value_and_grad(squared_error, penalty, axis_name="batch", scope=scope), Twin(penalty)
     run, state = mapped(oracle), first_state(oracle, params)
@@ -105,7 +120,7 @@ def test_scopes_under_shard_map(penalty: GradientPenalty, scope: Scope) -> None:
 
 
 @scopes
-@some_penalties
+@some_penalties("exact-norm", "sam-zero-warm-up")
 def test_scopes_without_the_check_of_replication(name: str, scope: Scope) -> None:
     params, x, y = batch()
     run = mapped(value_and_grad(squared_error, PENALTIES[name], axis_name="batch", scope=scope), check_vma=False)
@@ -113,7 +128,7 @@ def test_scopes_without_the_check_of_replication(name: str, scope: Scope) -> Non
 
 
 @scopes
-@some_penalties
+@some_penalties("sam", "exact-norm")
 def test_scopes_under_vmap(name: str, scope: Scope) -> None:
     params, x, y = batch()
     penalty = PENALTIES[name]
@@ -129,32 +144,38 @@ def test_the_scopes_differ() -> None:
     assert max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (local, whole)), strict=True)) > 0.01
 
 
-@checked
+ALL_REDUCES = {
+    ("plain", "local"): 1,
+    ("plain", "global"): 1,
+    ("sam", "local"): 1,
+    ("sam", "global"): 2,
+    ("fgr-mixing", "local"): 1,
+    ("fgr-mixing", "global"): 2,
+    ("cgr", "local"): 1,
+    ("cgr", "global"): 2,
+    ("sam-zero-warm-up", "local"): 1,
+    ("friendly", "local"): 2,
+    ("friendly", "global"): 2,
+    ("remembered", "local"): 1,
+    ("remembered", "global"): 1,
+    ("looksam", "local"): 1,
+    ("gsam", "local"): 1,
+}
+UNCHECKED = {("plain", "local"), ("sam", "local"), ("sam", "global")}
+
+
 @pytest.mark.parametrize(
-    ("name", "scope", "all_reduces"),
-    [
-        ("plain", "local", 1),
-        ("plain", "global", 1),
-        ("sam", "local", 1),
-        ("sam", "global", 2),
-        ("fgr-mixing", "local", 1),
-        ("fgr-mixing", "global", 2),
-        ("cgr", "local", 1),
-        ("cgr", "global", 2),
-        ("sam-zero-warm-up", "local", 1),
-        ("friendly", "local", 2),
-        ("friendly", "global", 2),
-        ("remembered", "local", 1),
-        ("remembered", "global", 1),
-        ("looksam", "local", 1),
-        ("gsam", "local", 1),
-    ],
+    ("name", "scope", "check_vma"),
+    sampled(
+        [(*case, check) for case in ALL_REDUCES for check in (True, False)],
+        [*((*case, True) for case in ALL_REDUCES), *((*case, False) for case in UNCHECKED)],
+    ),
 )
-def test_all_reduces_of_the_compiled_program(name: str, scope: Scope, all_reduces: int, check_vma: bool) -> None:
+def test_all_reduces_of_the_compiled_program(name: str, scope: Scope, check_vma: bool) -> None:
     penalty = None if name == "plain" else PENALTIES[name]
     oracle = value_and_grad(squared_error, penalty, axis_name="batch", scope=scope)
     program = mapped(oracle, check_vma=check_vma).lower(*batch(), jnp.int32(50), first_state(oracle, batch()[0])).compile().as_text()
-    assert sum("all-reduce(" in line or "all-reduce-start(" in line for line in program.splitlines()) == all_reduces
+    assert sum("all-reduce(" in line or "all-reduce-start(" in line for line in program.splitlines()) == ALL_REDUCES[name, scope]
 
 
 @checked
@@ -185,6 +206,23 @@ def test_direction_from_a_part_of_each_shard(check_vma: bool) -> None:
     oracle = value_and_grad(squared_error, penalty, ascent=lambda p, x, y: squared_error(p, x[:1], y[:1]), axis_name="batch")
     there = Twin(penalty).step(losses("local"), batch()[0], ascents=losses("local", rows=1))
     assert_close(mapped(oracle, check_vma=check_vma)(*batch(), 0, {})[1], there)
+
+
+@scopes
+@pytest.mark.parametrize("penalty", [None, gradreg.fgr(gamma=0.2, epsilon=0.5)], ids=["plain", "fgr"])
+def test_metrics_are_means_over_the_shards(penalty: GradientPenalty | None, scope: Scope) -> None:
+    """local: of the norms and cosines of each shard's own gradients; global: those of the whole batch."""
+    params, x, y = batch()
+    oracle = value_and_grad(squared_error, penalty, axis_name="batch", scope=scope, with_metrics=True)
+    (_, metrics), _ = mapped(oracle)(params, x, y, jnp.int32(0), {})
+    norms, cosines = [], []
+    for loss in losses(scope):
+        g = jax.grad(loss)(params)
+        moved = jax.grad(loss)(jax.tree.map(lambda p, d: p + 0.5 * d, params, g))
+        g, moved = (jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (g, moved))
+        norms.append(jnp.linalg.norm(g))
+        cosines.append(jnp.nan if penalty is None else g @ moved / jnp.linalg.norm(g) / jnp.linalg.norm(moved))
+    np.testing.assert_allclose((metrics.gradient_norm, metrics.cosine), (np.mean(norms), np.mean(cosines)), rtol=1e-12)
 
 
 def test_aux_stays_each_shards_own() -> None:
@@ -218,7 +256,7 @@ def test_parameters_that_are_each_shards_own_already(penalty: GradientPenalty, s
     assert_close(jax.jit(jax.shard_map(shard, mesh=grid, **specs))(params, x, y), expected(penalty, scope, 0))
 
 
-@some_penalties
+@some_penalties("exact-norm", "random", "gsam")
 def test_sharded_arrays_under_plain_jit(name: str) -> None:
     """Batch over the devices and weights over the devices too: one global norm, and gradients sharded as the weights are."""
 

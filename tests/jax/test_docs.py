@@ -1,12 +1,14 @@
 """The code of docs/jax.md runs as it is written there, from top to bottom."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "jax.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "jax.md"
 pytestmark = pytest.mark.slow  # compiles every example
 
 
@@ -16,3 +18,18 @@ def test_every_block_of_the_page_runs() -> None:
     page: dict[str, Any] = {"__name__": "jax_page"}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), page)
+
+
+def test_the_costs_on_the_page_are_the_stored_ones() -> None:
+    stored = json.loads((ROOT / "benchmarks/results/jax_step_cost.json").read_text())["models"].values()
+    table = PAGE.read_text().split("| step | MLP | CNN | ViT |")[1]
+    rows = dict(re.findall(r"^\| ([^|]+) \| (\d[^|]+ \| [^|]+ \| [^|]+) \|$", table, flags=re.MULTILINE))
+    by_processor = [model["ratio in processor time"] for model in stored]
+    assert set(rows) == set(by_processor[0])
+    for name, row in rows.items():
+        assert [float(cell) for cell in row.split("|")] == pytest.approx([model[name] for model in by_processor], abs=0.0051)
+    ratios = [(model["ratio to two plain gradients"], model["ratio in processor time"]) for model in stored]
+    apart = max(abs(clock[name] / processor[name] - 1) for clock, processor in ratios for name in processor)
+    exact = [f"{model['gradreg exact'] / model['one plain gradient']:.1f}" for model in by_processor]
+    assert f"by up to {100 * apart:.0f} %" in PAGE.read_text()
+    assert f"{exact[0]}, {exact[1]} and {exact[2]} plain gradients" in table

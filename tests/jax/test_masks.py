@@ -23,7 +23,17 @@ def test_leaves_of_normalization_layers(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Dense_0/kernel", "0/weight", "subnet/kernel", "", "embedding", "prenorm_proj/kernel", "PreNorm_0/Dense_0/kernel"]
+    "name",
+    [
+        "Dense_0/kernel",
+        "0/weight",
+        "subnet/kernel",
+        "",
+        "embedding",
+        "prenorm_proj/kernel",
+        "PreNorm_0/Dense_0/kernel",
+        "weight_norm/scale",
+    ],
 )
 def test_other_leaves(name: str) -> None:
     assert not in_norm_layer(name)
@@ -36,7 +46,8 @@ def chosen_names(params: Any) -> set[str]:
 
 def test_a_layer_with_a_kernel_is_no_normalization_layer() -> None:
     dense, norm = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, {"scale": jnp.ones(2), "bias": jnp.ones(2)}
-    assert chosen_names({"norm_gate": dense, "prenorm_proj": dense, "norm": norm}) == {"norm/scale", "norm/bias"}
+    tokens = {"embedding": jnp.ones((2, 2)), "scale": jnp.ones(2)}
+    assert chosen_names({"norm_gate": dense, "prenorm_proj": dense, "norm_tokens": tokens, "norm": norm}) == {"norm/scale", "norm/bias"}
 
 
 def test_normalization_layers_of_equinox_are_found_by_their_class() -> None:

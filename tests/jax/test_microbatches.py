@@ -151,6 +151,7 @@ def test_a_step_of_the_loss_and_a_loss_scale() -> None:
         oracle(jnp.array(2.0), jnp.ones((2, 2)), step=4, loss_scale=8.0)
 
 
+@jax.jit
 def convolution(params: Any, x: jax.Array) -> jax.Array:
     return jnp.mean(jnp.tanh(jax.lax.conv_general_dilated(x, params, (1, 1), "SAME")) ** 2)
 
@@ -168,7 +169,14 @@ def test_convolutions_on_a_cpu_stand_in_no_loop(unroll: bool | None, loops: bool
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the default is another one there")
 @pytest.mark.parametrize(
-    "penalty", [gradreg.sam(rho=0.1).warmup("zero", steps=3), gradreg.sam(rho=0.1).every(2), gradreg.looksam(rho=0.1, k=2)], ids=str
+    "penalty",
+    [
+        gradreg.sam(rho=0.1).warmup("zero", steps=3),
+        gradreg.sam(rho=0.1).every(2),
+        gradreg.looksam(rho=0.1, k=2),
+        gradreg.exact(gamma=0.1).warmup("zero", steps=3),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize(("branch", "inside"), [("auto", False), ("select", False), ("cond", True)])
 def test_convolutions_on_a_cpu_stand_in_no_branch(penalty: GradientPenalty, branch: Any, inside: bool) -> None:
@@ -181,6 +189,19 @@ def test_convolutions_on_a_cpu_stand_in_no_branch(penalty: GradientPenalty, bran
     assert any("conv_general_dilated" in str(inner) for inner in branches) is inside
     for step in (1, 4):
         assert_close(run(jnp.int32(step)), oracle(params, x, step=step, **state)[1], tolerance=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the default is another one there")
+@pytest.mark.parametrize(("parts", "turns"), [(32, 32), (33, 1)])
+def test_many_parts_are_a_loop_after_all(parts: int, turns: int) -> None:
+    program = str(jax.make_jaxpr(microbatched(convolution))(jnp.ones((2, 2, 3, 3)), jnp.ones((parts, 4, 2, 5, 5))))
+    assert f"unroll={turns}\n" in program
+
+
+def test_gradients_are_accumulated_in_float32() -> None:
+    """A sum of ones in bfloat16 does not get beyond 256."""
+    loss = microbatched(lambda params, x: params.astype(jnp.float32) * x)
+    assert float(jax.grad(loss)(jnp.bfloat16(1), jnp.ones(1024))) == 1.0
 
 
 def test_other_losses_keep_their_branch() -> None:

@@ -78,6 +78,9 @@ def test_traced_values_that_are_known_now_are_values_like_others() -> None:
         gradreg.sam(rho=rho).to_dict()
     with pytest.raises(TypeError, match=r"rho must be a real number; got .*complex64"):
         gradreg.sam(rho=jnp.complex64(1))
+    with pytest.raises(TypeError, match=r"rho must be a real number; got .*bool"):
+        gradreg.sam(rho=jnp.bool_(True))
+    assert (Traced(rho) * 2.0 * gradreg.Cosine(steps=9)).bounds() == (0.0, float("inf"))  # 0·∞ is 0
     with pytest.raises(TypeError, match=r"rho must be a number > 0; got Array"):
         gradreg.sam(rho=jnp.ones(3))
 
@@ -108,6 +111,7 @@ def test_which_penalties_depend_on_the_step() -> None:
     assert not gradreg.looksam(rho=0.1, k=1).depends_on_step
     assert not gradreg.sam(rho=Product(left=Constant(value=2.0), right=0.1)).depends_on_step
     assert not gradreg.sam(rho=jnp.float32(0.1)).depends_on_step
+    assert not gradreg.gnp(r=0.3, alpha=jnp.float32(0.5)).depends_on_step
     assert not gradreg.sam(rho=0.1).only_norms().depends_on_step
 
 
@@ -139,7 +143,10 @@ def test_a_negative_step_is_an_error_or_not_finite(name: str) -> None:
     assert not any(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(run(jnp.int32(3))[0]))
 
 
-@pytest.mark.parametrize("name", [*of_each_trait(), "fgr-log-time"])
+STRICT = {**PENALTIES, "unit-ramp": gradreg.gnp(r=0.3, alpha=0.8, mixing="unit").warmup("strength", steps=9)}
+
+
+@pytest.mark.parametrize("name", [*of_each_trait(), "fgr-log-time", "unit-ramp"])
 @pytest.mark.parametrize("double", [False, True], ids=["x32", "x64"])
 def test_strict_promotion_of_dtypes(name: str, double: bool) -> None:
     """Also float32 parameters where the default is float64, and leaves of two dtypes."""
@@ -150,7 +157,7 @@ def test_strict_promotion_of_dtypes(name: str, double: bool) -> None:
         def loss(params: Any, x: Any, y: Any) -> Any:
             return squared_error(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), x, y)
 
-        oracle = value_and_grad(loss, PENALTIES[name])
+        oracle = value_and_grad(loss, STRICT[name])
         state = first_state(oracle, params)
         _, strict, *_ = oracle(params, x, y, step=jnp.int32(3), **state)
     with jax.enable_x64(double):
@@ -173,6 +180,7 @@ def test_a_loss_with_a_step_receives_it() -> None:
     ascent = grad(lambda params: 0.5 * params**2, fgr, ascent=lambda params, *, step: 0.5 * step * params**2)
     assert float(ascent(theta, step=2)) == 2.0  # θ + ε·(2θ)
     assert float(value_and_grad(lambda params, *, step=0: params * (1 + step), fgr)(theta)[0]) == 1.0
+    assert float(value_and_grad(lambda params, *more, step: params * sum(more) * step, fgr)(theta, 2.0, 3.0, step=4)[0]) == 20.0
     with pytest.raises(TypeError, match=r"because ascent has a parameter of that name"):
         grad(lambda params: params, fgr, ascent=lambda params, *, step: params * step)(theta)
 
@@ -226,6 +234,14 @@ def test_a_loss_scale_saves_what_half_precision_flushes_to_zero() -> None:
     np.testing.assert_allclose(grad(loss, penalty)(params, loss_scale=2.0**15), 1e-9, rtol=2e-3)
     value = value_and_grad(loss, penalty)(params, loss_scale=2.0**15)[0]
     np.testing.assert_allclose(value, 3e-9, rtol=1e-6)
+
+
+def test_a_loss_scale_is_that_of_the_direction_too() -> None:
+    def loss(params: Any) -> Any:
+        return jnp.sum(params.astype(jnp.float16).astype(jnp.float32) ** 2) * jnp.float32(0.5e-9)
+
+    oracle = grad(loss, gradreg.sam(rho=1.0), ascent=loss)
+    np.testing.assert_allclose(oracle(jnp.float32(3.0), loss_scale=2.0**15), 4e-9, rtol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -291,6 +307,13 @@ def test_forms_with_metrics() -> None:
     for penalty in (None, gradreg.sam(rho=0.1)):
         (value, aux, metrics), _ = value_and_grad(with_aux, penalty, has_aux=True, with_metrics=True)(theta)
         assert (float(value), aux, float(metrics.gradient_norm)) == (25.0, "aux", 10.0)
+        if penalty is None:
+            assert (float(metrics.strength), *map(jnp.isnan, (metrics.radius, metrics.coefficient, metrics.cosine))) == (
+                0.0,
+                True,
+                True,
+                True,
+            )
         _, aux, metrics = grad(with_aux, penalty, has_aux=True, with_metrics=True)(theta)
         assert (aux, float(metrics.gradient_norm)) == ("aux", 10.0)
         _, metrics = grad(lambda at: with_aux(at)[0], penalty, with_metrics=True)(theta)
@@ -306,6 +329,30 @@ def test_metrics_of_a_part_of_the_parameters() -> None:
     (_, metrics), _ = value_and_grad(loss, gradreg.sam(rho=1.0), parameters=lambda name, leaf: name == "a", with_metrics=True)(params)
     assert float(metrics.gradient_norm) == 10.0
     assert float(metrics.cosine) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["sam", "gnp", "fgr-2-steps"])
+@pytest.mark.usefixtures("x64")
+def test_metrics_where_another_function_gives_the_direction(name: str) -> None:
+    """The gradients that are compared are those of the loss; for c = 1, which does not evaluate it at θ, the first is the other's."""
+    penalty, (params, x, y) = PENALTIES[name], problem()
+    half = lambda params, x, y: squared_error(params, x[:2], y[:2])  # noqa: E731
+    gradients: list[Any] = []
+
+    def noted(fun: Any) -> Any:
+        def noting(at: Any, x: Any, y: Any) -> Any:
+            gradients.append((fun, flat(jax.grad(fun)(jax.lax.stop_gradient(at), x, y))))
+            return fun(at, x, y)
+
+        return noting
+
+    oracle = value_and_grad(noted(squared_error), penalty, ascent=noted(half), with_metrics=True)
+    (_, metrics), _ = oracle(params, x, y)
+    of_loss = [g for fun, g in gradients if fun is squared_error]
+    first, last = gradients[0][1], of_loss[-1]
+    assert gradients[0][0] is (half if name == "sam" else squared_error)
+    np.testing.assert_allclose(metrics.gradient_norm, jnp.linalg.norm(first), rtol=1e-12)
+    np.testing.assert_allclose(metrics.cosine, first @ last / jnp.linalg.norm(first) / jnp.linalg.norm(last), rtol=1e-12)
 
 
 def test_replace_keeps_a_traced_radius() -> None:

@@ -11,6 +11,7 @@ import gradreg
 from gradreg.jax import value_and_grad
 from gradreg.jax.transformation import regularize
 from tests.penalties import PENALTIES
+from tests.unknown_parts import OwnGradient
 
 from .cases import Counted, assert_close, first_state, problem, squared_error
 
@@ -79,6 +80,8 @@ def test_errors() -> None:
         regularize("sam")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"penalty must not be decoupled.*Use gradreg\.jax\.value_and_grad and decoupled_update"):
         regularize(gradreg.wsam(rho=0.1, gamma=0.6, decoupled=True))
+    with pytest.raises(TypeError, match="OwnGradient"):
+        regularize(gradreg.GradientPenalty(power=1, strength=0.1, radius=0.1, direction=OwnGradient()))
     with pytest.raises(TypeError, match=r"grad_fn must be given to update\(\).*got None"):
         tx.update(theta, tx.init(theta), theta)
     with pytest.raises(ValueError, match=r"params must be given to update\(\)"):

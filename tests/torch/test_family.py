@@ -300,6 +300,20 @@ def test_the_decoupled_step_leaves_out_the_optimizer_whose_step_a_scaler_skips()
     assert all(not torch.equal(now[n], after[n]) and bool(torch.isfinite(now[n]).all()) for n in ("2.weight", "2.bias"))
 
 
+def test_a_decoupled_step_that_a_scaler_skips_may_be_left_out() -> None:
+    problem = tanh_problem(torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    regularizer = GradientRegularizer(problem.model, gradreg.wsam(rho=0.3, gamma=0.8, decoupled=True))
+    infinite = [True]
+    closure = lambda: problem.loss() * (float("inf") if infinite[0] else 1.0)  # noqa: E731
+    regularizer.backward(closure, scaler=scaler)
+    problem.model.zero_grad()
+    infinite[0] = False
+    regularizer.backward(closure, scaler=scaler)
+    with pytest.raises(RuntimeError, match=r"regularizer\.decoupled_step\(optimizer\) must come after optimizer\.step\(\)"):
+        regularizer.backward(closure, scaler=scaler)
+
+
 def test_a_decoupled_step_that_is_not_to_be_taken_is_given_up_by_going_back() -> None:
     problem = tanh_problem()
     optimizer = torch.optim.SGD(problem.model.parameters(), lr=RATE)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import gradreg
 from gradreg.torch import GradientRegularizer
+from gradreg.torch.state import own_names
 
 from . import twins
 from .cases import assert_close, assert_same_bits, gradients, tanh_problem
@@ -178,3 +179,12 @@ def test_the_names_in_a_state_are_the_models_own_whatever_wraps_it(name: str, by
         for kind, tensors in saved["memory"].items():
             if kind != "period":
                 assert_same_bits(bare.state_dict()["memory"][kind], tensors)
+
+
+def test_a_models_own_parts_may_be_called_as_wrappers_call_theirs() -> None:
+    inner = torch.nn.ModuleDict({"module": torch.nn.Linear(1, 1, bias=False), "_orig_mod": torch.nn.Linear(1, 1, bias=False)})
+    assert set(own_names(inner).values()) == {"module.weight", "weight"}
+    outer = torch.nn.ModuleDict(
+        {"_orig_mod": torch.nn.Linear(1, 1, bias=False), "_checkpoint_wrapped_module": torch.nn.Linear(1, 1, bias=False)}
+    )
+    assert own_names(outer) == {p: name for name, p in outer.named_parameters()}

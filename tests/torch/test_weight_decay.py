@@ -219,6 +219,27 @@ def test_resumes_exactly_beside_a_learning_rate_schedule(cautious: bool, make: o
     assert len(set(expected)) > 3
 
 
+@pytest.mark.parametrize("cautious", [False, True])
+def test_a_state_knows_groups_that_were_added_and_the_largest_mark(cautious: bool) -> None:
+    def added(mark: float) -> dict[str, object]:
+        return {"params": [one()], "weight_decay": mark}
+
+    optimizer = torch.optim.AdamW([added(0.02)], lr=LR)
+    setter = WeightDecay(optimizer, 0.4, cautious=cautious)
+    optimizer.add_param_group(added(0.01))
+    state = setter.state_dict()
+    assert state["shares"] == [1.0, 0.5]
+    again = torch.optim.AdamW([added(1.0)], lr=LR)
+    resumed = WeightDecay(again, 0.4, cautious=cautious)
+    again.add_param_group(added(1.0))
+    resumed.load_state_dict(json.loads(json.dumps(state)))
+    again.add_param_group(added(0.005))
+    resumed.set(0)
+    assert resumed.state_dict()["shares"] == pytest.approx([1.0, 0.5, 0.25])
+    if not cautious:
+        assert [group["weight_decay"] for group in again.param_groups] == pytest.approx([0.4, 0.2, 0.1])
+
+
 def test_a_state_says_which_groups_decay_even_where_the_optimizer_no_longer_does() -> None:
     def grouped(*marks: float) -> torch.optim.Optimizer:
         return torch.optim.SGD([{"params": [one()], "weight_decay": mark} for mark in marks], lr=LR)

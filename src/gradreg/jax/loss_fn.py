@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradreg import checks
 from gradreg.jax.norms import Tree, widened
@@ -75,6 +76,18 @@ def _takes(fun: Callable[..., Any], keyword: str) -> bool:
     except (TypeError, ValueError):  # a built-in function without a signature
         return False
     return parameter is not None and parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def checked_loss_scale(value: Any) -> jax.Array:
+    """``value`` as a scalar array; ``TypeError`` or ``ValueError`` for anything but a real number > 0."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        if jnp.shape(value) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(
+                f"loss_scale must be one real number; got an array of shape {jnp.shape(value)} and dtype {value.dtype}. "
+                "Pass the scale by which the loss is to be multiplied."
+            )
+        return jnp.asarray(value)
+    return jnp.asarray(checks.positive("loss_scale", value, remedy="Leave it out for none."), jnp.float32)
 
 
 def evaluate_with(loss: Callable[[Tree], tuple[jax.Array, Any]], axes: tuple[str, ...], shards: Shards, loss_scale: Any = None) -> Evaluate:

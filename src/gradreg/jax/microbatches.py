@@ -13,7 +13,7 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from gradreg import checks
 from gradreg.jax.norms import Tree, widened
-from gradreg.jax.shards import convolves
+from gradreg.jax.program import convolves
 
 MOST_UNROLLED = 32
 """The number of parts up to which a loop over convolutions on a CPU is unrolled without being asked to."""

@@ -50,6 +50,5 @@ def _summed(parts: Sequence[tuple[jax.Array, tuple[str, ...]]]) -> jax.Array:
 def safe_ratio(numerator: Any, denominator: Any) -> jax.Array:
     """``numerator / denominator``, and 0 where the denominator is 0, because a zero gradient has no direction."""
     positive = denominator > 0
-    denominator = jnp.asarray(denominator)
     # The inner ``where`` keeps the division, and so its derivative, finite on the side that is not taken.
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1.0), 0.0)

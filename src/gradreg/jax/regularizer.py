@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
 from gradreg import checks
 from gradreg.jax.directions import ascent_direction
-from gradreg.jax.loss_fn import bound, check_parameters, evaluate_with, with_step
+from gradreg.jax.loss_fn import bound, check_parameters, checked_loss_scale, evaluate_with, with_step
 from gradreg.jax.masks import coordinates, selected_leaves, selected_parameters
 from gradreg.jax.mixing import mix, weigh_plain
 from gradreg.jax.norms import Tree, gradient_norm
 from gradreg.jax.parallel import AxisName, axis_names, check_bound, mean, per_shard
-from gradreg.jax.shards import NormAxes, convolves, shards_of
+from gradreg.jax.program import convolves
+from gradreg.jax.shards import NormAxes, shards_of
 from gradreg.jax.state import State, carries_state, check_state, initial
-from gradreg.jax.step import Step
+from gradreg.jax.step import Measured, Step
+from gradreg.jax.step_values import step_values
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import StepValues
 from gradreg.registry import check_known
-from gradreg.schedules import PYTHON
 
 Scope = Literal["local", "global"]
 Branch = Literal["auto", "cond", "select"]
@@ -46,6 +45,15 @@ class Metrics(NamedTuple):
     radius: Any
     coefficient: Any
     cosine: Any
+
+
+def metrics_of(values: StepValues | None, measured: Measured) -> Metrics:
+    """What was measured beside the step's ``values``, None without a penalty, in one dtype."""
+    strength, radius, c = (0.0, None, None) if values is None else (values.strength, values.radius, values.coefficient)
+    if values is not None and not isinstance(values.acts, bool) and c is not None:
+        c = jnp.where(values.acts, c, 0.0)  # 1 at all steps that act is known to be 1, also at those that rest
+    metrics = Metrics(measured.gradient_norm, strength, radius, c, measured.cosine)
+    return Metrics(*(jnp.asarray(jnp.nan if number is None else number, measured.gradient_norm.dtype) for number in metrics))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +112,13 @@ class RegularizedValueAndGrad:
             )
         evaluate = evaluate_with(loss, shared, shards, scale)
         params = per_shard(params, axes)
+        measured = Measured()
         if penalty is None or values is None:
             value, aux, gradients = evaluate(params)
-            value, gradients = mean((value, gradients), unequal)
-            norm = gradient_norm(gradients, selected, shards.leaves) if self.with_metrics else jnp.nan
-            metrics = Metrics(norm, 0.0, jnp.nan, jnp.nan, jnp.nan * norm)
+            if self.with_metrics:
+                norm = gradient_norm(gradients, selected, shards.leaves)
+                measured = Measured(norm, jnp.nan * norm)
+            value, gradients, measured = mean((value, gradients, measured), unequal)
         else:
             ascend = None
             if self.ascent is not None:
@@ -117,13 +127,9 @@ class RegularizedValueAndGrad:
             both = self._computes_both(values, loss, params)
             this = Step(penalty, values, evaluate, ascend, selected, axes, unequal, state, shards, both, self.with_metrics)
             (value, aux, gradients), state, measured = this.run(params)
-            strength, radius, c = (jnp.nan if number is None else number for number in (values.strength, values.radius, values.coefficient))
-            if not isinstance(values.acts, bool) and values.coefficient is not None:
-                c = jnp.where(values.acts, c, 0.0)  # 1 at all steps that act is known to be 1, also at those that rest
-            metrics = Metrics(measured.gradient_norm, strength, radius, c, measured.cosine)
         beside = (value, *((aux,) if self.has_aux else ()))
         if self.with_metrics:
-            beside = (*beside, jax.tree.map(lambda number: jnp.asarray(number, metrics.gradient_norm.dtype), metrics))
+            beside = (*beside, metrics_of(values, measured))
         found = (beside if len(beside) > 1 else value), gradients
         return (*found, state) if carries_state(penalty) else found
 
@@ -136,71 +142,6 @@ class RegularizedValueAndGrad:
 
     def _selected(self, params: Tree) -> list[bool]:
         return selected_leaves(params, self.parameters, None if self.penalty is None else self.penalty.mask)
-
-
-class _WherePossible:
-    """``gradreg.schedules.Operations`` of plain numbers, and of arrays where a strength or a radius is one."""
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def operation(*args: Any) -> Any:
-            return getattr(jnp if any(isinstance(arg, jax.Array) for arg in args) else PYTHON, name)(*args)
-
-        return operation
-
-
-def step_values(penalty: GradientPenalty, step: Any) -> StepValues:
-    """The numbers of ``penalty`` at ``step``: an int ≥ 0, an integer scalar array, traced or not, or None where it does not matter."""
-    operations: Any = _WherePossible()
-    if step is None:
-        if penalty.depends_on_step:
-            raise TypeError(
-                f"step must be given, because {penalty} depends on it; got none. Pass step=, the number of optimizer steps done so far."
-            )
-        return _not_finite_unless_valid(replace(penalty.at(0, ops=operations), step=None), True)
-    if not isinstance(step, (jax.Array, np.ndarray)):
-        number = checks.whole("step", step, minimum=0, remedy="Pass the number of optimizer steps done so far.")
-        return _not_finite_unless_valid(penalty.at(number, ops=operations), True)
-    if jnp.shape(step) != () or not jnp.issubdtype(step.dtype, jnp.integer):
-        raise TypeError(
-            f"step must be one integer; got an array of shape {jnp.shape(step)} and dtype {step.dtype}. Pass the optimizer's step count."
-        )
-    if not isinstance(step, Tracer):
-        checks.whole("step", int(step), minimum=0, remedy="Pass the number of optimizer steps done so far.")
-    # The default integers divide to the default floats: float64 where that is enabled.
-    values = penalty.at(jnp.asarray(step, int), ops=jnp)
-    signed = isinstance(step, Tracer) and jnp.issubdtype(step.dtype, jnp.signedinteger)
-    return _not_finite_unless_valid(values, step >= 0 if signed and penalty.depends_on_step else True)
-
-
-def _not_finite_unless_valid(values: StepValues, valid: Any) -> StepValues:
-    """``values``, NaN where a number that is known only when the program runs turns out negative, so that the gradient is not finite."""
-    if values.acts is False:
-        return values
-    for number in (values.strength, values.radius):
-        if isinstance(number, jax.Array):
-            valid = valid & (number >= 0)
-    if valid is True:
-        return values
-
-    def checked(number: Any) -> Any:
-        return None if number is None else jnp.where(valid, number, jnp.nan)
-
-    acts, fresh = (True if given is True else given | ~valid for given in (values.acts, values.fresh))
-    coefficient = values.coefficient if isinstance(values.coefficient, float) else checked(values.coefficient)
-    strength, radius = checked(values.strength), checked(values.radius)
-    return replace(values, strength=strength, radius=radius, coefficient=coefficient, acts=acts, fresh=fresh)
-
-
-def checked_loss_scale(value: Any) -> jax.Array:
-    """``value`` as a scalar array; ``TypeError`` or ``ValueError`` for anything but a real number > 0."""
-    if isinstance(value, (jax.Array, np.ndarray)):
-        if jnp.shape(value) != () or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise TypeError(
-                f"loss_scale must be one real number; got an array of shape {jnp.shape(value)} and dtype {value.dtype}. "
-                "Pass the scale by which the loss is to be multiplied."
-            )
-        return jnp.asarray(value)
-    return jnp.asarray(checks.positive("loss_scale", value, remedy="Leave it out for none."), jnp.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,10 +233,10 @@ def value_and_grad(
         ``init(params)`` makes the first state, every call the next: a dictionary of arrays whose structure, shapes and dtypes never
         change. Carry, donate, shard and save it like an optimizer state. See ``docs/jax.md``.
 
-    Cost in gradient evaluations: 2 (forward, backward), 3 (central), 1 where the strength is 0. "exact" costs about 2.5 to 3.3: one
-    ``jax.linearize`` of the gradient, forward over reverse. Measured on a CPU, that took 3.0 on an MLP and 2.5 on a convolutional network,
-    reverse over reverse 2.6 and 10.7. Where the strength is a schedule that may be 0 and ``step`` is traced, ``jax.lax.cond`` decides at
-    run time (see ``branch``); under ``vmap`` over ``step`` itself both branches run.
+    Cost in gradient evaluations: 2 (forward, backward), 3 (central), 1 where the strength is 0. "exact" took 2.2 to 2.9 in
+    ``benchmarks/results/jax_step_cost.json``: one ``jax.linearize`` of the gradient, forward over reverse. Where the strength is a
+    schedule that may be 0 and ``step`` is traced, ``jax.lax.cond`` decides at run time (see ``branch``); under ``vmap`` over ``step``
+    itself both branches run.
     ``ascent`` costs its share of the batch, and 1 more evaluation
     unless c = 1. A direction that needs no gradient (``remembered``, ``random_sam``) with c = 1 costs 1, and ``Reuse`` 1 between its
     fresh steps. State: one more copy of the parameters, for a Fisher mask an eighth to a quarter of one.

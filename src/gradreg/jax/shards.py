@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
-import jax.extend.core
 
 from gradreg import checks
 from gradreg.directions import Adaptive, EmaDirection, Friendly, Gradient
 from gradreg.jax.norms import Tree
 from gradreg.jax.parallel import axis_names, varying
+from gradreg.jax.program import communicated_axes, gathered_axes
 from gradreg.mixing import Plain, SurrogateGap, Unit
 from gradreg.penalties import GradientPenalty
 
@@ -166,7 +166,7 @@ def _check_nothing_undeclared(named: list[tuple[str, Any]], params: Tree, axes: 
     if not manual:
         return
     program: Any = jax.make_jaxpr(fun)(params)
-    communicated = _communicated(program.jaxpr)
+    communicated = communicated_axes(program.jaxpr)
     for axis in sorted(manual & communicated - set(axes)):
         if not _is_tracked((axis,)):
             raise ValueError(
@@ -179,62 +179,9 @@ def _check_nothing_undeclared(named: list[tuple[str, Any]], params: Tree, axes: 
                     f"norm_axes must name the axes along which parameters differ from device to device; got None, and {name!r} varies over "
                     f"{axis!r}, over which fun communicates. {REMEDY}"
                 )
-    gathered = _gathered(program.jaxpr, set(program.jaxpr.invars))
+    gathered = gathered_axes(program.jaxpr, set(program.jaxpr.invars))
     for axis in sorted(gathered & set(axes)):
         raise ValueError(
             f"norm_axes must name the axes along which parameters differ from device to device; got None, and fun gathers a parameter over "
             f"{axis!r}. {REMEDY}"
         )
-
-
-_NO_COMMUNICATION = {"pvary", "pbroadcast", "pcast", "axis_index", "vary_unreduced_cast", "core_call"}
-_SAME_ARRAY = {"convert_element_type", "reshape", "squeeze", "transpose", "copy", "copy_p", "pvary", "pcast", "broadcast_in_dim"}
-
-
-def _axes_of(equation: Any) -> set[str]:
-    found = equation.params.get("axes", equation.params.get("axis_name", ()))
-    names = found if isinstance(found, (tuple, list, set, frozenset)) else (found,)
-    return {name for name in names if isinstance(name, str)}
-
-
-def _communicated(jaxpr: Any) -> set[str]:
-    """The axes over which a program communicates."""
-    found: set[str] = set()
-    for equation in jaxpr.eqns:
-        if equation.primitive.name not in _NO_COMMUNICATION:
-            found |= _axes_of(equation)
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            found |= _communicated(inner)
-    return found
-
-
-def _gathered(jaxpr: Any, parameters: set[Any]) -> set[str]:
-    """The axes over which a program gathers ``parameters``, some of its variables, as they are."""
-    found: set[str] = set()
-    parameters = set(parameters)
-    for equation in jaxpr.eqns:
-        inputs = [not isinstance(v, jax.extend.core.Literal) and v in parameters for v in equation.invars]
-        if not any(inputs):
-            continue
-        name = equation.primitive.name
-        if "all_gather" in name or name in ("all_to_all", "ppermute"):
-            found |= _axes_of(equation)
-        elif name in _SAME_ARRAY:
-            parameters |= set(equation.outvars)
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            # Programs within take the last arguments of the equation: those before are constants or conditions.
-            pairs = zip(reversed(inner.invars), reversed(inputs), strict=False)
-            found |= _gathered(inner, {variable for variable, is_parameter in pairs if is_parameter})
-    return found
-
-
-def convolves(fun: Callable[..., Any], *args: Any) -> bool:
-    """Whether the program of ``fun(*args)`` convolves, anywhere within."""
-    program: Any = jax.make_jaxpr(fun)(*args)
-    return _convolves(program.jaxpr)
-
-
-def _convolves(jaxpr: Any) -> bool:
-    if any(equation.primitive.name == "conv_general_dilated" for equation in jaxpr.eqns):
-        return True
-    return any(_convolves(inner) for equation in jaxpr.eqns for inner in jax.extend.core.jaxprs_in_params(equation.params))

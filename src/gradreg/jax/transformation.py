@@ -11,10 +11,11 @@ import optax
 from gradreg import checks
 from gradreg.jax.loss_fn import Evaluated
 from gradreg.jax.masks import selected_leaves
-from gradreg.jax.regularizer import check_parts, step_values
+from gradreg.jax.regularizer import check_parts
 from gradreg.jax.shards import Shards
 from gradreg.jax.state import State, carries_state, initial
 from gradreg.jax.step import Step
+from gradreg.jax.step_values import step_values
 from gradreg.penalties import GradientPenalty
 
 
