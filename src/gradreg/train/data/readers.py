@@ -364,12 +364,15 @@ def _timm_split(options: ReadOptions, split: str) -> InMemoryImages | EncodedIma
         raise ValueError(checks.unknown("data set", options.name, known))
 
     import torch
+    from PIL import Image
     from timm.data import create_dataset
+    from torchvision.datasets import ImageFolder
 
     from gradreg.train.data.datasets import ImageRecords
 
     try:
-        # TFDS gives arrays, of which timm makes images. Those of the others keep their mode, because PIL makes 16 bits white.
+        # TFDS gives arrays, of which timm makes images. Those of the others keep their mode, because PIL makes 16 bits white:
+        # in_color converts them.
         mode = "RGB" if library == "tfds" else ""
         dataset = create_dataset(name, root=str(options.root), split=split, download=options.download, input_img_mode=mode)
     except Exception as error:  # of timm, of the library that it asks, or of the network
@@ -385,6 +388,8 @@ def _timm_split(options: ReadOptions, split: str) -> InMemoryImages | EncodedIma
                 "(timm:hfds/..., folder), or hold this one in memory."
             )
         return _read_in_order(dataset, options.resize)
+    if isinstance(dataset, ImageFolder):
+        dataset.loader = Image.open
     records = getattr(dataset, "reader", dataset)
     labels = _labels_of(records)
     return ImageRecords(records, labels, torch.arange(len(labels)), name=f"{options.name}, split {split}")
