@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -105,8 +107,49 @@ def test_a_stopped_writer_keeps_it(tmp_path):
 
 
 def test_a_lock_file_that_nobody_holds_does_not_lock(tmp_path):
-    (tmp_path / folders.LOCK).write_text('{"pid": 1, "host": "gone", "since": "then"}')
+    (tmp_path / folders.LOCK).write_text(json.dumps({"pid": 1, "host": "gone" * 100, "since": "then"}))
     with locked(tmp_path, purpose="--out"):
+        assert json.loads((tmp_path / folders.LOCK).read_text())["host"] == socket.gethostname()  # and nothing of the longer text
+
+
+def test_a_lock_file_that_is_removed_before_it_is_locked_is_not_taken(tmp_path, monkeypatch):
+    """As by the last writer, which leaves between another one's opening and locking: that one must not lock a file that nobody can find."""
+    lock, taken = fcntl.flock, []
+
+    def late(descriptor: int, how: int) -> None:
+        if not taken:
+            (tmp_path / folders.LOCK).unlink()
+        taken.append(descriptor)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(folders.fcntl, "flock", late)
+    with locked(tmp_path, purpose="--out"):
+        assert len(taken) == 2
+        with pytest.raises(FolderInUse, match="written by process"), locked(tmp_path, purpose="--out"):
+            pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    def without_locks(descriptor: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(folders.fcntl, "flock", without_locks)
+    words = rf"--out must be on a file system with locks, .* got '{re.escape(str(tmp_path))}': {os.strerror(number)}\. Choose a folder on"
+    with pytest.raises(OSError, match=words), locked(tmp_path, purpose="--out"):
+        pass
+
+
+def test_a_full_disk_keeps_the_lock_from_being_described_and_no_more(tmp_path, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(folders.os, "pwrite", full)
+    with (
+        locked(tmp_path, purpose="--out"),
+        pytest.raises(FolderInUse, match="written by a process that has just started"),
+        locked(tmp_path, purpose="--out"),
+    ):
         pass
 
 

@@ -74,7 +74,7 @@ def _acquired(folder: Path, purpose: str) -> int:
     for left in itertools.count(_TRIES, -1):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o644)
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             if isinstance(error, (FileNotFoundError, FileExistsError)) and left:  # another writer has just removed the empty folder
                 continue

@@ -138,17 +138,52 @@ def test_grpo_generates_and_counts_once_with_the_penalty_on_and_off(tmp_path: Pa
     assert largest_difference(weights(on.model), weights(off.model)) > 0
 
 
-def test_sft_logs_and_counts_its_tokens_once(tmp_path: Path):
-    def sft(penalty: Any) -> Any:
-        args = SFTConfig(str(tmp_path), max_steps=2, max_length=32, packing=False, learning_rate=0.1, **COMMON)
-        data = Dataset.from_list([{"text": piece} for piece in text().split("\n\n")[:24]])
-        trainer = RegularizedSFTTrainer(
-            language_model(dropout=0.0), args=args, train_dataset=data, processing_class=tokenizer(), penalty=penalty
-        )
-        trainer.train()
-        return trainer
+class RecordingSFT(RegularizedSFTTrainer):
+    """Keeps the micro-batches of a step."""
 
-    off, on = sft(None), sft(STRONG)
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.repeats_pass:
+            self.batches = [*getattr(self, "batches", []), copy.copy(inputs)]
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def sft(folder: Path, penalty: Any, *, steps: int) -> Any:
+    model = language_model(dropout=0.0).double()  # so that rounding does not decide the comparison
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5)
+    args = SFTConfig(str(folder), max_steps=steps, max_length=32, packing=False, **COMMON)
+    trainer = RecordingSFT(
+        model,
+        args=args,
+        train_dataset=Dataset.from_list([{"text": piece} for piece in text().split("\n\n")[:24]]),
+        processing_class=tokenizer(),
+        optimizers=(sgd, torch.optim.lr_scheduler.ConstantLR(sgd, 1.0)),
+        penalty=penalty,
+    )
+    trainer.train()
+    return trainer
+
+
+def test_an_sft_step_is_the_hand_written_one(tmp_path: Path):
+    trainer = sft(tmp_path, STRONG, steps=1)
+    assert len(trainer.batches) == 2
+    model = language_model(dropout=0.0).double()
+    tokens = sum(int((b["labels"][:, 1:] != -100).sum()) for b in trainer.batches)
+
+    def loss(b: dict[str, Any]) -> torch.Tensor:
+        logits = model(input_ids=b["input_ids"], attention_mask=b["attention_mask"]).logits[:, :-1]
+        return nn.functional.cross_entropy(logits.flatten(0, 1), b["labels"][:, 1:].flatten(), ignore_index=-100, reduction="sum") / tokens
+
+    model.train()
+    value = GradientRegularizer(model, STRONG).backward([lambda b=b: loss(b) for b in trainer.batches])
+    nn.utils.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
+    torch.optim.SGD(model.parameters(), lr=0.5).step()
+    assert largest_difference(weights(trainer.model), weights(model)) <= 1e-6
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(value.item(), rel=1e-5)
+    assert largest_difference(weights(model), weights(sft(tmp_path, None, steps=1).model)) > 1e-4
+
+
+def test_sft_logs_and_counts_its_tokens_once(tmp_path: Path):
+    off, on = sft(tmp_path, None, steps=2), sft(tmp_path, STRONG, steps=2)
     for name in ("loss", "entropy", "mean_token_accuracy", "num_tokens"):
         assert on.state.log_history[0][name] == pytest.approx(off.state.log_history[0][name], rel=1e-5), name
     assert on.state.log_history[1]["num_tokens"] == off.state.log_history[1]["num_tokens"]

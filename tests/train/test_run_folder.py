@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import asdict
 
 import pytest
 import safetensors.torch
@@ -167,6 +168,15 @@ def test_a_damaged_file_is_named(case, tmp_path, capsys):
     if name == "config.yaml":
         assert cli.main(["train", "--resume", str(tmp_path)]) == 2
         assert words.format(run=tmp_path) in capsys.readouterr().err
+
+
+def test_a_text_that_recipes_would_take_for_a_number_stays_a_text(tmp_path):
+    """PyYAML writes it without quotes."""
+    config = configuration({"data": {"root": "1e3"}})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
+    folder = RunFolder(tmp_path)
+    assert folder.configuration() == config
+    folder.check_free_for(config)
 
 
 def test_an_unfinished_line_is_left_out(tmp_path):

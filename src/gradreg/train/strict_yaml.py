@@ -149,7 +149,7 @@ def read_text(path: Path) -> str:
     if len(content) > _MOST_BYTES:
         raise ValueError(f"{str(path)!r} must have at most {_MOST_BYTES:,} bytes; it has more. Name a file that was written by hand.")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8")  # of which PyYAML skips a byte order mark
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
@@ -174,6 +174,5 @@ def read_yaml(what: str, text: str, *, exponents: bool = True) -> Any:
         return yaml.load(text, Loader=_WithExponents if exponents else _Strict)
     except _Wrong as error:
         raise ValueError(f"{what}: {error}") from error
-    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        # PyYAML's own errors, and those of its conversions.
+    except (yaml.YAMLError, ValueError, ArithmeticError) as error:  # PyYAML's own errors, and those of its conversions
         raise ValueError(f"{what} must be valid YAML; got this from the parser: {error}") from error

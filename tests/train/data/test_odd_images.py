@@ -16,6 +16,8 @@ from .cases import image_tree, joined, loaded
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 """Every 8-bit gray, in an image that is not symmetric in any way."""
+SIXTEEN = RAMP.astype(np.uint16) * 256 + RAMP[::-1, ::-1]
+"""The same with 16 bits, of which the lower 8 are others."""
 
 
 def files(path) -> ImageFiles:
@@ -30,13 +32,13 @@ def read(path) -> np.ndarray:
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_the_upper_half_of_sixteen_bits_is_kept(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
-    Image.fromarray(RAMP.astype(np.uint16) * 257).save(path)
+    Image.fromarray(SIXTEEN).save(path)
     assert np.array_equal(read(path), np.stack([RAMP] * 3, axis=-1))
 
 
 @pytest.mark.parametrize("mode", ["I;16B", "I;16"])
 def test_sixteen_bits_in_either_byte_order(tmp_path, mode):
-    gray = RAMP.astype(">u2" if mode == "I;16B" else "<u2") * 257
+    gray = SIXTEEN.astype(">u2" if mode == "I;16B" else "<u2")
     Image.frombytes(mode, (16, 16), gray.tobytes()).save(tmp_path / "x.tif")
     assert np.array_equal(read(tmp_path / "x.tif")[..., 1], RAMP)
 
@@ -87,9 +89,18 @@ def test_images_are_turned_as_their_exif_says(tmp_path, suffix, orientation):
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.filterwarnings("ignore:Possibly corrupt EXIF")
-def test_damaged_exif_does_not_spoil_an_image(tmp_path):
-    path = tmp_path / "x.jpg"
-    Image.fromarray(RAMP).save(path, exif=b"Exif\x00\x00II*\x00" + struct.pack("<I", 0x7FFFFFFF))
+@pytest.mark.parametrize(
+    ("suffix", "exif"),
+    [
+        ("jpg", b"II*\x00" + struct.pack("<I", 0x7FFFFFFF)),
+        ("png", b"no TIFF"),
+        ("jpg", b"II*\x00" + struct.pack("<IHHHI4sI", 8, 1, 0x0112, 2, 2, b"x", 0)),
+    ],
+    ids=["cut off", "something else", "an orientation that is a letter"],
+)
+def test_damaged_exif_does_not_spoil_an_image(tmp_path, suffix, exif):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(RAMP).save(path, exif=b"Exif\x00\x00" + exif)
     assert read(path).shape == (16, 16, 3)
 
 

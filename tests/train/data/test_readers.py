@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 from gradreg.train.configuration import Config
 from gradreg.train.data.configuration import DataConfig
@@ -326,6 +327,24 @@ def test_a_set_that_can_only_be_read_through_is_held_in_memory(timm_tree, tmp_pa
     assert torch.equal(joined(loaded(**keys).test.batches(9)).images, expected.images)
     with pytest.raises(ValueError, match=r"data.memory must not be false for 'timm:hfids.*', which cannot be read by position"):
         loaded(**keys, memory=False)
+
+
+@pytest.mark.parametrize("library", ["hfids", "hfds", "torch"])
+def test_images_of_timms_sets_become_color_as_all_others(timm_tree, tmp_path, monkeypatch, library):
+    """Of 16 bits the upper 8 are kept, where PIL by itself would make them white."""
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    for path in timm_tree.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 256 + 255).save(path)
+    keys = {"root": str(tmp_path / "cache"), "workers": 0}
+    if library == "hfids":
+        loaded(name=f"timm:hfds/{timm_tree}", **keys)  # which notes how many images there are
+    elif library == "torch":
+        keys["root"] = str(timm_tree)
+    found = joined(loaded(name=f"timm:{library}/{'image_folder' if library == 'torch' else timm_tree}", **keys).test.batches(9))
+    expected = joined(loaded(name="folder", root=str(timm_tree), workers=0).test.batches(9))
+    assert torch.equal(found.images, expected.images)
+    assert len(expected.images.unique()) > 100
 
 
 @pytest.mark.parametrize(

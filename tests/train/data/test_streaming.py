@@ -110,19 +110,23 @@ def test_a_corrupt_image_is_named_with_the_remedy(tree, memory, workers):
 @pytest.mark.parametrize("memory", [True, False])
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_corrupt_images_are_left_out_and_counted_when_asked(tmp_path, memory, suffix):
-    tree = image_tree(tmp_path, {"train": 5, "val": 4}, suffix=suffix)
-    broken = [tree / "train" / "dog" / f"3.{suffix}", tree / "val" / "emu" / f"0.{suffix}"]
+    tree = image_tree(tmp_path, {"train": 5, "val": 3, "test": 4}, suffix=suffix)
+    broken = [tree / "train" / "dog" / f"3.{suffix}", tree / "test" / "emu" / f"0.{suffix}", tree / "val" / "cat" / f"1.{suffix}"]
     broken[0].write_bytes(broken[0].read_bytes()[:-60])
-    broken[1].write_bytes(b"no image")
+    for path in broken[1:]:
+        path.write_bytes(b"no image")
     keys = {"name": "folder", "root": str(tree), "memory": memory, "corrupt": "skip", "workers": 0}
     sets = loaded(**keys)
-    assert (len(sets.train), len(sets.test), sets.unreadable) == (14, 11, 2)
+    assert sets.validation is not None
+    assert (len(sets.train), len(sets.validation), len(sets.test), sets.unreadable) == (14, 8, 11, 3)
     for path in broken:
         path.unlink()
     without = loaded(**keys)
     assert without.unreadable == 0
     assert same(sets.train.batches(1, 5), without.train.batches(1, 5))
-    assert same(sets.test.batches(5), without.test.batches(5))
+    assert without.validation is not None
+    for found, expected in ((sets.test, without.test), (sets.validation, without.validation)):
+        assert same(found.batches(5), expected.batches(5))
 
 
 @pytest.mark.parametrize("memory", [True, False])

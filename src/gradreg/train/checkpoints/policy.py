@@ -25,8 +25,10 @@ _SECOND_THOUGHTS = 2.0
 _STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """The run was stopped by a signal, and has been saved.
+
+    No ``Exception``, as ``KeyboardInterrupt`` is none: raised while an image is decoded, it would be taken for an unreadable image.
 
     Args:
         signal_number: the signal.

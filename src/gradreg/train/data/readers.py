@@ -357,18 +357,24 @@ def timm_dataset(options: ReadOptions) -> RawDataset:
 
 def _timm_split(options: ReadOptions, split: str) -> InMemoryImages | EncodedImages:
     prefix, _, name = options.name.partition(":")
-    if name.partition("/")[0].lower() not in _TIMM_LIBRARIES:
+    library = name.partition("/")[0].lower()
+    if library not in _TIMM_LIBRARIES:
         # timm reads the images under root for any name that it does not know.
-        known = ["folder", *(f"{prefix}:{library}/..." for library in _TIMM_LIBRARIES)]
+        known = ["folder", *(f"{prefix}:{one}/..." for one in _TIMM_LIBRARIES)]
         raise ValueError(checks.unknown("data set", options.name, known))
 
     import torch
+    from PIL import Image
     from timm.data import create_dataset
+    from torchvision.datasets import ImageFolder
 
     from gradreg.train.data.datasets import ImageRecords
 
     try:
-        dataset = create_dataset(name, root=str(options.root), split=split, download=options.download)
+        # TFDS gives arrays, of which timm makes images. Those of the others keep their mode, because PIL makes 16 bits white:
+        # in_color converts them.
+        mode = "RGB" if library == "tfds" else ""
+        dataset = create_dataset(name, root=str(options.root), split=split, download=options.download, input_img_mode=mode)
     except Exception as error:  # of timm, of the library that it asks, or of the network
         raise ValueError(
             f"{options.name!r} could not be opened by timm with data.root {str(options.root)!r} and split {split!r}: "
@@ -382,6 +388,8 @@ def _timm_split(options: ReadOptions, split: str) -> InMemoryImages | EncodedIma
                 "(timm:hfds/..., folder), or hold this one in memory."
             )
         return _read_in_order(dataset, options.resize)
+    if isinstance(dataset, ImageFolder):
+        dataset.loader = Image.open
     records = getattr(dataset, "reader", dataset)
     labels = _labels_of(records)
     return ImageRecords(records, labels, torch.arange(len(labels)), name=f"{options.name}, split {split}")
