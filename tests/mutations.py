@@ -226,6 +226,11 @@ MUTANTS = (
     Mutant("study: workers outlive their parent", "../study/workers.py", "    threading.Thread(target=_end_with_parent, daemon=True).start()\n", "", ("study/test_functions.py",)),
     Mutant("study: a failed run ends the study", "../study/workers.py", "    except Exception as error:\n        files.write_text", "    except ZeroDivisionError as error:\n        files.write_text", ("study/test_functions.py",)),
     Mutant("study: a baseline that costs as much compared with a longer one", "../study/plan.py", "if needed > length:", "if needed >= length:", ("study/test_plan.py", "study/test_functions.py")),
+    Mutant("study: what did not decide a race judged as if its seeds were fixed", "../study/racing.py", "return sample.interval(1 - float(self.levels(1)[0, look]))", "return sample.interval(self.level)", ("study/test_racing.py",)),
+    Mutant("study: seconds measured again", "../study/comparison.py", "seconds=stored.seconds if \"seconds\" in plan.rivals else {}", "seconds={}", ("study/test_seconds.py",)),
+    Mutant("study: compilation counted as training in the ratio of seconds", "../study/seconds.py", "return after.seconds - before.seconds,", "return after.seconds,", ("study/test_seconds.py",)),
+    Mutant("study: a race with another bound goes on", "../study/stored_plan.py", "if before is not None and race is not None and before != race:", "if False:", ("study/test_until.py",)),
+    Mutant("study: results that have changed since a look unnoticed", "../study/stored_plan.py", "            if not same and not stored[\"failed\"]:", "            if False:", ("study/test_until.py",)),
     Mutant("study: seeds that change nothing unnoticed", "../study/results.py", "len(set(ended)) == 1 and", "False and", ("study/test_functions.py",)),
 )  # fmt: skip
 

@@ -214,3 +214,44 @@ def test_settings_out_of_range_raise(keywords, error, match):
 def test_a_race_of_nobody_raises():
     with pytest.raises(ValueError, match="at least one variant; got none"):
         Race(range(5)).judge({}, {}, mode="max")
+
+
+def test_another_question_errs_no_oftener_though_the_race_stops_for_what_it_saw():
+    """Two questions that share the variants' values, without an effect: the second one is judged where the first one stopped."""
+    race, races = Race(range(12), first=4), 20_000
+    rng = np.random.default_rng(0)
+    own = rng.standard_normal((races, 12))
+    other = 0.9 * own + math.sqrt(1 - 0.81) * rng.standard_normal((races, 12))
+    levels = race.levels(1)
+
+    def p_at_looks(values):
+        return np.stack([stats.ttest_1samp(values[:, :n], 0.0, axis=1).pvalue for n in race.looks], axis=1)
+
+    found = replay(p_at_looks(own)[..., None], np.zeros((races, len(race.looks), 1), bool), levels=levels).differs
+    stopped = found.look[:, 0]
+    beside = np.take_along_axis(p_at_looks(other), stopped[:, None], axis=1)[:, 0]
+    false = (beside <= levels[0, stopped]).mean()
+    assert false <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / races)
+    naive = (beside <= 0.05).mean()
+    assert naive > 0.05 + 3 * math.sqrt(0.05 * 0.95 / races)
+
+
+def test_what_is_judged_beside_a_race_has_repeated_p_and_intervals():
+    baseline, variants = study(1.4, 0.2)
+    race = Race(range(12), first=4)
+    taken = {"v0": 3, "v1": 9}
+    verdicts = race.judge_beside(baseline, variants, taken=taken, mode="max")
+    for name, verdict in verdicts.items():
+        n = race.looks[taken[name] - 1]
+        gains = np.array([variants[name][s] - baseline[s] for s in range(n)])
+        level = race.levels(1)[0, taken[name] - 1]
+        interval = stats.ttest_1samp(gains, 0.0).confidence_interval(1 - level)
+        assert (verdict.n, verdict.low, verdict.high) == (n, pytest.approx(interval.low), pytest.approx(interval.high))
+        alone = race.judge_beside(baseline, {name: variants[name]}, taken=taken, mode="max")[name]
+        assert (alone.p_holm <= 0.05) == (not interval.low <= 0 <= interval.high) == (alone.decision == "helps")
+    # A race of one look is a study without one.
+    single = Race(range(12), first=12).judge_beside(baseline, variants, taken=dict.fromkeys(variants, 1), mode="max", margin=1.0)
+    for name, verdict in compare_paired(baseline, variants, mode="max", margin=1.0).items():
+        for field in ("decision", "low", "high", "p_holm", "no_worse_p", "no_gain_p"):
+            expected = getattr(verdict, field)
+            assert getattr(single[name], field) == (pytest.approx(expected, rel=1e-3) if isinstance(expected, float) else expected), field

@@ -133,3 +133,28 @@ def test_all_rivals_and_a_race_fit_into_any_terminal(width):
     assert "…" not in text
     assert all(len(line.rstrip()) <= width for line in text.splitlines())
     assert "stopped" in text
+
+
+@pytest.mark.parametrize(
+    ("early", "said"),
+    [
+        (
+            verdict(1.5, 1.6, 1.7),
+            "Against plain training stopped early by validation 1.60 of these 2.08 is left: helps, +1.60 [+1.35, +1.85].",
+        ),
+        (verdict(0.5, -0.6, 1.9), "Against plain training stopped early by validation 0.60 of these 2.08 is left: cannot tell, +0.60 ["),
+        (verdict(2.5, 2.6, 2.7), "Against plain training stopped early by validation all of these 2.08 is left: helps, +2.60 ["),
+        (verdict(-0.5, -0.6, -0.7), "Against plain training stopped early by validation nothing of these 2.08 is left: harms, -0.60 ["),
+        (
+            verdict(-0.5, 0.6, -0.7),
+            "Against plain training stopped early by validation nothing of these 2.08 is left: cannot tell, -0.20 [",
+        ),
+    ],
+)
+def test_the_sentence_says_how_much_of_a_gain_is_left(early, said):
+    assert said in replace(ROW, early_difference=early).verdict()
+
+
+def test_what_does_not_help_has_nothing_to_leave():
+    row = replace(ROW, difference=WORSE, matched_difference=BETTER)
+    assert "Against plain training with as many gradient evaluations: helps, +2.08 [" in row.verdict()

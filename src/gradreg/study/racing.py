@@ -218,7 +218,11 @@ class Race:
 
         def repeated(p_of: Callable[[Sample], float | None], tails: int) -> list[float | None]:
             found = {name: p_of(sample) for name, sample in samples.items()}
-            return [None if p is None else self._repeated_p(p * 2 / tails, looks[name]) * tails / 2 for name, p in found.items()]
+            # A one-sided p above a half stays: what it asks about is on the other side.
+            return [
+                p if p is None or p * 2 / tails >= 1 else self._repeated_p(p * 2 / tails, looks[name]) * tails / 2
+                for name, p in found.items()
+            ]
 
         settings = Settings(mode, self.level, margin, metric, against, len(variants), correction=CORRECTION, unit=unit)
         return verdicts.judged(
