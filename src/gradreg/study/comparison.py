@@ -18,7 +18,7 @@ from gradreg.study.functions import FunctionVariant, is_reference, load_task
 from gradreg.study.plan import Job, Plan, make_plan
 from gradreg.study.results import Record
 from gradreg.study.table import Row
-from gradreg.study.tasks import Task
+from gradreg.study.tasks import Task, Variant
 from gradreg.study.verdicts import Verdict
 from gradreg.study.workers import OnProgress, default_workers, run_jobs
 
@@ -90,9 +90,12 @@ class Comparison:
             files.write_text(self.folder / f"table.{suffix}", text)
         return write_report(self.plan, self.rows, self.records, self.environment, folder=self.folder, command=self.command)
 
+    def sentences(self) -> list[str]:
+        """The verdicts in words, one for each variant."""
+        return [row.verdict() for row in self.rows if row.variant != self.plan.baseline]
+
     def __str__(self) -> str:
-        said = [row.verdict() for row in self.rows if row.variant != self.plan.baseline]
-        return "\n".join([self.markdown(), *said, *(f"warning: {text}" for text in self.warnings)])
+        return "\n".join([self.markdown(), *self.sentences(), *(f"warning: {text}" for text in self.warnings)])
 
 
 def compare(
@@ -135,7 +138,7 @@ def compare(
             'study.compare must stand under if __name__ == "__main__": in a script, because its workers import the script; got a call by a '
             "worker while it imports it."
         )
-    resolved = _resolved(task)
+    resolved = resolve_task(task)
     plan = make_plan(resolved.configured(options or {}), penalties, seeds=seeds, rivals=rivals)
     if margin is not None:
         checks.positive("margin", margin, remedy="It is the difference that matters, in the table's unit.")
@@ -166,15 +169,7 @@ def run_study(
         on_progress: told which share of a run is done.
         on_record: told of every run that ends, and of how many are planned by now.
     """
-    if workers is not None:
-        checks.whole("workers", workers, minimum=0, remedy="Leave it out for one a core.")
-    if workers != 0 and any(isinstance(v, FunctionVariant) and v.reference.held is not None for v in plan.variants.values()):
-        warnings.warn(
-            f"task {plan.task!r} has no file that a worker could import it from, as in a notebook or inside a function: its runs follow "
-            "one another in this process. Put it into a file of its own to run several at a time.",
-            stacklevel=3,
-        )
-        workers = 0
+    workers = usable_workers(plan.task, list(plan.variants.values()), workers)
     with locked(folder, purpose="--out"):
         runs = folder / "runs"
         records: dict[str, Record] = {}
@@ -210,6 +205,20 @@ def run_study(
     return comparison
 
 
+def usable_workers(task: str, variants: Sequence[Variant], workers: int | None) -> int | None:
+    """``workers``, checked; 0, with a warning, for a task that another process cannot import."""
+    if workers is not None:
+        checks.whole("workers", workers, minimum=0, remedy="Leave it out for one a core.")
+    if workers != 0 and any(isinstance(variant, FunctionVariant) and variant.reference.held is not None for variant in variants):
+        warnings.warn(
+            f"task {task!r} has no file that a worker could import it from, as in a notebook or inside a function: its runs follow "
+            "one another in this process. Put it into a file of its own to run several at a time.",
+            stacklevel=4,
+        )
+        return 0
+    return workers
+
+
 def environment_of(folder: Path, records: Sequence[Record]) -> dict[str, Any]:
     """Where the runs ran: as the first of them has written it, else this process's own."""
     for record in records:
@@ -219,7 +228,12 @@ def environment_of(folder: Path, records: Sequence[Record]) -> dict[str, Any]:
     return environment.describe()
 
 
-def _resolved(task: Any) -> Task:
+def resolve_task(task: Any) -> Task:
+    """The task that an argument names: a task itself, the name of a function's, or of a recipe.
+
+    Raises:
+        TypeError, ValueError: something else, or a name of none.
+    """
     if isinstance(task, Task):
         return task
     if isinstance(task, str) and is_reference(task):

@@ -25,8 +25,9 @@ from gradreg.study.tasks import Metric, Mode, OnProgress, Task, Variant
 
 RESERVED = (
     "task", "penalties", "seeds", "out", "workers", "rivals", "until", "max_seeds", "margin", "fresh", "executor", "partial", "help",
+    "penalty", "search", "trials", "confirm", "storage",
 )  # fmt: skip
-"""The options of ``gradreg compare`` itself, which a task's function cannot have."""
+"""The options of ``gradreg compare`` and ``gradreg tune`` themselves, which a task's function cannot have."""
 
 CONFIGURATION = "config.json"
 RESULT = "result.json"
@@ -279,8 +280,12 @@ class FunctionVariant(Variant):
     def settings(self) -> Mapping[str, Any]:
         return {"task": self.task, "penalty": None if self.penalty is None else self.penalty.to_dict(), **_plain(self.options)}
 
+    @property
+    def source(self) -> str | None:
+        return self.reference.digest()
+
     def _identity(self, seed: int, stretch: Fraction) -> dict[str, Any]:
-        return {**self.settings, "seed": seed, "stretch": str(stretch), "code": self.reference.digest()}
+        return {**self.settings, "seed": seed, "stretch": str(stretch), "code": self.source}
 
     def result(self, folder: Path, seed: int, stretch: Fraction) -> dict[str, Any] | None:
         file = folder / RESULT
