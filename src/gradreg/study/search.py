@@ -23,7 +23,7 @@ from gradreg.folders import FolderInUse, locked
 from gradreg.study import statistics
 from gradreg.study.plan import Job, Plan, folder_name
 from gradreg.study.results import Record
-from gradreg.study.search_space import Arm, describe, end_of
+from gradreg.study.search_space import Arm, describe, end_of, suggest
 from gradreg.study.tasks import Metric, Task, TaskError, Variant
 from gradreg.study.workers import OnProgress, run_jobs
 
@@ -394,11 +394,14 @@ class Searcher:
         import optuna
 
         study = self._studies[arm.name]
-        # From the number of trials, so that a search that is taken up again proposes what it would have.
-        seed = int.from_bytes(hashlib.sha256(f"{arm.name} {len(study.get_trials(deepcopy=False))}".encode()).digest()[:4], "big")
-        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, self.search.trials // 4), constant_liar=True)
-        trial = study.ask(dict(arm.space))
+        trial = study.ask()
         trial.set_user_attr("process", self._signature)
+        # Seeded by the trial's place, so that a search that is taken up again proposes what it would have, and two processes differ.
+        place = sum(one.state.name != "FAIL" for one in study.get_trials(deepcopy=False)[: trial.number])
+        seed = int.from_bytes(hashlib.sha256(f"{arm.name} {place}".encode()).digest()[:4], "big")
+        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, self.search.trials // 4), constant_liar=True)
+        for key, one in arm.space.items():
+            suggest(trial, key, one)
         progress = trial.user_attrs.get("progress", {})
         scores = {int(seed): score for seed, score in progress.get("scores", {}).items()}
         variant = arm.variant(self.search.task, trial.params)

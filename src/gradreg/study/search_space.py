@@ -205,6 +205,18 @@ def as_range(name: str, value: Any) -> BaseDistribution:
     return FloatDistribution(low, high, log=log)
 
 
+def suggest(trial: Any, name: str, one: BaseDistribution) -> Any:
+    """A value for ``name`` from the range ``one``, as the sampler of the trial's study proposes it."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(one, FloatDistribution):
+        return trial.suggest_float(name, one.low, one.high, log=one.log, step=one.step)
+    if isinstance(one, IntDistribution):
+        return trial.suggest_int(name, one.low, one.high, log=one.log, step=one.step)
+    assert isinstance(one, CategoricalDistribution)
+    return trial.suggest_categorical(name, one.choices)
+
+
 def parse_search(texts: Sequence[str]) -> dict[str, str]:
     """``["lr=log:1e-3:1", ...]`` as a dictionary.
 
