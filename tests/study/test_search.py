@@ -220,6 +220,8 @@ def test_the_page_draws_the_search_and_links_to_the_comparison(mine: Path) -> No
     for text in ("What rho does", "What lr does", "How the best came about", "confirmation/report.html", *found.sentences()):
         assert text in page
     assert page.count('<td class="left">sam</td>') == 4
+    for one in found.findings:
+        assert f'<td class="left">{one.shown_values()}</td>' in page
 
 
 def test_a_side_without_anything_to_search_is_taken_as_it_is(mine: Path) -> None:
@@ -342,6 +344,20 @@ def test_the_command(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tune", str(mine), "--search", "lr", *options]) == 2
     assert "--search must be written NAME=RANGE" in capsys.readouterr().err
     assert cli.main(["tune", str(mine), "--penalty", "fgr", "--search", "lr=log:0.001:0.3", *options, "--fresh"]) == 0
+
+
+@pytest.mark.slow
+def test_the_command_with_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--trials", "2", "--seeds", "1", "--confirm", "2", "--workers", "0", "--epochs", "2", "--data.validation", "100"]
+    searched = ["--penalty", "sam", "fgr:epsilon=0.1", "--search", "optimizer.lr=log:0.01:0.3", "--out", str(tmp_path)]
+    assert cli.main(["tune", "digits-noisy-labels", *options, *searched]) == 0
+    assert "2 trials each of none and sam and fgr:epsilon=0.1" in capsys.readouterr().out
+    held = json.loads((tmp_path / "search.json").read_text())
+    assert {(trial["arm"], *sorted(trial["values"])) for trial in held["trials"]} == {
+        ("none", "optimizer.lr"),
+        ("sam", "optimizer.lr", "penalty.rho"),
+        ("fgr:epsilon=0.1", "optimizer.lr"),
+    }
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def write_search_page(
             {
                 "arm": one.arm,
                 "number": one.number,
-                "values": one.shown_values(),
+                "searched": one.shown_values(),
                 "score": "" if one.mean is None else f"{metric.shown(one.mean):.4g}",
                 "seeds": len(one.scores),
                 "end": one.error or one.state,

@@ -43,7 +43,7 @@ class CommandParser:
         Raises:
             ValueError: an unknown option (the nearest known one is named), or an invalid value.
         """
-        own, _ = separate(argv)
+        own, _ = separate(argv, self._taken())
         if {"-h", "--help"} & set(own):
             self._print_help()
         known = [option.removeprefix("--") for option, _ in self._options]
@@ -63,7 +63,7 @@ class CommandParser:
     def settings(self, argv: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
         """The plain keys of ``base``, a recipe's, with those that ``argv`` gives laid over them; ``recipe.configuration`` parses them."""
         settings: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
-        _, typed = separate(argv)
+        _, typed = separate(argv, self._taken())
         for one in typed:
             if one.mapping in FREE:
                 continue
@@ -81,6 +81,9 @@ class CommandParser:
             if keys and isinstance(inside, dict):
                 inside[option] = changed(inside.get(option, _DEFAULTS.get(option)), keys)
         return settings
+
+    def _taken(self) -> list[str]:
+        return [option for option, _ in self._options if option.startswith("--")]
 
     def _print_help(self) -> NoReturn:
         from jsonargparse import ArgumentParser
@@ -109,8 +112,12 @@ class Typed:
     value: Any
 
 
-def separate(argv: Sequence[str]) -> tuple[list[str], list[Typed]]:
+def separate(argv: Sequence[str], taken: Sequence[str] = ()) -> tuple[list[str], list[Typed]]:
     """The arguments that are not keys of the configuration, and the overrides of keys with their values, in order.
+
+    Args:
+        argv: the arguments.
+        taken: options of the command itself, which go before keys of the same name.
 
     Raises:
         ValueError: an option without a value, or whose value is not YAML.
@@ -125,7 +132,7 @@ def separate(argv: Sequence[str]) -> tuple[list[str], list[Typed]]:
         option, has_value, text = word.partition("=")
         key = option.removeprefix("--")
         mapping = next((free for free in FREE if f"{key}.".startswith(f"{free}.")), None)
-        if not option.startswith("--") or (mapping is None and key not in keys_of_configuration()):
+        if not option.startswith("--") or option in taken or (mapping is None and key not in keys_of_configuration()):
             own.append(word)
             continue
         if not has_value:
