@@ -221,12 +221,20 @@ MUTANTS = (
     Mutant("study: a run not lengthened", "../study/run.py", "_Length(unit, n, math.ceil(n * self._stretch))", "_Length(unit, n, n)", ("study/test_functions.py",)),
     Mutant("study: the best epoch of a metric to be minimized is the largest", "../study/tasks.py", 'return value > than if self.mode == "max" else value < than', "return value > than", ("study/test_functions.py",)),
     Mutant("study: gradients of an integration not counted", "../study/run.py", '(one := getattr(made, "regularizer", made)) is not None', "False", ("study/test_functions.py",)),
-    Mutant("study: changed source unnoticed", "../study/functions.py", '"code": self.reference.digest()}', '"code": None}', ("study/test_functions.py",)),
+    Mutant("study: changed source unnoticed", "../study/functions.py", '"code": self.source}', '"code": None}', ("study/test_functions.py",)),
     Mutant("study: a regularizer of another run accepted", "../study/run.py", "        if stolen:", "        if False:", ("study/test_functions.py",)),
     Mutant("study: workers outlive their parent", "../study/workers.py", "    threading.Thread(target=_end_with_parent, daemon=True).start()\n", "", ("study/test_functions.py",)),
     Mutant("study: a failed run ends the study", "../study/workers.py", "    except Exception as error:\n        files.write_text", "    except ZeroDivisionError as error:\n        files.write_text", ("study/test_functions.py",)),
     Mutant("study: a baseline that costs as much compared with a longer one", "../study/plan.py", "if needed > length:", "if needed >= length:", ("study/test_plan.py", "study/test_functions.py")),
     Mutant("study: seeds that change nothing unnoticed", "../study/results.py", "len(set(ended)) == 1 and", "False and", ("study/test_functions.py",)),
+    Mutant("tune: what is ahead is dropped", "../study/search.py", "mean < float(special", "-mean < float(special", ("study/test_search.py",)),
+    Mutant("tune: the spread of other trials unused", "../study/search.py", "sum(one[1] for one in pooled)", "0", ("study/test_search.py",)),
+    Mutant("tune: the worst chosen", "../study/search.py", "sign * one.mean, -one.number", "-sign * one.mean, -one.number", ("study/test_search.py",)),
+    Mutant("tune: selects by test", "../study/search.py", "score = record.validation if", "score = record.test if", ("study/test_search.py",)),
+    Mutant("tune: confirmed with the seeds of the trials", "../study/tuning.py", "range(first + seeds, first + seeds + confirm)", "range(first, first + confirm)", ("study/test_search.py",)),
+    Mutant("tune: plain training searched less", "../study/search.py", "counts[arm.name] < self.search.trials", "counts[arm.name] < self.search.trials - (arm.penalty is None)", ("study/test_search.py",)),
+    Mutant("tune: a dead process's trial left", "../study/search.py", "                if not ended:", "                if True:", ("study/test_search.py",)),
+    Mutant("tune: what a trial had found forgotten when it is taken over", "../study/search.py", 'if key == "progress"}', 'if key == "nothing"}', ("study/test_search.py",)),
 )  # fmt: skip
 
 
