@@ -91,9 +91,7 @@ class Gradients:
     def add(self, stash: Stash) -> None:
         """Add ``stash`` to what this step has accumulated."""
         both: list[tuple[Tensor, Tensor]] = []
-        for p, before in zip(self._trainable, stash, strict=True):
-            if before is None:
-                continue
+        for p, before in [(p, g) for p, g in zip(self._trainable, stash, strict=True) if g is not None]:
             if p.grad is None:
                 p.grad = before.clone()
             elif p.grad.is_sparse:
@@ -105,9 +103,7 @@ class Gradients:
 
     def add_after_averaging(self, stash: Stash) -> None:
         """``add`` after the ranks have averaged this step's gradients: ``stash`` is averaged separately."""
-        if all(g is None for g in stash):
-            return
-        if self._parallelism.averages:
+        if self._parallelism.averages and any(g is not None for g in stash):
             whole = [
                 torch.zeros_like(p, requires_grad=False) if g is None else g.clone() for g, p in zip(stash, self._trainable, strict=True)
             ]

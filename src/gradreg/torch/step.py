@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradreg.penalties import GradientPenalty
-from gradreg.plan import Pass, Plan, StepValues
+from gradreg.plan import PLAIN, Pass, Plan, StepValues
 from gradreg.torch.closures import Evaluator
 from gradreg.torch.directions import Ascent, DirectionInputs, ascent_direction
 from gradreg.torch.gradients import ByParameter, Gradients
@@ -86,18 +86,18 @@ class Step:
 
         Raises whatever a closure raises; parameters, ``.grad`` and the model's state are then restored.
         """
-        return self._one_pass() if self.plan.passes == (Pass(),) else self._several_passes()
+        return self._one_pass() if self.plan.passes == PLAIN.passes else self._several_passes()
 
     def _one_pass(self) -> Result:
         """As without a penalty, except for EMAs that are updated and gradients that are reused."""
         remembers = self.penalty is not None and self.penalty.direction.averages is not None
         if not remembers and not self.plan.reuses:
             alone = self.measure_norm and all(p.grad is None for p in self.evaluator.trainable)
-            loss, aux = self.evaluator.run("loss", 1.0, synchronise=True)
-            return Result(loss, aux, self._plain_norm() if alone else NAN)
+            self.evaluator.run("loss", 1.0, synchronise=True)
+            return Result(*self.evaluator.first_values(), self._plain_norm() if alone else NAN)
         with self.gradients.stashed(overwritten=True) as earlier:
-            loss, aux = self.evaluator.run("loss", 1.0, synchronise=True)
-            result = Result(loss, aux, self._plain_norm() if self.measure_norm else NAN)
+            self.evaluator.run("loss", 1.0, synchronise=True)
+            result = Result(*self.evaluator.first_values(), self._plain_norm() if self.measure_norm else NAN)
             self._update_ema()
             if self.plan.reuses:
                 self._add_reused()
@@ -128,7 +128,7 @@ class Step:
             with self.perturbation.restoring():
                 for i, this in enumerate(self.plan.passes):
                     last = i == len(self.plan.passes) - 1
-                    if last and not alone and any(g is not None for g in earlier):
+                    if last and not alone:
                         self.gradients.add(earlier)  # before the pass, so that both are averaged over the ranks
                     work.make(i, this, last)
             if alone:
@@ -136,7 +136,7 @@ class Step:
                 if self.penalty.direction.averages == "results":
                     self._update_ema()
                 self.gradients.add_after_averaging(earlier)
-        return work.result
+        return work.result()
 
     def _mix(self, work: _Work) -> None:
         """Turn what the passes accumulated into the result, with the plain gradient that was held apart.
@@ -162,7 +162,7 @@ class Step:
             torch._foreach_add_(inputs.plain, inputs.result, alpha=0.0)  # adds 0, or NaN where a pass overflowed, which a scaler must see
             for p in apart:
                 p.grad = apart[p]
-            work.result.correction = dict(zip(apart, self._without_scale(inputs.result), strict=True))
+            work.correction = dict(zip(apart, self._without_scale(inputs.result), strict=True))
         else:
             mix(penalty.mixing, inputs)
 
@@ -198,15 +198,16 @@ class _Work:
         self.penalty = penalty
         self.values = values
         self.apart: ByParameter = {}
-        self._result: Result | None = None
+        self.correction: ByParameter = {}
+        self._norm: Tensor | float = NAN
+        self._cosine: Tensor | float = NAN
         self._alignment: Alignment | None = None
         self._overflow = False
         self._offset: float = 0
 
-    @property
     def result(self) -> Result:
-        assert self._result is not None  # a plan has a pass
-        return self._result
+        """The results, after all passes."""
+        return Result(*self.step.evaluator.first_values(), self._norm, self._cosine, self.correction)
 
     def make(self, i: int, this: Pass, last: bool) -> None:
         """Make pass ``i`` of the plan: perturb the parameters to its offset, run it, and handle its gradient."""
@@ -215,7 +216,8 @@ class _Work:
             step.perturbation.mirror()
             self._offset = this.offset
         elif this.offset != 0 and self._offset == 0:
-            self._perturb(self._direction_without_gradient(), this.offset)  # the plan has no pass that gives a direction
+            with torch.no_grad():
+                self._perturb(self._direction_without_gradient(), this.offset)  # the plan has no pass that gives a direction
         if this.gives_direction or (this.offset == 0 and this.keeps != "sum"):
             self._make_first(i, this)
             return
@@ -223,20 +225,19 @@ class _Work:
         if measured is not None:
             measured.before_pass()
         weight = NAN if self._overflow else this.weight  # after an overflow nothing is perturbed, and NaN tells the scaler
-        loss, aux = step.evaluator.run(this.of, weight, synchronise=last)
-        if self._result is None:
-            self._result = Result(loss, aux)
-            if this.offset == 0:
-                self._look_at_plain(this)
+        step.evaluator.run(this.of, weight, synchronise=last)
+        if i == 0 and this.offset == 0:
+            self._look_at_plain(this)
         if measured is not None:
-            self._result.cosine = measured.after_pass(this.weight)
+            self._cosine = measured.after_pass(this.weight)
             self._alignment = None
 
     def _look_at_plain(self, this: Pass) -> None:
         """Measure the norm, and prepare the cosine, of a plain pass that gives no direction."""
         step = self.step
         first = step.gradients.of(step.perturbed)
-        self.result.norm = self._unweighted(gradient_norm(list(first.values())), this.weight) if step.measure_norm else NAN
+        if step.measure_norm:
+            self._norm = self._unweighted(gradient_norm(list(first.values())), this.weight)
         if step.measure_cosine and first and all(p.of == "loss" for p in step.plan.passes):
             self._alignment = Alignment(list(first), list(first.values()), this.weight)
 
@@ -249,9 +250,7 @@ class _Work:
         step, evaluator = self.step, self.step.evaluator
         kept = step.gradients.stash(overwritten=step.average_direction) if i > 0 else None
         synchronise = this.gives_direction and step.average_direction
-        loss, aux = evaluator.run(this.of, this.weight, synchronise=synchronise)
-        if self._result is None:
-            self._result = Result(loss, aux)
+        evaluator.run(this.of, this.weight, synchronise=synchronise)
         first = step.gradients.of(step.perturbed)
         if step.must_reach and step.perturbed and not first and this.gives_direction:
             raise ValueError(
@@ -278,11 +277,12 @@ class _Work:
         if this.gives_direction and self._overflow:
             self._offset = step.plan.passes[i + 1].offset
         elif this.gives_direction:
-            ascent = self._direction(this, first, norm, agreed)
-            self._perturb(ascent, step.plan.passes[i + 1].offset - this.offset)
-            del ascent
+            with torch.no_grad():
+                ascent = self._direction(this, first, norm, agreed)
+                self._perturb(ascent, step.plan.passes[i + 1].offset - this.offset)
+                del ascent
         if not climbs and norm.measured is not None:
-            self._result.norm = self._unweighted(norm.measured, this.weight)
+            self._norm = self._unweighted(norm.measured, this.weight)
         del first, vectors, norm  # or the first gradient would live on beside the second
         self._put_by(this, agreed, factor)
         if kept is not None:
@@ -316,14 +316,15 @@ class _Work:
         inputs = DirectionInputs(parameters, self._indices(parameters), self.values.step, [], lambda: torch.zeros(()), average)
         return self._masked(ascent_direction(self.penalty.direction, inputs), {})
 
-    @torch.no_grad()
     def _direction(self, this: Pass, first: ByParameter, norm: _Lazily, agreed: ByParameter) -> Ascent:
         """The direction from the gradient ``first``; EMAs are updated with ``agreed``."""
         step, parameters = self.step, list(first)
         shards = local_shards(list(first.values()))
-        counted = set(step.perturbed)
-        found = {p: g for p, g in agreed.items() if p in counted}
-        agreed_shards = dict(zip(found, local_shards(list(found.values())), strict=True)) if found else {}
+        agreed_shards: ByParameter = {}
+        if agreed:
+            counted = set(step.perturbed)
+            found = {p: g for p, g in agreed.items() if p in counted}
+            agreed_shards = dict(zip(found, local_shards(list(found.values())), strict=True))
         average: list[Tensor] = []
         if self.penalty.direction.averages == "gradients" and agreed_shards and this.offset == 0:
             average = self._staged_average(this, agreed_shards, parameters)
