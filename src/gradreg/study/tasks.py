@@ -77,8 +77,8 @@ class Metric:
         return 100.0 * value if self.percent else value
 
     def text(self, value: float) -> str:
-        """``value`` in a sentence: "95.20 %", "rmse 53.1"."""
-        return f"{100.0 * value:.2f} %" if self.percent else f"{self.title} {value:.5g}"
+        """The metric's name and ``value``: ``accuracy 93.80 %``, ``rmse 58.12``."""
+        return f"{self.title} {self.shown(value):.2f} %" if self.percent else f"{self.title} {value:.5g}"
 
     def is_better(self, value: float, than: float) -> bool:
         """Whether ``value`` is better."""
