@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 import gradreg
-from gradreg import cli, study
+from gradreg import cli, own_code, study
 from gradreg.registry import CONSTRUCTORS
 from gradreg.study.functions import load_task
 from gradreg.study.search import Finding, is_behind
@@ -284,9 +284,7 @@ def test_another_search_in_the_folder_is_refused(mine: Path) -> None:
     with pytest.raises(ValueError, match=r"holds a search of another kind for 'mine: sam'; it differs in seeds\. Choose another --out"):
         tuned(mine, seeds=3)
     mine.write_text(TASK.replace("0.3 * torch", "0.4 * torch"))
-    from gradreg.study import functions
-
-    name = next(name for name in sys.modules if name.startswith(functions._OWN_MODULE) and sys.modules[name].__file__ == str(mine))
+    name = next(name for name in sys.modules if name.startswith(own_code.PREFIX) and sys.modules[name].__file__ == str(mine))
     del sys.modules[name]
     with pytest.raises(ValueError, match="differs in source"):
         tuned(mine)
