@@ -61,13 +61,15 @@ class Gradients:
         for p, gradient in zip(self._trainable, stash, strict=True):
             p.grad = gradient
 
-    def of(self, parameters: Sequence[nn.Parameter]) -> ByParameter:
-        """The gradients of those ``parameters`` that have one, with their present placements."""
+    def held(self, parameters: Sequence[nn.Parameter]) -> tuple[list[nn.Parameter], list[Tensor]]:
+        """Those ``parameters`` that have a gradient, and their gradients with their present placements."""
         held = [(p, p.grad) for p in parameters if p.grad is not None]
-        if not held:
-            return {}
         owners = [p for p, _ in held]
-        return dict(zip(owners, placed_like([g.to_dense() if g.is_sparse else g for _, g in held], owners), strict=True))
+        return owners, placed_like([g.to_dense() if g.is_sparse else g for _, g in held], owners)
+
+    def of(self, parameters: Sequence[nn.Parameter]) -> ByParameter:
+        """``held`` as a dictionary."""
+        return dict(zip(*self.held(parameters), strict=True))
 
     def shards(self, parameters: Sequence[nn.Parameter] | None = None) -> ByParameter:
         """This rank's shards of the gradients of those ``parameters`` (all trainable ones by default) that have one."""

@@ -73,8 +73,9 @@ class _Python:
         size, start = self._FORMAT.size, object.__basicsize__
         known = type(self._generator) is random.Random and sys.implementation.name == "cpython"
         if known and _random.Random.__basicsize__ >= start + size:
-            memory = (ctypes.c_char * size).from_address(id(self._generator) + start)
-            self._memory = memory if self._state(memory.raw, self._generator.gauss_next) == random.getstate() else None
+            self._memory = (ctypes.c_char * size).from_address(id(self._generator) + start)
+            if self._state(*self.capture()) != random.getstate():
+                self._memory = None
 
     def _state(self, raw: bytes, gauss: float | None) -> tuple[Any, ...]:
         """What ``random.getstate()`` returns for these words."""

@@ -105,7 +105,8 @@ class Step:
         return result
 
     def _plain_norm(self) -> Tensor:
-        return self.evaluator.unscaled(gradient_norm(list(self.gradients.of(self.perturbed).values())))
+        _, gradients = self.gradients.held(self.perturbed)
+        return self.evaluator.unscaled(gradient_norm(gradients))
 
     def _add_reused(self) -> None:
         assert self.penalty is not None
@@ -235,11 +236,11 @@ class _Work:
     def _look_at_plain(self, this: Pass) -> None:
         """Measure the norm, and prepare the cosine, of a plain pass that gives no direction."""
         step = self.step
-        first = step.gradients.of(step.perturbed)
+        parameters, first = step.gradients.held(step.perturbed)
         if step.measure_norm:
-            self._norm = self._unweighted(gradient_norm(list(first.values())), this.weight)
+            self._norm = self._unweighted(gradient_norm(first), this.weight)
         if step.measure_cosine and first and all(p.of == "loss" for p in step.plan.passes):
-            self._alignment = Alignment(list(first), list(first.values()), this.weight)
+            self._alignment = Alignment(parameters, first, this.weight)
 
     def _unweighted(self, norm: Tensor, weight: float) -> Tensor:
         norm = norm if weight == 1.0 else norm / abs(weight)
@@ -251,15 +252,14 @@ class _Work:
         kept = step.gradients.stash(overwritten=step.average_direction) if i > 0 else None
         synchronise = this.gives_direction and step.average_direction
         evaluator.run(this.of, this.weight, synchronise=synchronise)
-        first = step.gradients.of(step.perturbed)
+        parameters, first = step.gradients.held(step.perturbed)
         if step.must_reach and step.perturbed and not first and this.gives_direction:
             raise ValueError(
                 f"closure must reach a perturbed parameter; got a loss that gave none of the {len(step.perturbed)} a gradient (or hooks of "
                 "the backward pass that took them away, as optimizers that step inside of it do). Select parameters that the loss depends "
                 "on: parameters=lambda name, p: ..."
             )
-        vectors = list(first.values())
-        norm = _Lazily(vectors)
+        norm = _Lazily(first)
         climbs = this.offset != 0
         if step.measure_norm and not climbs:
             norm()
@@ -267,7 +267,7 @@ class _Work:
         if not climbs and self._looks_at_gradients(this):
             agreed = step.gradients.all_reduced(averaged=synchronise)
         if step.measure_cosine and first and not climbs:
-            self._alignment = Alignment(list(first), vectors, this.weight)
+            self._alignment = Alignment(parameters, first, this.weight)
         if evaluator.scaler is not None and not torch.isfinite(norm()):
             self._overflow = True
         factor: float | Tensor | None = None
@@ -278,12 +278,12 @@ class _Work:
             self._offset = step.plan.passes[i + 1].offset
         elif this.gives_direction:
             with torch.no_grad():
-                ascent = self._direction(this, first, norm, agreed)
+                ascent = self._direction(this, parameters, first, norm, agreed)
                 self._perturb(ascent, step.plan.passes[i + 1].offset - this.offset)
                 del ascent
         if not climbs and norm.measured is not None:
             self._norm = self._unweighted(norm.measured, this.weight)
-        del first, vectors, norm  # or the first gradient would live on beside the second
+        del first, norm  # or the first gradient would live on beside the second
         self._put_by(this, agreed, factor)
         if kept is not None:
             step.gradients.restore(kept)
@@ -313,13 +313,12 @@ class _Work:
         step, parameters = self.step, self.step.perturbed
         remembers = self.penalty.direction.averages is not None
         average = step.state.shards(AVERAGE, parameters) if remembers else []
-        inputs = DirectionInputs(parameters, self._indices(parameters), self.values.step, [], lambda: torch.zeros(()), average)
+        inputs = DirectionInputs(parameters, step.indices, self.values.step, [], lambda: torch.zeros(()), average)
         return self._masked(ascent_direction(self.penalty.direction, inputs), {})
 
-    def _direction(self, this: Pass, first: ByParameter, norm: _Lazily, agreed: ByParameter) -> Ascent:
-        """The direction from the gradient ``first``; EMAs are updated with ``agreed``."""
-        step, parameters = self.step, list(first)
-        shards = local_shards(list(first.values()))
+    def _direction(self, this: Pass, parameters: list[nn.Parameter], first: list[Tensor], norm: _Lazily, agreed: ByParameter) -> Ascent:
+        """The direction from the gradients ``first`` of ``parameters``; EMAs are updated with ``agreed``."""
+        step, shards = self.step, local_shards(first)
         agreed_shards: ByParameter = {}
         if agreed:
             counted = set(step.perturbed)
@@ -330,7 +329,7 @@ class _Work:
             average = self._staged_average(this, agreed_shards, parameters)
         inputs = DirectionInputs(
             parameters,
-            self._indices(parameters),
+            step.indices,
             self.values.step,
             shards,
             norm,
@@ -349,9 +348,6 @@ class _Work:
         self.step.state.stage(AVERAGE, parameters, fresh)
         by_parameter = dict(zip(parameters, fresh, strict=True))
         return [by_parameter[p] for p in wanted]
-
-    def _indices(self, parameters: Sequence[nn.Parameter]) -> list[int]:
-        return [self.step.indices[p] for p in parameters]
 
     def _masked(self, ascent: Ascent, agreed: Mapping[nn.Parameter, Tensor] | None) -> Ascent:
         """``ascent`` with zeros in unperturbed coordinates, chosen from ``agreed`` or, with None, as before; its norm is unchanged."""
