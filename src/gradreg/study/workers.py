@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def run_jobs(
         for job in jobs():
             if job.folder not in started:
                 started[job.folder] = job
-                waiting[pool.submit(_run, job, folder)] = job
+                with _without_interrupts():  # which a worker that is still starting would answer with a traceback
+                    waiting[pool.submit(_run, job, folder)] = job
 
     try:
         start()
@@ -114,6 +116,19 @@ def _checked(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+@contextmanager
+def _without_interrupts() -> Generator[None]:
+    """A context in which Ctrl-C waits; processes that are started in it have it wait too."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _shares: Any = None
 
 
@@ -122,6 +137,8 @@ def _start_worker(shares: Any, threads: int, path: list[str]) -> None:
     _shares = shares
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides which workers an interrupt ends
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # For whatever the task imports later, and for what it has imported already.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
