@@ -106,24 +106,32 @@ def catches_interrupts(process: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="finds the workers in /proc")
-def test_an_interrupt_while_workers_start_is_answered_in_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "answer"),
+    [(signal.SIGINT, 130, ["gradreg: interrupted"]), (signal.SIGHUP, 129, []), (signal.SIGTERM, 143, [])],
+    ids=["SIGINT", "SIGHUP", "SIGTERM"],
+)
+def test_a_signal_to_all_while_workers_start_is_answered_without_tracebacks(number, status, answer, tmp_path):
     (tmp_path / "mine.py").write_text(TASK)
     words = ["compare", str(tmp_path / "mine.py"), "--penalties", "none", "sam", "--workers", "2", "--out", str(tmp_path / "out")]
-    handled = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs, it would be ignored here too
+    # Ignored, in a shell's background jobs or by nohup, they would be ignored here too.
+    handled = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    handled = {which: signal.signal(which, handler) for which, handler in handled.items()}
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "gradreg", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
     finally:
-        signal.signal(signal.SIGINT, handled)
+        for which, handler in handled.items():
+            signal.signal(which, handler)
     try:
         while not any("spawn_main" in line and catches_interrupts(worker) for worker, line in members(process.pid)):
             assert process.poll() is None
             time.sleep(0.001)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         said, _ = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130, said
-    assert said.splitlines()[1:] == ["gradreg: interrupted"]
+    assert process.returncode == status, said
+    assert said.splitlines()[1:] == answer

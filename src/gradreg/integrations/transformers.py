@@ -186,8 +186,8 @@ class RegularizedTrainerMixin(_Base):
         found = torch.tensor([file is not None and file.is_file()], device=self.args.device)
         if file is None or not bool(cast(Tensor, self.accelerator.gather(found)).all()):
             warnings.warn(
-                f"the checkpoint that training resumes from has no state of {self.penalty} for each of {self.args.world_size} processes, so "
-                "it starts from zero. Checkpoints have it that RegularizedTrainer saves with save_only_model=False; resume with as many "
+                f"the checkpoint that training resumes from has no state of {self.penalty} for each of {self.args.world_size} processes, "
+                "so it starts from zero. Checkpoints have it that RegularizedTrainer saves with save_only_model=False; resume with as many "
                 "processes as wrote it.",
                 stacklevel=2,
             )
