@@ -105,6 +105,14 @@ def strengths() -> str:
     )
 
 
+def jax_costs() -> str:
+    """What a step costs in JAX, in processor time, from the stored result."""
+    models = json.loads((ROOT / "benchmarks" / "results" / "jax_step_cost.json").read_text(encoding="utf-8"))["models"]
+    ratios = [model["ratio in processor time"] for model in models.values()]
+    rows = [(variant, *(f"{ratio[variant]:.2f}" for ratio in ratios)) for variant in ratios[0]]
+    return markdown(("step", *(name.split()[0] for name in models)), rows)
+
+
 def cells(name: str) -> list[tuple[str, ...]]:
     """Of every row of the stored ``docs/results/NAME.json``: label, value, three differences, gradient evaluations, and the decision."""
     found = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -151,6 +159,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "studies": studies,
     "search-strengths": search_strengths,
     "search-statistics": search_statistics,
+    "jax-costs": jax_costs,
 }
 
 

@@ -237,8 +237,6 @@ class Evaluator:
         """Raise if gradients have a graph, which moving the parameters would break for whoever differentiates them."""
         first = next((p.grad for p in self.trainable if p.grad is not None), None)
         if self._sharing and first is not None and first.requires_grad:
-            for p in self.trainable:
-                p.grad = None if p.grad is None else p.grad.detach()
             raise RuntimeError(
                 "backward must not make gradients with a graph (create_graph=True) in a step of this penalty, which changes the parameters "
                 "that the graph was made with; got one that does, as optimizers that differentiate the gradient need it (AdaHessian, "

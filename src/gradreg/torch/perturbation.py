@@ -185,7 +185,11 @@ class Perturbation:
         self._swapped, self._copied = [], []
 
     def recover(self) -> None:
-        """Restore what an interrupted step left perturbed, but keep what was written since (a loaded checkpoint, for example)."""
+        """Restore what an interrupted step left perturbed, but keep what was written since (a loaded checkpoint, for example).
+
+        Writes are told by the parameter's version, which ``load_state_dict``, optimizers and in-place operations raise. What was written
+        through ``p.data`` (``p.data.copy_(...)``) raises none and cannot be told from the perturbation: it is lost.
+        """
         if self.is_perturbed:
             self._recover()
 
