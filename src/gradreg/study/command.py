@@ -31,6 +31,11 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--seeds", {"type": int, "default": 5, "help": "how many seeds, from the recipe's seed on"}),
     ("--rivals", {"nargs": "+", "type": str, "help": f"what to compare with: {', '.join(RIVALS)} (all)"}),
     ("--margin", {"type": float, "help": "the difference that matters, in the table's unit: verdicts then also say 'no worse'"}),
+    (
+        "--until",
+        {"type": str, "help": "decided: add seeds to the undecided variants, up to --max_seeds; --seeds are those of the first look"},
+    ),
+    ("--max_seeds", {"type": int, "help": "the bound of --until decided (4 x --seeds)"}),
     ("--out", {"type": str, "help": "folder for results.json, report.html and the runs (runs/TASK)"}),
     ("--fresh", {"action": "store_true", "help": "keep what is in the folder aside, and run everything anew"}),
     ("--workers", {"type": int, "help": "worker processes (one a core; one with an accelerator; 0: in this process)"}),
@@ -45,11 +50,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _compare(argv: Sequence[str]) -> int:
     options, task = task_arguments.parse("compare", DESCRIPTION, OPTIONS, argv)
-    plan = make_plan(task, options["penalties"], seeds=_seeds(options), rivals=options["rivals"])
+    plan = make_plan(task, options["penalties"], **_settings(options))
     if options["workers"] is not None:
         checks.whole("--workers", options["workers"], minimum=0, remedy="Leave it out for one a core.")
-    if options["margin"] is not None:
-        checks.positive("--margin", options["margin"], remedy="It is the difference that matters, in the table's unit.")
     folder = Path(options["out"] or f"runs/{plan.task}")
     if options["fresh"]:
         keep_aside(folder)
@@ -57,7 +60,7 @@ def _compare(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from gradreg.study import table
+    from gradreg.study import results, table
     from gradreg.study.comparison import run_study
 
     console = Console()
@@ -95,25 +98,30 @@ def _compare(argv: Sequence[str]) -> int:
             plan,
             folder,
             workers=options["workers"],
-            margin=options["margin"],
             command=shlex.join(["gradreg", "compare", *argv]),
             on_start=start,
             on_progress=advance,
             on_record=ended,
         )
-    title = f"{plan.task}, {len(plan.seeds)} seed{'' if len(plan.seeds) == 1 else 's'}"
+    title = f"{plan.task}, {results.over_seeds(plan, found.records)}"
     console.print(table.terminal_table(found.rows, plan.metric, title=title, width=console.width))
     for row in found.rows:
         if row.variant != plan.baseline:
             console.print(row.verdict(), highlight=False, markup=False, soft_wrap=True)
+    if found.race is not None:
+        console.print(found.race_said, highlight=False, markup=False, soft_wrap=True)
     for text in found.warnings:
         console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     return 1 if any(record.error is not None for record in found.records) else 0
 
 
-def _seeds(options: dict[str, Any]) -> int:
-    return checks.whole("--seeds", options["seeds"], minimum=1, remedy="A paired interval needs 2; 5 is the default.")
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``make_plan``."""
+    checks.whole("--seeds", options["seeds"], minimum=1, remedy="A paired interval needs 2; 5 is the default.")
+    if options["margin"] is not None:
+        checks.positive("--margin", options["margin"], remedy="It is the difference that matters, in the table's unit.")
+    return {name: options[name] for name in ("seeds", "rivals", "margin", "until", "max_seeds")}
 
 
 def keep_aside(folder: Path) -> None:

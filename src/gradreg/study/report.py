@@ -17,13 +17,22 @@ from markupsafe import Markup
 from gradreg import __version__, files
 from gradreg.study import charts
 from gradreg.study.plan import Plan
-from gradreg.study.results import Record, warnings
+from gradreg.study.results import Record, over_seeds, race_said, warnings
 from gradreg.study.run import read_history
 from gradreg.study.table import Row, shown_columns
 
+SPENDING = {"obrien-fleming": "O'Brien-Fleming", "pocock": "Pocock"}
+
 
 def write_report(
-    plan: Plan, rows: Sequence[Row], records: Sequence[Record], environment: Mapping[str, Any], *, folder: Path, command: str = ""
+    plan: Plan,
+    rows: Sequence[Row],
+    records: Sequence[Record],
+    environment: Mapping[str, Any],
+    *,
+    folder: Path,
+    command: str = "",
+    race: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the page into ``folder`` and return its path.
 
@@ -34,6 +43,7 @@ def write_report(
         environment: where they ran.
         folder: the comparison's folder.
         command: the command line that made it, if one did.
+        race: the rule and the looks of a race; None without one.
     """
     runs_of = {row.label: [record for record in records if _belongs(record, row)] for row in rows}
     drawn = [(label, run) for label, group in runs_of.items() for run in group if not run.diverged and run.error is None]
@@ -63,26 +73,27 @@ def write_report(
         title=f"{plan.task}: does a gradient penalty help?",
         description=plan.description,
         verdicts=[row.verdict() for row in rows if row.variant != plan.baseline],
-        warnings=warnings(plan, records),
+        warnings=warnings(plan, records, race),
         metric=plan.metric,
         columns=shown_columns(rows),
         rows=rows,
-        seeds=plan.seeds,
+        seeds=over_seeds(plan, records),
+        race=None if race is None else race_said(plan, race["looks"]),
         figures=drawn_figures(figures),
         configuration=yaml.safe_dump({name: dict(variant.settings) for name, variant in plan.variants.items()}, sort_keys=False),
         environment=yaml.safe_dump(dict(environment), sort_keys=False, allow_unicode=True),
         command=command,
-        methods=methods(plan, rows),
+        methods=methods(plan, rows, records, race),
     )
     path = folder / "report.html"
     files.write_text(path, page)
     return path
 
 
-def methods(plan: Plan, rows: Sequence[Row]) -> str:
+def methods(plan: Plan, rows: Sequence[Row], records: Sequence[Record], race: Mapping[str, Any] | None = None) -> str:
     """A paragraph on the method, to be pasted into a paper."""
     others = [f"{name} ({variant.method})" for name, variant in plan.variants.items() if name != plan.baseline]
-    seeds = f"{len(plan.seeds)} seed{'' if len(plan.seeds) == 1 else 's'}"
+    seeds = over_seeds(plan, records)
     sentences = [
         f"We compared {', '.join(others)} with training without a penalty on {plan.task} over {seeds}, paired by seed "
         "(the same initialization, order of the data and split)."
@@ -94,10 +105,23 @@ def methods(plan: Plan, rows: Sequence[Row]) -> str:
         )
     if any(row.early_difference is not None for row in rows):
         sentences.append("As a third, it was stopped at the epoch with the best validation metric, as were the variants compared with it.")
-    sentences.append(
-        "Differences are means over seeds with 95 % intervals of the paired t test; verdicts are corrected for the number of variants by "
-        f"Holm's method, and a variant that diverged at any seed is never said to help. Computed by gradreg {__version__}."
-    )
+    if race is None or plan.race is None:
+        sentences.append(
+            "Differences are means over seeds with 95 % intervals of the paired t test; verdicts are corrected for the number of variants "
+            "by Holm's method, and a variant that diverged at any seed is never said to help."
+        )
+    else:
+        looks = race["looks"]
+        sentences.append(
+            f"Seeds were added to the variants that were undecided, one at a time from {plan.race.first} up to at most {len(plan.seeds)} "
+            f"({len(looks)} looks). At each look the paired t test was taken at the level that an error spending function of the "
+            f"{SPENDING[plan.race.spending]} type leaves (Lan and DeMets 1983) of {1 - plan.race.level:.2g} for any false verdict over all "
+            f"looks and variants, with Holm's method over the variants (Maurer and Bretz 2013); {looks[-1]['spent']:.2g} was spent. "
+            "Differences are means over seeds; the 95 % intervals against the first baseline order results by stages, those against other "
+            "baselines are repeated confidence intervals (Jennison and Turnbull 2000). A variant that diverged at any seed is never said "
+            "to help."
+        )
+    sentences.append(f"Computed by gradreg {__version__}.")
     return " ".join(sentences)
 
 

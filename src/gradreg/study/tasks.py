@@ -68,6 +68,11 @@ class Metric:
         return ", %" if self.percent else ""
 
     @property
+    def difference_unit(self) -> str:
+        """Appended to differences in sentences: " points" or nothing."""
+        return " points" if self.percent else ""
+
+    @property
     def title(self) -> str:
         """The metric's name in sentences."""
         return self.name.replace("_", " ")
