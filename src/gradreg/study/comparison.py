@@ -208,6 +208,7 @@ def run_study(
                     records[job.folder] = record = Record.of(job, ended, plan.metric)
                     stored.take_looks(plan, records)
                     on_record(record, len(plan.jobs(records)))
+        stored.take_looks(plan, records)  # those too whose last results were there already
         found = [records[job.folder] for job in plan.jobs(records) if job.folder in records]
         if all(record.error is not None for record in found):
             raise RuntimeError(
