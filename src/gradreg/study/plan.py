@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from gradreg import checks
 from gradreg.penalties import GradientPenalty
 from gradreg.registry import CONSTRUCTORS
+from gradreg.study.racing import Look, Race, Standing
 from gradreg.study.tasks import Metric, Task, Variant
 from gradreg.train.strict_yaml import read_yaml
 
@@ -19,6 +20,9 @@ Budget = Literal["epochs", "gradients"]
 Rival = Literal["epochs", "gradients", "early"]
 RIVALS: tuple[Rival, ...] = ("epochs", "gradients", "early")
 """What a variant is compared with: plain training for as many epochs, for as many gradient evaluations, and stopped early by validation."""
+
+UNTIL = ("decided",)
+"""What seeds can be added until."""
 
 BASELINE = "none"
 
@@ -54,6 +58,10 @@ class Ended(Protocol):
     """What a plan reads of a run that has ended."""
 
     @property
+    def test(self) -> float | None: ...
+    @property
+    def best_test(self) -> float | None: ...
+    @property
     def length(self) -> int | None: ...
     @property
     def gradient_evaluations(self) -> float: ...
@@ -78,6 +86,25 @@ class Longer:
     stretch: Fraction
 
 
+Values = dict[int, float | None]
+"""Metric values by seed, in the table's unit; None where a run diverged or failed."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the variants with respect to one rival.
+
+    Args:
+        against: the rival's name, for sentences.
+        variants: name → the values of the variant.
+        baselines: name → those that it is compared with.
+    """
+
+    against: str
+    variants: dict[str, Values]
+    baselines: dict[str, Values]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is compared.
@@ -88,8 +115,10 @@ class Plan:
         metric: what is judged by.
         baseline: name of the variant without a penalty to which the others are compared.
         variants: the variants by name, the baseline first.
-        seeds: the seeds.
-        rivals: what the variants are compared with.
+        seeds: the seeds; of a race all up to its bound.
+        rivals: what the variants are compared with, in the order of ``RIVALS``.
+        margin: the difference that matters, in the table's unit; None if none was given.
+        race: how seeds are added until it is decided; None runs all of them.
     """
 
     task: str
@@ -99,26 +128,100 @@ class Plan:
     variants: dict[str, Variant]
     seeds: list[int]
     rivals: tuple[Rival, ...] = RIVALS
+    margin: float | None = None
+    race: Race | None = None
     _known: dict[Any, list[Job]] = field(default_factory=dict, compare=False, repr=False)
 
     def jobs(self, records: Mapping[str, Ended]) -> list[Job]:
         """The runs that are known to be needed, in the order of the seeds.
 
-        How long a longer baseline trains is known at once for recipes. Of other tasks the first complete runs tell it.
+        How long a longer baseline trains is known at once for recipes. Of other tasks the first complete runs tell it. A race wants the
+        seeds of its first look at first, and those of the next one for the variants that are undecided as soon as all results of a look
+        are there; a longer baseline gets the seeds of its variants.
 
         Args:
             records: the complete runs so far, by folder.
         """
-        longer = {found.evaluations: found for found in self.longer(records).values()} if "gradients" in self.rivals else {}
-        key = tuple(longer)
+        matched = self.longer(records) if "gradients" in self.rivals else {}
+        longer = {found.evaluations: found for found in matched.values()}
+        given = self.given(records)
+        most = {n: max(given[name] for name, found in matched.items() if found.evaluations == n) for n in longer}
+        key = (*most.items(), *given.values())
         if key not in self._known:
             plain = self.variants[self.baseline]
             jobs: list[Job] = []
-            for seed in self.seeds:
-                jobs += [Job(name, seed, "epochs", variant.evaluations, variant) for name, variant in self.variants.items()]
-                jobs += [Job(self.baseline, seed, "gradients", n, plain, one.stretch) for n, one in longer.items()]
+            for i, seed in enumerate(self.seeds):
+                jobs += [
+                    Job(name, seed, "epochs", variant.evaluations, variant) for name, variant in self.variants.items() if i < given[name]
+                ]
+                jobs += [Job(self.baseline, seed, "gradients", n, plain, one.stretch) for n, one in longer.items() if i < most[n]]
             self._known[key] = jobs
         return self._known[key]
+
+    def given(self, records: Mapping[str, Ended]) -> dict[str, int]:
+        """How many seeds each variant gets, as far as known; the baseline as many as the most of them."""
+        if self.race is None:
+            return dict.fromkeys(self.variants, len(self.seeds))
+        question = self.question(self.rivals[0], records)
+        found = self.race.given({}, question.variants, baselines=question.baselines, mode=self.metric.mode, margin=self.margin)
+        return {self.baseline: max(found.values()), **found}
+
+    def looks(self, records: Mapping[str, Ended]) -> list[Look]:
+        """What each look of the race so far saw and decided; none without a race."""
+        if self.race is None:
+            return []
+        question = self.question(self.rivals[0], records)
+        return self.race.log({}, question.variants, baselines=question.baselines, mode=self.metric.mode, margin=self.margin)
+
+    def standing(self, records: Mapping[str, Ended]) -> Standing | None:
+        """Where the race stands, which the first of the rivals decides; None without a race."""
+        if self.race is None:
+            return None
+        question, metric = self.question(self.rivals[0], records), self.metric
+        return self.race.judge(
+            {},
+            question.variants,
+            baselines=question.baselines,
+            mode=metric.mode,
+            margin=self.margin,
+            metric=metric.title,
+            unit=metric.difference_unit,
+            against=question.against,
+        )
+
+    def question(self, rival: Rival, records: Mapping[str, Ended]) -> Question:
+        """What is asked with respect to ``rival``: the values of both sides, of the runs that are there.
+
+        A variant that costs no more than the baseline is compared with the baseline itself.
+        """
+        best = rival == "early"
+        plain = self.values(self.baseline, records, best=best)
+        others = [name for name in self.variants if name != self.baseline]
+        baselines = dict.fromkeys(others, plain)
+        if rival == "gradients":
+            longer = {name: self.values(self.baseline, records, longer=one) for name, one in self.longer(records).items()}
+            # Which run a variant is compared with is not known before its cost; where all its runs failed or diverged, it never is.
+            unknown = {name: {} for name in others if self.cost(name, records) is None and not self._all_there(name, records)}
+            baselines |= longer | unknown
+        against = {"epochs": "", "gradients": " at equal gradients", "early": " stopped early"}[rival]
+        return Question(self.baseline + against, {name: self.values(name, records, best=best) for name in others}, baselines)
+
+    def _all_there(self, name: str, records: Mapping[str, Ended]) -> bool:
+        """Whether the runs of a variant that are wanted in any case have ended, and the baseline's."""
+        wanted = self.seeds if self.race is None else self.seeds[: self.race.first]
+        return all(Job(one, seed, "epochs", None, self.variants[one]).folder in records for one in (name, self.baseline) for seed in wanted)
+
+    def values(self, name: str, records: Mapping[str, Ended], *, longer: Longer | None = None, best: bool = False) -> Values:
+        """The metric of the runs of a variant, or of a longer baseline; ``best``: at the best epoch by validation."""
+        variant = self.variants[name]
+        found: Values = {}
+        for seed in self.seeds:
+            job = Job(name, seed, "epochs", None, variant) if longer is None else Job(name, seed, "gradients", longer.evaluations, variant)
+            record = records.get(job.folder)
+            if record is not None:
+                value = record.best_test if best else record.test
+                found[seed] = None if value is None else self.metric.shown(value)
+        return found
 
     def longer(self, records: Mapping[str, Ended]) -> dict[str, Longer]:
         """Variant -> the baseline that spends as many gradient evaluations, as far as known; a variant that costs no more has none.
@@ -146,7 +249,9 @@ class Plan:
             return variant.epochs, variant.evaluations
         for seed in self.seeds:
             record = records.get(Job(name, seed, "epochs", None, variant).folder)
-            if record is not None and record.length is not None and record.error is None and not record.diverged:
+            if record is None:
+                return None  # a later seed must not tell, or the answer would hang on which run ends first
+            if record.length is not None and record.error is None and not record.diverged:
                 return record.length, record.gradient_evaluations
         return None
 
@@ -157,6 +262,9 @@ def make_plan(
     *,
     seeds: int = 5,
     rivals: Sequence[str] | None = None,
+    margin: float | None = None,
+    until: str | None = None,
+    max_seeds: int | None = None,
 ) -> Plan:
     """Plan a comparison.
 
@@ -168,14 +276,20 @@ def make_plan(
             changed options, else the task's first variant without a penalty, else plain training, which is added as "none".
         seeds: how many, from the task's first on, ≥ 1.
         rivals: some of ``RIVALS``; None takes all.
+        margin: the difference that matters, in the table's unit.
+        until: "decided" adds seeds to the variants that are undecided; ``seeds`` are then those before the first look.
+        max_seeds: the bound of that; None takes four times ``seeds``.
 
     Raises:
         TypeError, ValueError: no seeds, an unknown variant or penalty, names that collide, or nothing to compare.
     """
     checks.whole("seeds", seeds, minimum=1, remedy="A paired interval needs 2; 5 is the default.")
-    picked = tuple(dict.fromkeys(RIVALS if rivals is None else rivals))
-    for rival in picked:
+    for rival in rivals or ():
         checks.choice("rivals", rival, RIVALS)
+    picked: tuple[Rival, ...] = tuple(rival for rival in RIVALS if rivals is None or rival in rivals)
+    if margin is not None:
+        checks.positive("margin", margin, remedy="It is the difference that matters, in the table's unit.")
+    bound = _bound(seeds, until, max_seeds, picked)
     named = task.variants
     given = _given(penalties, named)
     variants = {name: _variant(task, name, value, named) for name, value in given.items()}
@@ -196,15 +310,40 @@ def make_plan(
             "--penalties sam:rho=0.1, or add variants: to the recipe."
         )
     _check_folders(variants)
+    numbers = list(range(plain.seed, plain.seed + bound))
     return Plan(
         task=task.name,
         description=task.description,
         metric=task.metric,
         baseline=baseline,
         variants=variants,
-        seeds=list(range(plain.seed, plain.seed + seeds)),
-        rivals=picked,  # type: ignore[arg-type]  # checked above
+        seeds=numbers,
+        rivals=picked,
+        margin=margin,
+        race=None if until is None else Race(numbers, first=seeds),
     )
+
+
+def _bound(seeds: int, until: str | None, max_seeds: int | None, rivals: Sequence[str]) -> int:
+    """How many seeds may be run."""
+    if until is None:
+        if max_seeds is not None:
+            raise ValueError(
+                f"max_seeds must be left out without until; got {checks.describe(max_seeds)}. Add until='decided' (--until decided), or "
+                f"give seeds={checks.describe(max_seeds)} to run so many."
+            )
+        return seeds
+    checks.choice("until", until, UNTIL)
+    if seeds < 2:
+        raise ValueError(f"seeds must be >= 2 with until='decided'; got {seeds}. They are the seeds before the first look, which needs 2.")
+    if not rivals:
+        raise ValueError(f"rivals must name one with until='decided'; got none. Name some of {', '.join(RIVALS)}, or leave them out.")
+    if max_seeds is None:
+        return 4 * seeds
+    checks.whole("max_seeds", max_seeds, minimum=1)
+    if max_seeds < seeds:
+        raise ValueError(f"max_seeds must be >= seeds, the first look's; got {max_seeds} with seeds = {seeds}. Raise it, or lower seeds.")
+    return max_seeds
 
 
 def parse_penalty(text: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:

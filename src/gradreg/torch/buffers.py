@@ -138,7 +138,7 @@ class ForwardState:
         if self._searching:
             self._mode = None  # until the search has ended: after a step that failed it begins again
             self._begin_search(trainable, closures)
-        if self._random is not None:
+        if self._random is not None and (self._generators or self._random.generators):
             self._random.generators = _once(slot.value() for slot in self._generators if is_generator(slot.value()))
 
     def snapshot(self) -> Snapshot:
