@@ -79,7 +79,7 @@ MUTANTS = (
     Mutant('restore by subtraction', 'perturbation.py', '            torch._foreach_copy_(record.shards, record.copies)\n        self._drop_copies()', '            torch._foreach_sub_(record.shards, [p - c for p, c in zip(record.shards, record.copies, strict=True)])\n        self._drop_copies()'),
     Mutant('no restore after an exception', 'perturbation.py', '            try:\n                yield\n            finally:\n                self.restore()\n        except BaseException:\n            self.restore()  # again, because an interrupt may have come during the first time\n            raise', '            yield\n            self.restore()\n        except BaseException:\n            self._swapped, self._copied = [], []\n            raise'),
     Mutant('gradients not put back after an exception', 'gradients.py', '            self.restore(stash)\n            raise', '            raise'),
-    Mutant('RNG not replayed', 'buffers.py', '            self._random.restore(snapshot.random)', '            pass'),
+    Mutant('RNG not replayed', 'buffers.py', '            self._random.restore(states)', '            pass'),
     Mutant('RNG captured once for all micro-batches', 'closures.py', 'self._go_to(group.starts[i])', 'self._go_to(group.starts[0])'),
     Mutant('BatchNorm not frozen', 'closures.py', '        if group.end is not None:\n            self._go_to(group.end)', '        if False:\n            self._go_to(group.end)'),
     Mutant('buffers told by the version counter alone', 'buffers.py', 'return slot.address in start.contents and not _same(*start.contents[slot.address])', 'return False'),
