@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -272,7 +271,7 @@ def environment_of(folder: Path, records: Sequence[Record]) -> dict[str, Any]:
     for record in records:
         file = folder / record.folder / "environment.json"
         if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+            return files.read_json(file, holds="where a run ran", remedy="Remove the file.")
     return environment.describe()
 
 
