@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "integrations": {"core", "torch"},
     "sharpness": {"core", "torch", "jax"},
     "theory": {"core", "torch", "files"},
-    "train": {"core", "torch", "files", "folders", "environment", "study"},
+    "train": {"core", "torch", "sharpness", "files", "folders", "environment", "study"},
     "study": {"core", "torch", "jax", "train", "files", "folders", "environment"},
     "files": set(),
     "folders": {"files"},

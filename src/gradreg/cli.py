@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lab": ("gradreg.theory.command", "the theorems as experiments: diagonal networks, kernel decay, flooding, stability"),
     "train": ("gradreg.train.command", "train one recipe, with any key overridden, or resume an interrupted run"),
     "evaluate": ("gradreg.train.evaluate_command", "loss and accuracy of a trained run, on its data or others"),
+    "sharpness": ("gradreg.train.sharpness_command", "curvature of trained runs: eigenvalue, trace, how far the loss rises; a diagnostic"),
     "recipes": ("gradreg.train.recipe_listing", "list the shipped recipes and the command for each"),
     "models": ("gradreg.train.models.listing", "list the models that a recipe can name, with sizes: gradreg models [PATTERN]"),
 }

@@ -194,7 +194,8 @@ class LossFunction:
 
     def _perturb(self, direction: Vector, step: float) -> None:
         parameters = self.space.parameters
-        self._perturbation.perturb(parameters, self.space.split(direction), step, check_rounding=False)
+        with torch.no_grad():
+            self._perturbation.perturb(parameters, self.space.split(direction), step, check_rounding=False)
 
     def loss(self, only: int | None = None, *, averaged: bool = True) -> float:
         """The loss where the parameters are; ``only``: of one closure, without its weight."""

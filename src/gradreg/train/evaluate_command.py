@@ -38,26 +38,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add("--json", action="store_true", help="print one line of JSON instead of text")
     options = parser.parse(argv)
 
-    from gradreg.train.run_folder import WEIGHTS, RunFolder, differences
-
-    checks.choice("--weights", options["weights"], tuple(WEIGHTS))
     checks.choice("--split", options["split"], SPLITS)
-    folder = RunFolder(Path(options["run"]))
-    trained = folder.configuration()
-    config = configuration(parser.settings(argv, asdict(trained)))
-    for key in differences(asdict(trained), asdict(config)):
-        if not f"{key}.".startswith(tuple(f"{read}." for read in DEPENDS_ON)):
-            raise ValueError(
-                f"--{key} must be left out, because an evaluation does not depend on it. It can change {', '.join(DEPENDS_ON)}."
-            )
-    if config.augmentation.normalize == "auto":
-        config.augmentation.normalize = trained.data.name
-    config.parallel = "ddp"  # each process holds the whole model, even if the run sharded it
-    file = folder.path / WEIGHTS[options["weights"]]
-    if not file.is_file():
-        there = [which for which, name in WEIGHTS.items() if (folder.path / name).is_file()]
-        remedy = f"It has {', '.join(there)}." if there else "Finish it first: gradreg train --resume RUN."
-        raise ValueError(f"--weights must name weights that the run in {options['run']!r} has; got {options['weights']!r}. {remedy}")
+    config, file = configuration_and_weights(parser, argv, options["run"], options["weights"])
 
     from gradreg.train.devices import Devices
 
@@ -81,6 +63,34 @@ def main(argv: Sequence[str]) -> int:
         shown = ", ".join([*values, f"loss {found.loss:.4f}"])
         print(f"{options['split']}, {images:,} {what}, {options['weights']} weights: {shown}")
     return 0
+
+
+def configuration_and_weights(parser: CommandParser, argv: Sequence[str], run: str, weights: str) -> tuple[Config, Path]:
+    """What a trained run is evaluated with: its configuration, with the keys of ``argv`` that an evaluation depends on, and a file.
+
+    Raises:
+        ValueError: no such run or weights, or a key that concerns training.
+    """
+    from gradreg.train.run_folder import WEIGHTS, RunFolder, differences
+
+    checks.choice("--weights", weights, tuple(WEIGHTS))
+    folder = RunFolder(Path(run))
+    trained = folder.configuration()
+    config = configuration(parser.settings(argv, asdict(trained)))
+    for key in differences(asdict(trained), asdict(config)):
+        if not f"{key}.".startswith(tuple(f"{read}." for read in DEPENDS_ON)):
+            raise ValueError(
+                f"--{key} must be left out, because an evaluation does not depend on it. It can change {', '.join(DEPENDS_ON)}."
+            )
+    if config.augmentation.normalize == "auto":
+        config.augmentation.normalize = trained.data.name
+    config.parallel = "ddp"  # each process holds the whole model, even if the run sharded it
+    file = folder.path / WEIGHTS[weights]
+    if not file.is_file():
+        there = [which for which, name in WEIGHTS.items() if (folder.path / name).is_file()]
+        remedy = f"It has {', '.join(there)}." if there else "Finish it first: gradreg train --resume RUN."
+        raise ValueError(f"--weights must name weights that the run in {run!r} has; got {weights!r}. {remedy}")
+    return config, file
 
 
 def _evaluated(config: Config, weights: Path, split: str, devices: Devices) -> tuple[Evaluation, int]:
