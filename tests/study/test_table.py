@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, fields, replace
 
 import pytest
+from rich.console import Console
 
 from gradreg.study.table import COLUMNS, Row, comma_separated, json_row, latex, markdown, shown_columns, terminal_table
 from gradreg.study.tasks import Metric
@@ -126,3 +128,21 @@ def test_the_terminals_table_fits_its_width(width):
         for part in ("over plain,", "2 x epochs" if width < 110 else "plain, 2 x epochs", "95.61 ± 0.78", "[+1.90, +2.26]", "(2 x)")
     )
     assert any("+2.08 [+1.90, +2.26]" in line for line in lines) == (width >= 110)
+
+
+LABEL = "plain, equal seconds of fgr:gamma=0.5,epsilon=0.5: 173 epochs, ratio 2.87 measured"
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 150, 170, 240])
+def test_all_rivals_and_a_race_fit_into_any_terminal(width):
+    """Nothing is cut off: what has no room is left out, the differences last."""
+    whole = replace(
+        ROW, deviation=10.75, difference=verdict(-12.0, -18.0, -11.0), seconds_difference=WORSE, early_difference=BETTER, looks=12, runs=20
+    )
+    shown = io.StringIO()
+    rows = [whole, replace(whole, label=LABEL, difference=None)]
+    Console(file=shown, width=width).print(terminal_table(rows, ACCURACY, title="t", width=width))
+    text = shown.getvalue()
+    assert "…" not in text
+    assert all(len(line.rstrip()) <= width for line in text.splitlines())
+    assert "stopped" in text

@@ -87,7 +87,7 @@ class Row:
         return " ".join(parts)
 
 
-_TIGHT = ((", +", ",\n+"), (", -", ",\n-"), (" ± ", "\n± "))
+_TIGHT = ((", +", ",\n+"), (", -", ",\n-"), (" ± ", "\n± "), (" diverged", "\ndiverged"), (" failed", "\nfailed"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,19 +292,24 @@ def terminal_table(rows: Sequence[Row], metric: Metric, *, title: str, width: in
 
     columns = shown_columns(rows)
     tight = len(columns) > 6
-    wide = width >= (WIDE if tight else 110)
+    label = (14 if tight else 20, 36)
+    padding = (0, 2, 0, 0)
+    # Rich would cut off what does not fit.
+    wide = width >= max(_width(columns, rows, metric, label[1], padding=3), WIDE if tight else 110)
     if tight and not wide:
         columns = [column for column in columns if column.fields != ("seconds",)]
+        for less in (("gradient_evaluations", "cost"), ("best_mean",), ("looks",)):
+            if _width(columns, rows, metric, label[0], padding=2, narrow=True) > width:
+                columns = [column for column in columns if column.fields != less]
     caption = "mean ± sd over seeds; differences paired by seed, with 95 % intervals"
-    padding = (0, 2, 0, 0) if wide else (0, 1, 0, 0) if tight else 0
+    padding = padding if wide else (0, 1, 0, 0) if tight else 0
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False, padding=padding)
     for column in columns:
         table.add_column(column.title(metric, narrow=True), justify=column.align, no_wrap=True)
     styles = {1: "green", -1: "red", 0: ""}
     for row in rows:
         texts = [column.text(row) if wide else column.narrow_text(row, tight=tight) for column in columns]
-        if not wide:
-            texts[0] = "\n".join(part for line in texts[0].split("\n") for part in textwrap.wrap(line, 14 if tight else 20) or [""])
+        texts[0] = _wrapped(texts[0], label[wide])
         table.add_row(*(Text(text, style=styles[column.sign(row)]) for column, text in zip(columns, texts, strict=True)))
     if Console(width=10_000).measure(table).maximum <= width:
         return table
@@ -319,6 +324,23 @@ def terminal_table(rows: Sequence[Row], metric: Metric, *, title: str, width: in
                 title_of_it = " ".join(column.title(metric, narrow=True).split())
                 stacked.add_row(Text(f"  {title_of_it}"), Text(text, style=styles[column.sign(row)]))
     return stacked
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, width) or [""])
+
+
+def _width(columns: Sequence[Column], rows: Sequence[Row], metric: Metric, label: int, *, padding: int, narrow: bool = False) -> int:
+    """Characters that a table takes, with ``padding`` between columns and the first one wrapped at ``label``.
+
+    ``narrow``: with the line breaks of a narrow terminal.
+    """
+    total = 0
+    for column in columns:
+        texts = [column.narrow_text(row, tight=True) if narrow else column.text(row) for row in rows]
+        texts = [_wrapped(text, label) for text in texts] if column.align == "left" else texts
+        total += padding + max(len(line) for text in (column.title(metric, narrow=True), *texts) for line in text.split("\n"))
+    return total
 
 
 def markdown(rows: Sequence[Row], metric: Metric) -> str:
