@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import shlex
 import signal
 import time
@@ -123,6 +125,9 @@ def _recipe_plan(argv: Sequence[str]) -> tuple[dict[str, Any], Plan]:
     from gradreg.train.arguments import CommandParser
     from gradreg.train.task import RecipeTask
 
+    for package in ("torch", "safetensors"):
+        if importlib.util.find_spec(package) is None:  # else every run would fail on it
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     parser = CommandParser("compare", DESCRIPTION, default_recipe=DEFAULT_RECIPE)
     for option, keywords in OPTIONS:
         parser.add(option, **keywords)
@@ -162,7 +167,7 @@ def _parse(task: FunctionTask, reference: str, argv: Sequence[str]) -> dict[str,
     try:
         parsed = parser.instantiate(parser.parse_args(list(argv)))
     except ArgumentError as error:
-        text = " ".join(str(error.message).split()).replace("Parser key", "option")
+        text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error.message).split()).replace("Parser key", "option"))
         raise ValueError(f"{text} (gradreg compare {reference} --help explains every option)") from error
     return {
         **{option.removeprefix("--"): parsed[option.removeprefix("--")] for option, _ in OPTIONS},
