@@ -28,6 +28,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 TRACEBACK = "GRADREG_TRACEBACK"
 
+_OF_STUDY = ("jinja2", "jsonargparse", "numpy", "plotly", "rich", "scipy", "yaml")
+"""What the extra "study" installs, which is all that a study of a task of one's own needs beside its framework."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
@@ -65,7 +68,8 @@ def _run(argv: list[str]) -> int:
     except ModuleNotFoundError as error:
         if os.environ.get(TRACEBACK) or (error.name or "").startswith("gradreg"):
             raise
-        return _fail(f"{name} needs the package {error.name!r}, which is not installed. Run: pip install 'gradreg[train]'")
+        extra = "study" if name == "compare" and error.name in _OF_STUDY else "train"
+        return _fail(f"{name} needs the package {error.name!r}, which is not installed. Run: pip install 'gradreg[{extra}]'")
     except BrokenPipeError:
         raise
     except (ValueError, TypeError, OSError) as error:

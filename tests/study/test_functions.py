@@ -173,7 +173,7 @@ def test_no_option_of_the_command_can_be_an_option_of_a_task():
     from gradreg.study.command import OPTIONS
     from gradreg.study.functions import RESERVED
 
-    assert {option.removeprefix("--") for option, _ in OPTIONS} <= set(RESERVED)
+    assert {option.removeprefix("--").replace("-", "_") for option, _ in OPTIONS} <= set(RESERVED)
 
 
 def test_the_task_may_stand_after_options(mine, tmp_path):

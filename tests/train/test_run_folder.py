@@ -20,7 +20,7 @@ from gradreg.train.run_folder import RunFolder
 
 from .data.cases import image_tree
 
-WORDS = ["digits-noisy-labels", "--epochs", "2", "--data.train_size", "200", "--model.hidden", "[8]"]
+WORDS = ["digits-noisy-labels", "--epochs", "2", "--data.train_size", "200", "--data.validation", "null", "--model.hidden", "[8]"]
 
 
 def test_gradreg_train_leaves_a_folder_from_which_the_run_can_be_read(tmp_path, capsys):

@@ -33,9 +33,9 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--margin", {"type": float, "help": "the difference that matters, in the table's unit: verdicts then also say 'no worse'"}),
     (
         "--until",
-        {"type": str, "help": "decided: add seeds to the undecided variants, up to --max_seeds; --seeds are those of the first look"},
+        {"type": str, "help": "decided: add seeds to the undecided variants, up to --max-seeds; --seeds are those of the first look"},
     ),
-    ("--max_seeds", {"type": int, "help": "the bound of --until decided (4 x --seeds)"}),
+    ("--max-seeds", {"type": int, "help": "the bound of --until decided (4 x --seeds)"}),
     ("--out", {"type": str, "help": "folder for results.json, report.html and the runs (runs/TASK)"}),
     ("--fresh", {"action": "store_true", "help": "keep what is in the folder aside, and run everything anew"}),
     ("--workers", {"type": int, "help": "worker processes (one a core; one with an accelerator; 0: in this process)"}),

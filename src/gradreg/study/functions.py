@@ -22,7 +22,7 @@ from gradreg import checks, environment, files
 from gradreg.own_code import PREFIX, in_folders, load_file
 from gradreg.penalties import GradientPenalty
 from gradreg.study.run import METRICS, Run
-from gradreg.study.tasks import Metric, Mode, OnProgress, Task, Variant
+from gradreg.study.tasks import Metric, Mode, OnProgress, Task, TaskError, Variant
 
 RESERVED = (
     "task", "penalties", "seeds", "out", "workers", "rivals", "until", "max_seeds", "margin", "fresh", "executor", "partial", "help",
@@ -130,7 +130,7 @@ class FunctionTask(Task):
         try:
             parsed = self.parser.parse_object(given)
         except Exception as error:  # jsonargparse raises errors of several kinds
-            text = " ".join(str(getattr(error, "message", error)).split())
+            text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(getattr(error, "message", error)).split()))
             raise ValueError(f"option of task {self.name!r}: {text}") from error
         found = self.parser.instantiate(parsed)
         return {key: found[key] for key in self._options}
@@ -284,8 +284,11 @@ class FunctionVariant(Variant):
         train = self.reference.resolve()
         _seed(seed)
         run = Run(self.penalty, seed, folder, metric=self.metric, stretch=stretch, on_progress=on_progress)
-        train.function(run, **self.options)
-        result = run.finish()
+        try:
+            train.function(run, **self.options)
+            result = run.finish()
+        except TaskError as error:
+            raise TaskError(f"{error} ({_line_in(train.function, error)})") from error
         files.write_json(folder / "environment.json", environment.describe())
         files.write_json(folder / RESULT, result)
         return result
@@ -340,6 +343,13 @@ def _name_of(function: Callable[..., None]) -> str:
 def _line_of(function: Callable[..., None]) -> str:
     code = getattr(function, "__code__", None)
     return "?" if code is None else f"{Path(code.co_filename).name}, line {code.co_firstlineno}"
+
+
+def _line_in(function: Callable[..., None], error: BaseException) -> str:
+    """The last line of the task's own file that led to ``error``, or where the function begins."""
+    code = getattr(function, "__code__", None)
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if code is not None and frame.filename == code.co_filename]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else _line_of(function)
 
 
 def _is_importable(module: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +39,9 @@ def _recipe(command: str, description: str, options: Options, argv: Sequence[str
     from gradreg.train.arguments import CommandParser
     from gradreg.train.task import RecipeTask
 
+    for package in ("torch", "safetensors"):
+        if importlib.util.find_spec(package) is None:  # else every run would fail on it
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     parser = CommandParser(command, description, default_recipe=DEFAULT_RECIPE)
     for option, keywords in options:
         parser.add(option, **keywords)
@@ -64,9 +69,14 @@ def _parse(command: str, description: str, options: Options, task: FunctionTask,
     try:
         parsed = parser.instantiate(parser.parse_args(list(argv)))
     except ArgumentError as error:
-        text = " ".join(str(error.message).split()).replace("Parser key", "option")
+        text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error.message).split()).replace("Parser key", "option"))
         raise ValueError(f"{text} (gradreg {command} {reference} --help explains every option)") from error
     return {
-        **{option.removeprefix("--"): parsed[option.removeprefix("--")] for option, _ in options},
+        **{_key(option): parsed[_key(option)] for option, _ in options},
         **{name: parsed[name] for name in task.options},
     }
+
+
+def _key(option: str) -> str:
+    """``--max-seeds`` as its value is called: ``max_seeds``."""
+    return option.removeprefix("--").replace("-", "_")

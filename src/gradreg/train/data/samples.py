@@ -355,8 +355,9 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
         return value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
     if isinstance(value, Mapping) and type(value) is dict:
         return {key: _moved(part, device, dtype) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_moved(part, device, dtype) for part in value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*[_moved(part, device, dtype) for part in value])  # type: ignore[call-arg]
-    return value.to(device) if hasattr(value, "to") else value  # type: ignore[union-attr]
+    if isinstance(value, (list, tuple)):
+        parts: list[Any] = [_moved(part, device, dtype) for part in value]
+        make: Any = type(value)
+        return make(*parts) if hasattr(value, "_fields") else make(parts)
+    movable: Any = value
+    return movable.to(device) if hasattr(movable, "to") else movable
