@@ -500,3 +500,19 @@ def test_task_errors_stop_a_study_in_python_too(tmp_path):
     path.write_text(wrong("for epoch in run.epochs(2): run.log(test_accuracy=0.5)"))
     with pytest.raises(TaskError, match="must take its gradients from the run"):
         in_this_process(str(path), tmp_path / "out", penalties=["sam:rho=0.1"])
+
+
+BROKEN = {
+    "missing package": ("import nothing_there", "it imports 'nothing_there', which is not installed. Install it"),
+    "syntax": ("x = 1\ndef (:", "line 2: invalid syntax. Correct it"),
+    "error": ("\n1 / 0", r"ZeroDivisionError: division by zero \(broken.py, line 2\). Correct it"),
+    "exit": ("raise SystemExit(3)", "it ends the program. Put what it runs by itself under if __name__"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_cannot_be_imported_is_named(name, tmp_path):
+    text, words = BROKEN[name]
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(ValueError, match=rf"'.*broken.py' must be a file that can be imported; {words}"):
+        load_task(str(tmp_path / "broken.py"))

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import random
 import re
 import sys
@@ -21,7 +22,7 @@ from typing import Any, get_type_hints
 from gradreg import checks, environment, files
 from gradreg.penalties import GradientPenalty
 from gradreg.study.run import METRICS, Run
-from gradreg.study.tasks import Metric, Mode, OnProgress, Task, Variant
+from gradreg.study.tasks import Metric, Mode, OnProgress, Task, TaskError, Variant
 
 RESERVED = (
     "task", "penalties", "seeds", "out", "workers", "rivals", "until", "max_seeds", "margin", "fresh", "executor", "partial", "help",
@@ -192,7 +193,11 @@ class Reference:
 
 
 def load_file(path: Path) -> Any:
-    """The module in a file, imported once under a name of its own; its folder is on the path, as when it is run."""
+    """The module in a file, imported once under a name of its own; its folder is on the path, as when it is run.
+
+    Raises:
+        ValueError: it cannot be imported; naming the file, the line and the error.
+    """
     name = _OWN_MODULE + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     if name in sys.modules:
         return sys.modules[name]
@@ -206,10 +211,23 @@ def load_file(path: Path) -> Any:
         sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
-        raise
+        if isinstance(error, (ValueError, TypeError, KeyboardInterrupt)):  # of gradreg, say, which say what to do
+            raise
+        raise ValueError(f"{str(path)!r} must be a file that can be imported; {_import_failure(error)}") from error
     return module
+
+
+def _import_failure(error: BaseException) -> str:
+    """Why a task's file cannot be imported, and what to do."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"it imports {error.name!r}, which is not installed. Install it, or correct the name."
+    if isinstance(error, SystemExit):
+        return "it ends the program. Put what it runs by itself under if __name__ == '__main__':."
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}. Correct it."
+    return f"{describe_failure(error)}. Correct it."
 
 
 def is_reference(text: str) -> bool:
@@ -284,7 +302,7 @@ class FunctionVariant(Variant):
 
     def result(self, folder: Path, seed: int, stretch: Fraction) -> dict[str, Any] | None:
         file = folder / RESULT
-        if not file.is_file():
+        if not os.path.lexists(file):
             return None
         remedy = f"Remove the folder {str(folder)!r}, so that the run is repeated."
         held = files.read_json(folder / CONFIGURATION, holds="the configuration of a run", remedy=remedy)
@@ -300,7 +318,10 @@ class FunctionVariant(Variant):
 
     def run(self, folder: Path, seed: int, stretch: Fraction, on_progress: OnProgress) -> dict[str, Any]:
         for stale in (RESULT, ERROR, METRICS):
-            (folder / stale).unlink(missing_ok=True)
+            try:
+                (folder / stale).unlink(missing_ok=True)
+            except OSError as error:
+                raise TaskError(f"{str(folder / stale)!r} must be a file of an earlier run: {error.strerror}. Remove it.") from error
         files.write_json(folder / CONFIGURATION, self._identity(seed, stretch))
         (folder / METRICS).touch()
         train = self.reference.resolve()
