@@ -15,10 +15,12 @@ from typing import TextIO
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("gradreg.study.command", "does a penalty help here, by how much, at what cost: train variants over seeds and report"),
+    "tune": ("gradreg.study.tune_command", "which strength: search it beside plain training, and confirm the winners with fresh seeds"),
     "l2": ("gradreg.study.l2_command", "predict the best weight decay from a short run; the clock of weight decay"),
     "lab": ("gradreg.theory.command", "the theorems as experiments: diagonal networks, kernel decay, flooding, stability"),
     "train": ("gradreg.train.command", "train one recipe, with any key overridden, or resume an interrupted run"),
     "evaluate": ("gradreg.train.evaluate_command", "loss and accuracy of a trained run, on its data or others"),
+    "sharpness": ("gradreg.train.sharpness_command", "curvature of trained runs: eigenvalue, trace, how far the loss rises; a diagnostic"),
     "recipes": ("gradreg.train.recipe_listing", "list the shipped recipes and the command for each"),
     "models": ("gradreg.train.models.listing", "list the models that a recipe can name, with sizes: gradreg models [PATTERN]"),
 }

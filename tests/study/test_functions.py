@@ -150,7 +150,7 @@ def test_plain_training_with_another_option_is_a_variant_and_not_the_baseline(mi
 
 
 def test_a_recipe_by_its_name_with_changed_keys(tmp_path):
-    options = {"epochs": 1, "data.train_size": 100, "trackers": []}
+    options = {"epochs": 1, "data.train_size": 100, "data.validation": None, "trackers": []}
     found = in_this_process(
         "digits-noisy-labels", tmp_path / "out", penalties=["sam", "fgr:gamma=0.1,epsilon=0.1"], options=options, seeds=1
     )
@@ -502,17 +502,9 @@ def test_task_errors_stop_a_study_in_python_too(tmp_path):
         in_this_process(str(path), tmp_path / "out", penalties=["sam:rho=0.1"])
 
 
-BROKEN = {
-    "missing package": ("import nothing_there", "it imports 'nothing_there', which is not installed. Install it"),
-    "syntax": ("x = 1\ndef (:", "line 2: invalid syntax. Correct it"),
-    "error": ("\n1 / 0", r"ZeroDivisionError: division by zero \(broken.py, line 2\). Correct it"),
-    "exit": ("raise SystemExit(3)", "it ends the program. Put what it runs by itself under if __name__"),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_file_that_cannot_be_imported_is_named(name, tmp_path):
-    text, words = BROKEN[name]
-    (tmp_path / "broken.py").write_text(text)
-    with pytest.raises(ValueError, match=rf"'.*broken.py' must be a file that can be imported; {words}"):
+def test_a_file_that_ends_the_program_when_it_is_imported_is_named(tmp_path):
+    (tmp_path / "broken.py").write_text("\nraise SystemExit(3)")
+    with pytest.raises(
+        ValueError, match=r"'.*broken.py' cannot be imported: SystemExit in line 2: 3\. Put what it runs by itself under if"
+    ):
         load_task(str(tmp_path / "broken.py"))

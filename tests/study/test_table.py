@@ -34,6 +34,7 @@ ROW = Row(
     best_mean=96.123,
     difference=BETTER,
     matched_difference=WORSE,
+    seconds_difference=None,
     early_difference=None,
     gradient_evaluations=1200,
     seconds=3.456,
@@ -57,10 +58,12 @@ def test_the_cells_of_a_row():
         "+2.08 [+1.90, +2.26]",
         "-8.16 [-8.52, -7.80]",
         "",
+        "",
+        "",
         "1200 (2 x)",
         "3.46",
     ]
-    assert [column.sign(ROW) for column in COLUMNS] == [0, 0, 0, 1, -1, 0, 0, 0]
+    assert [column.sign(ROW) for column in COLUMNS] == [0, 0, 0, 1, -1, 0, 0, 0, 0, 0]
     unclear = replace(ROW, difference=verdict(0.1, -0.2, 0.4), matched_difference=None, mean=None, deviation=None, diverged=3)
     assert [column.text(unclear) for column in COLUMNS][1:5] == ["diverged (3 of 3)", "96.12", "+0.10 [-0.65, +0.85]", ""]
     assert not any(column.sign(unclear) for column in COLUMNS)

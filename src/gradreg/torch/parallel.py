@@ -99,6 +99,16 @@ class Parallelism:
             flat /= group.size()
             torch._foreach_copy_(these, [f.view_as(t) for f, t in zip(flat.split([t.numel() for t in these]), these, strict=True)])
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of ``value``, which is overwritten, over the ranks of DDP."""
+        if self._replicas:
+            from torch.distributed import all_reduce
+
+            group = self._replicas[0].process_group
+            all_reduce(value, group=group)
+            value /= group.size()
+        return value
+
     def forward_synchronisation(self) -> list[bool]:
         """Whether the next forward pass of each DDP module broadcasts its buffers; this is part of the state that a pass starts from."""
         return [replica.require_forward_param_sync for replica in self._replicas]

@@ -79,7 +79,7 @@ class RunFolder:
             if not line.endswith(b"\n"):
                 break
             try:
-                found.append(Epoch(**_from_json(files.parse_json(line))))
+                found.append(Epoch.from_dict(_from_json(files.parse_json(line))))
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f"line {number} of {str(file)!r} must be the record of an epoch; it is damaged: {error}. Restore the file; or, if the "
@@ -124,9 +124,11 @@ class RunFolder:
                 )
             return
         different = differences(self._held(), asdict(config))
+        different = [key for key in different if not (key.startswith("code.") and key.endswith(".file"))]  # a file may have been moved
         if different:
+            changed = " (the content of that file has changed)" if all(key.startswith("code.") for key in different) else ""
             raise ValueError(
-                f"{str(self.path)!r} holds a run of another configuration; it differs in {', '.join(different)}. "
+                f"{str(self.path)!r} holds a run of another configuration; it differs in {', '.join(different)}{changed}. "
                 "Choose another --out, or remove that folder."
             )
 
@@ -268,7 +270,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
 
 def _metrics_line(epoch: Epoch) -> str:
-    return _line({key: value for key, value in asdict(epoch).items() if key not in _TIMES})
+    return _line({key: value for key, value in epoch.to_dict().items() if key not in _TIMES})
 
 
 def _timings_line(epoch: Epoch) -> str:

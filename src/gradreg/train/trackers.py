@@ -49,7 +49,7 @@ class Trackers:
 
     def log(self, epoch: Epoch) -> None:
         """Every number of ``epoch``, at its optimizer step."""
-        values = {key: value for key, value in asdict(epoch).items() if isinstance(value, (int, float)) and key != "step"}
+        values = {key: value for key, value in epoch.to_dict().items() if isinstance(value, (int, float)) and key != "step"}
         for tracker in self._trackers:
             tracker.log(values, step=epoch.step)
 
