@@ -141,8 +141,8 @@ def words(dice: random.Random) -> list[str]:
     return found
 
 
-def answer(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command says; its status, its manners and its time are checked."""
+def answer(argv: list[str], capsys: pytest.CaptureFixture[str], statuses: tuple[int, ...] = (0, 2)) -> str:
+    """The errors of a command; its status, its manners and its time are checked. Of status 1 what it says of failed runs."""
     capsys.readouterr()
     started = time.process_time()
     try:
@@ -152,7 +152,7 @@ def answer(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     spent = time.process_time() - started
     shown = capsys.readouterr()
     about = f"{argv!r}: {status}, {spent:.1f} s\n{shown.out[-500:]}\n{shown.err[-2000:]}"
-    assert status in (0, 2), about
+    assert status in statuses, about
     assert spent < SECONDS, about
     assert "Traceback" not in shown.out + shown.err, about
     assert "object at 0x" not in shown.err, about
@@ -160,7 +160,7 @@ def answer(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     if status == 2:
         assert shown.err.startswith("gradreg: error: "), about
         assert len(shown.err.strip()) > len("gradreg: error: ..."), about
-    return shown.err
+    return shown.err if status != 1 else "".join(line for line in shown.out.splitlines() if "runs failed, the first with" in line)
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +329,7 @@ def test_damaged_study_folders(cases, study, tmp_path, capsys):
         shutil.copytree(whole, copy)
         for _ in range(dice.randint(1, 2)):
             damage(copy if dice.random() < 0.3 else dice.choice(sorted(copy.glob("runs/*/*"))), dice)
-        said = answer([*words, "--out", str(copy)], capsys)
+        said = answer([*words, "--out", str(copy)], capsys, (0, 1, 2))
         if not said:
             assert numbers(copy) == numbers(whole), case
         shutil.rmtree(copy)

@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +21,11 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # of a full disk, whose message names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -81,8 +85,16 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
     """Append ``values`` to a file of JSON lines. NaN and infinity, which JSON does not have, are written as strings."""
     plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(plain, allow_nan=False) + "\n")
+    append_text(path, json.dumps(plain, allow_nan=False) + "\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a file of UTF-8 text; errors name it."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def make_directory(path: Path, *, purpose: str) -> Path:

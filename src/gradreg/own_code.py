@@ -157,7 +157,7 @@ def load_file(path: Path) -> Any:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, Exception) and not _of_gradreg(error):
+        if isinstance(error, (Exception, SystemExit)) and not _of_gradreg(error):
             raise ValueError(_cannot_import(path, error)) from error
         raise
     return module
@@ -256,17 +256,18 @@ def _imported(where: str, file: Path | None) -> Any:
         raise ValueError(_cannot_import(file or Path(where), error)) from error
 
 
-def _of_gradreg(error: Exception) -> bool:
+def _of_gradreg(error: BaseException) -> bool:
     """Whether it is one of gradreg's own errors, which say what to change."""
     frames = traceback.extract_tb(error.__traceback__)
     return isinstance(error, (ValueError, TypeError)) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
-def _cannot_import(file: Path, error: Exception) -> str:
+def _cannot_import(file: Path, error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file.name]
     line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
     what = error.msg if isinstance(error, SyntaxError) else str(error)
     remedy = f"Run: pip install {error.name}" if isinstance(error, ModuleNotFoundError) else "Mend it."
+    remedy = 'Put what it runs by itself under if __name__ == "__main__":.' if isinstance(error, SystemExit) else remedy
     return f"{str(file)!r} cannot be imported: {type(error).__name__}{'' if line is None else f' in line {line}'}: {what}. {remedy}"
 
 

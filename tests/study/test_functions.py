@@ -500,3 +500,11 @@ def test_task_errors_stop_a_study_in_python_too(tmp_path):
     path.write_text(wrong("for epoch in run.epochs(2): run.log(test_accuracy=0.5)"))
     with pytest.raises(TaskError, match="must take its gradients from the run"):
         in_this_process(str(path), tmp_path / "out", penalties=["sam:rho=0.1"])
+
+
+def test_a_file_that_ends_the_program_when_it_is_imported_is_named(tmp_path):
+    (tmp_path / "broken.py").write_text("\nraise SystemExit(3)")
+    with pytest.raises(
+        ValueError, match=r"'.*broken.py' cannot be imported: SystemExit in line 2: 3\. Put what it runs by itself under if"
+    ):
+        load_task(str(tmp_path / "broken.py"))

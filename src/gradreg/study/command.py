@@ -63,7 +63,11 @@ def _compare(argv: Sequence[str]) -> int:
     from gradreg.study import results, table
     from gradreg.study.comparison import run_study
 
-    console = Console()
+    class _Console(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # which the command line answers, for every command alike
+
+    console = _Console()
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total:g}"),
         TimeElapsedColumn(), TimeRemainingColumn(),

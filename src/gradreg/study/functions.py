@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import random
 import re
 import sys
@@ -262,7 +263,7 @@ class FunctionVariant(Variant):
 
     def result(self, folder: Path, seed: int, stretch: Fraction) -> dict[str, Any] | None:
         file = folder / RESULT
-        if not file.is_file():
+        if not os.path.lexists(file):
             return None
         remedy = f"Remove the folder {str(folder)!r}, so that the run is repeated."
         held = files.read_json(folder / CONFIGURATION, holds="the configuration of a run", remedy=remedy)
@@ -278,7 +279,10 @@ class FunctionVariant(Variant):
 
     def run(self, folder: Path, seed: int, stretch: Fraction, on_progress: OnProgress) -> dict[str, Any]:
         for stale in (RESULT, ERROR, METRICS):
-            (folder / stale).unlink(missing_ok=True)
+            try:
+                (folder / stale).unlink(missing_ok=True)
+            except OSError as error:
+                raise TaskError(f"{str(folder / stale)!r} must be a file of an earlier run: {error.strerror}. Remove it.") from error
         files.write_json(folder / CONFIGURATION, self._identity(seed, stretch))
         (folder / METRICS).touch()
         train = self.reference.resolve()

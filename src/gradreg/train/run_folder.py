@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
@@ -56,7 +57,7 @@ class RunFolder:
             ValueError: the file is damaged.
         """
         file = self.path / RESULT
-        if not file.is_file():
+        if not os.path.lexists(file):
             return None
         remedy = f"Remove it, and resume the run with gradreg train --resume {self.path}, which writes it again."
         found = files.read_json(file, holds="the result of a run", remedy=remedy)
@@ -214,8 +215,8 @@ class RunFolder:
                 trackers = Trackers(config, self.path, first_step=history[-1].step if history else 0)
 
         def record(epoch: Epoch) -> None:
-            _append(self.path / METRICS, _metrics_line(epoch))
-            _append(self.path / TIMINGS, _timings_line(epoch))
+            files.append_text(self.path / METRICS, _metrics_line(epoch))
+            files.append_text(self.path / TIMINGS, _timings_line(epoch))
             if trackers is not None:
                 trackers.log(epoch)
             on_epoch(epoch)
@@ -280,11 +281,6 @@ def _line(values: dict[str, Any]) -> str:
     """One line of JSON, which has no NaN or infinity: these are written as strings, so that a diverged run's lines are still JSON."""
     plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
     return json.dumps(plain, allow_nan=False) + "\n"
-
-
-def _append(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line)
 
 
 def _from_json(values: dict[str, Any]) -> dict[str, Any]:
