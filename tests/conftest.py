@@ -37,7 +37,7 @@ SLOW = {
     ),
     "study": ("compare", "l2", "report"),
     "theory": ("command", "diagonal_network"),
-    "torch": ("compile", "data_parallel", "data_parallel_inside", "fsdp", "interrupts"),
+    "torch": ("auto_radius_parallel", "compile", "data_parallel", "data_parallel_inside", "fsdp", "interrupts"),
     "train": ("interruptions", "options", "processes", "recipes", "signals", "start_up", "trackers"),
     "train/models": ("create", "parameters"),
 }

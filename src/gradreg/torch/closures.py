@@ -118,7 +118,7 @@ class Evaluator:
         if group.end is not None:
             self._go_to(group.end)  # without the flag for DDP's next broadcast, which stays as the last pass left it
 
-    def run(self, of: Literal["loss", "ascent"], weight: float, *, synchronise: bool) -> tuple[Tensor, Any]:
+    def run(self, of: Literal["loss", "ascent"], weight: float | Tensor, *, synchronise: bool) -> tuple[Tensor, Any]:
         """Forward and backward through every closure, accumulating ``weight`` times its gradient.
 
         Returns:
@@ -204,15 +204,18 @@ class Evaluator:
             )
         return returned, aux
 
-    def backpropagate(self, loss: Tensor, weight: float) -> None:
+    def backpropagate(self, loss: Tensor, weight: float | Tensor) -> None:
         """Add ``weight`` times the scaled loss's gradient to ``.grad``."""
         try:
             if self.backward is not None:
-                self.backward(loss if weight == 1.0 else loss * weight)
+                self.backward(loss if isinstance(weight, float) and weight == 1.0 else loss * weight)
                 self._refuse_graphs()
                 return
             scaled = self.scaled(loss)
-            scaled.backward(None if weight == 1.0 else torch.full_like(scaled, weight))
+            if isinstance(weight, Tensor):
+                scaled.backward(weight.to(scaled.device, scaled.dtype).expand_as(scaled))
+            else:
+                scaled.backward(None if weight == 1.0 else torch.full_like(scaled, weight))
         except RuntimeError as error:
             if self.repeats_pass and "second time" in str(error):
                 raise RuntimeError(
