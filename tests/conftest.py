@@ -35,6 +35,7 @@ SLOW = {
         "masks",
         "docs",
     ),
+    "sharpness": ("data_parallel",),
     "study": ("compare", "l2", "report"),
     "theory": ("command", "diagonal_network"),
     "torch": ("auto_radius_parallel", "compile", "data_parallel", "data_parallel_inside", "fsdp", "interrupts"),

@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "torch": {"core"},
     "jax": {"core"},
     "integrations": {"core", "torch"},
+    "sharpness": {"core", "torch", "jax"},
     "theory": {"core", "torch", "files"},
     "train": {"core", "torch", "files", "folders", "environment", "study"},
     "study": {"core", "torch", "jax", "train", "files", "folders", "environment"},

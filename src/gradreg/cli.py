@@ -15,6 +15,7 @@ from typing import TextIO
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("gradreg.study.command", "does a penalty help here, by how much, at what cost: train variants over seeds and report"),
+    "tune": ("gradreg.study.tune_command", "which strength: search it beside plain training, and confirm the winners with fresh seeds"),
     "l2": ("gradreg.study.l2_command", "predict the best weight decay from a short run; the clock of weight decay"),
     "lab": ("gradreg.theory.command", "the theorems as experiments: diagonal networks, kernel decay, flooding, stability"),
     "train": ("gradreg.train.command", "train one recipe, with any key overridden, or resume an interrupted run"),

@@ -31,6 +31,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args, overload
 
 from gradreg import checks, plan, registry, schedules, validation
@@ -44,6 +45,9 @@ from gradreg.schedules import PYTHON, Chance, Every, Operations, Schedule, Value
 WarmupKind = Literal["zero", "radius", "strength"]
 
 _GRADIENT = Gradient()
+
+_known_difference = lru_cache(maxsize=64)(plan.finite_difference)
+"""The plan for a coefficient that is a number, which is the same at most steps."""
 _PLAIN = Plain()
 
 
@@ -210,7 +214,8 @@ class GradientPenalty:
             return Plan(reuses=True)
         if self.difference == "exact":
             return Plan(exact=True)
-        return plan.finite_difference(
+        make = _known_difference if isinstance(values.coefficient, float) else plan.finite_difference
+        return make(
             self.difference,
             values.coefficient,
             needs_gradient=self.direction.needs_gradient,

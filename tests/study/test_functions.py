@@ -150,7 +150,7 @@ def test_plain_training_with_another_option_is_a_variant_and_not_the_baseline(mi
 
 
 def test_a_recipe_by_its_name_with_changed_keys(tmp_path):
-    options = {"epochs": 1, "data.train_size": 100, "trackers": []}
+    options = {"epochs": 1, "data.train_size": 100, "data.validation": None, "trackers": []}
     found = in_this_process(
         "digits-noisy-labels", tmp_path / "out", penalties=["sam", "fgr:gamma=0.1,epsilon=0.1"], options=options, seeds=1
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from gradreg.study import results, table
 from gradreg.study.functions import FunctionVariant, is_reference, load_task
 from gradreg.study.plan import Job, Plan, make_plan
 from gradreg.study.results import Record
+from gradreg.study.seconds import EqualSeconds, Side, Timed, measure
+from gradreg.study.stored_plan import RESULTS, StoredPlan
 from gradreg.study.table import Row
-from gradreg.study.tasks import Task
+from gradreg.study.tasks import Task, Variant
 from gradreg.study.verdicts import Verdict
-from gradreg.study.workers import OnProgress, default_workers, run_jobs
-
-RESULTS = "results.json"
+from gradreg.study.workers import OnProgress, alone, default_workers, run_jobs
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Comparison:
         environment: where the runs ran.
         folder: where ``results.json``, the page and the runs are.
         command: the command line that made it, if one did.
+        race: the rule and the looks of a race; None without one.
     """
 
     plan: Plan
@@ -44,6 +45,7 @@ class Comparison:
     environment: Mapping[str, Any]
     folder: Path
     command: str = ""
+    race: Mapping[str, Any] | None = None
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
@@ -53,11 +55,16 @@ class Comparison:
     @property
     def warnings(self) -> list[str]:
         """What must be known beside the table."""
-        return results.warnings(self.plan, self.records)
+        return results.warnings(self.plan, self.records, self.race)
+
+    @property
+    def race_said(self) -> str:
+        """That seeds were added, in how many looks, and which error was spent; empty without a race."""
+        return "" if self.race is None else results.race_said(self.plan, self.race["looks"])
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``results.json``."""
-        return results.results(self.plan, self.records, self.environment, self.rows)
+        return results.results(self.plan, self.records, self.environment, self.rows, self.race)
 
     def to_frame(self) -> Any:
         """The runs as a ``pandas.DataFrame``, a row each, with the columns of ``runs`` in ``results.json``.
@@ -88,11 +95,15 @@ class Comparison:
         files.write_json(self.folder / RESULTS, self.to_dict())
         for suffix, text in (("md", self.markdown()), ("csv", self.csv()), ("tex", self.latex())):
             files.write_text(self.folder / f"table.{suffix}", text)
-        return write_report(self.plan, self.rows, self.records, self.environment, folder=self.folder, command=self.command)
+        return write_report(self.plan, self.rows, self.records, self.environment, folder=self.folder, command=self.command, race=self.race)
+
+    def sentences(self) -> list[str]:
+        """The verdicts in words, one for each variant."""
+        return [row.verdict() for row in self.rows if row.variant != self.plan.baseline]
 
     def __str__(self) -> str:
-        said = [row.verdict() for row in self.rows if row.variant != self.plan.baseline]
-        return "\n".join([self.markdown(), *said, *(f"warning: {text}" for text in self.warnings)])
+        raced = [self.race_said] if self.race is not None else []
+        return "\n".join([self.markdown(), *self.sentences(), *raced, *(f"warning: {text}" for text in self.warnings)])
 
 
 def compare(
@@ -104,6 +115,8 @@ def compare(
     options: Mapping[str, Any] | None = None,
     rivals: Sequence[str] | None = None,
     margin: float | None = None,
+    until: str | None = None,
+    max_seeds: int | None = None,
     workers: int | None = None,
 ) -> Comparison:
     """Compare penalties on a task: at equal epochs, at equal gradient evaluations and with plain training stopped early, over seeds.
@@ -115,12 +128,15 @@ def compare(
             of a recipe, or the path of its YAML file.
         penalties: name -> ``GradientPenalty``, None for plain training, a text such as "sam:rho=0.1", or a mapping with "penalty" and
             changed options. Or a list of such texts, which are then the names too. The baseline, plain training, is always included.
-        seeds: how many, ≥ 1. A paired interval needs 2.
+        seeds: how many, ≥ 1. A paired interval needs 2. With ``until``, those before the first look.
         out: the folder; ``runs/NAME`` by default.
         options: options of the task that all variants share; keys of a recipe, as in ``{"optimizer.lr": 0.1}``.
-        rivals: what to compare with, some of "epochs", "gradients", "early"; all by default. "gradients" costs additional runs of the
-            baseline.
+        rivals: what to compare with, some of "epochs", "gradients", "seconds", "early"; all but "seconds" by default. "gradients" and
+            "seconds" cost additional runs of the baseline; "seconds" first measures the variants' time on this machine, once.
         margin: the difference that matters, in the table's unit; verdicts then also say "no worse".
+        until: "decided" adds seeds, one at a time, to the variants that are undecided. The chance of any false verdict is spent over the
+            looks (``gradreg.study.racing.Race``). The first rival decides; the others are judged over the seeds that this gives.
+        max_seeds: the bound of that; four times ``seeds`` by default. It must be chosen before the first result.
         workers: processes at a time: one a core by default, one with an accelerator. 0 runs in this process.
 
     Returns:
@@ -135,12 +151,12 @@ def compare(
             'study.compare must stand under if __name__ == "__main__": in a script, because its workers import the script; got a call by a '
             "worker while it imports it."
         )
-    resolved = _resolved(task)
-    plan = make_plan(resolved.configured(options or {}), penalties, seeds=seeds, rivals=rivals)
-    if margin is not None:
-        checks.positive("margin", margin, remedy="It is the difference that matters, in the table's unit.")
+    resolved = resolve_task(task)
+    plan = make_plan(
+        resolved.configured(options or {}), penalties, seeds=seeds, rivals=rivals, margin=margin, until=until, max_seeds=max_seeds
+    )
     folder = Path(out) if out is not None else Path("runs") / resolved.name
-    return run_study(plan, folder, workers=workers, margin=margin)
+    return run_study(plan, folder, workers=workers)
 
 
 def run_study(
@@ -148,11 +164,11 @@ def run_study(
     folder: Path,
     *,
     workers: int | None = None,
-    margin: float | None = None,
     command: str = "",
     on_start: Callable[[int, int, int], None] = lambda planned, done, workers: None,
     on_progress: OnProgress = lambda job, share: None,
     on_record: Callable[[Record, int], None] = lambda record, planned: None,
+    on_measured: Callable[[str, EqualSeconds], None] = lambda name, found: None,
 ) -> Comparison:
     """Run what is missing of a plan in ``folder``, and report.
 
@@ -160,21 +176,13 @@ def run_study(
         plan: what is compared.
         folder: for ``results.json``, the page and the runs.
         workers: processes at a time; None takes one a core.
-        margin: the difference that matters.
         command: the command line that asked for it.
         on_start: told how many runs are planned, how many of them are complete, and how many will run at a time.
         on_progress: told which share of a run is done.
         on_record: told of every run that ends, and of how many are planned by now.
+        on_measured: told of every variant whose seconds were measured, for the rival at equal seconds.
     """
-    if workers is not None:
-        checks.whole("workers", workers, minimum=0, remedy="Leave it out for one a core.")
-    if workers != 0 and any(isinstance(v, FunctionVariant) and v.reference.held is not None for v in plan.variants.values()):
-        warnings.warn(
-            f"task {plan.task!r} has no file that a worker could import it from, as in a notebook or inside a function: its runs follow "
-            "one another in this process. Put it into a file of its own to run several at a time.",
-            stacklevel=3,
-        )
-        workers = 0
+    workers = usable_workers(plan.task, list(plan.variants.values()), workers)
     with locked(folder, purpose="--out"):
         runs = folder / "runs"
         records: dict[str, Record] = {}
@@ -192,22 +200,70 @@ def run_study(
             return pending() if len(known) > len(jobs) else [job for job in known if job.folder not in records]
 
         looked_at: set[str] = set()
+        stored = StoredPlan.of(folder, plan)
+        plan = replace(plan, seconds=stored.seconds if "seconds" in plan.rivals else {})
         missing = pending()
+        stored.take_looks(plan, records)
         count = min(default_workers(), max(1, len(missing))) if workers is None else workers
         on_start(len(missing) + len(records), len(records), count)
-        if missing:
+        while missing or plan.unmeasured(records):
             with contextlib.closing(run_jobs(pending, runs, workers=count, on_progress=on_progress)) as ended_runs:
                 for job, ended in ended_runs:
                     records[job.folder] = record = Record.of(job, ended, plan.metric)
+                    stored.take_looks(plan, records)
                     on_record(record, len(plan.jobs(records)))
+            untimed = plan.unmeasured(records)
+            for name in untimed:  # while no run is under way
+                stored.seconds = {**stored.seconds, name: _measured(plan, records, name, workers=count)}
+                stored.write()
+                on_measured(name, stored.seconds[name])
+            if untimed:
+                plan = replace(plan, seconds=stored.seconds)
+            missing = pending()
+        stored.take_looks(plan, records)  # those too whose last results were there already
         found = [records[job.folder] for job in plan.jobs(records) if job.folder in records]
         if all(record.error is not None for record in found):
             raise RuntimeError(
                 f"every run failed, the first with {found[0].error}. Its traceback is in {folder / found[0].folder / 'error.txt'}."
             )
-        comparison = Comparison(plan, found, results.rows(plan, found, margin=margin), environment_of(folder, found), folder, command)
+        race = stored.found()
+        comparison = Comparison(plan, found, results.rows(plan, found), environment_of(folder, found), folder, command, race)
         comparison.report()
     return comparison
+
+
+def usable_workers(task: str, variants: Sequence[Variant], workers: int | None) -> int | None:
+    """``workers``, checked; 0, with a warning, for a task that another process cannot import."""
+    if workers is not None:
+        checks.whole("workers", workers, minimum=0, remedy="Leave it out for one a core.")
+    if workers != 0 and any(isinstance(variant, FunctionVariant) and variant.reference.held is not None for variant in variants):
+        warnings.warn(
+            f"task {task!r} has no file that a worker could import it from, as in a notebook or inside a function: its runs follow "
+            "one another in this process. Put it into a file of its own to run several at a time.",
+            stacklevel=4,
+        )
+        return 0
+    return workers
+
+
+def _measured(plan: Plan, records: Mapping[str, Record], name: str, *, workers: int) -> EqualSeconds:
+    """The seconds of a variant in units of the baseline's."""
+    with alone(workers) as run:
+
+        def side(one: str) -> Side:
+            cost = plan.cost(one, records)
+            assert cost is not None  # or it would not be measured yet
+
+            def timed(stretch: Fraction) -> Timed | str:
+                ended = run(plan.variants[one], plan.seeds[0], stretch)
+                return ended["error"] if "error" in ended else Timed(ended["seconds"], ended["gradient_evaluations"])
+
+            return Side(timed, *cost)
+
+        try:
+            return measure(side(plan.baseline), side(name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def environment_of(folder: Path, records: Sequence[Record]) -> dict[str, Any]:
@@ -215,11 +271,16 @@ def environment_of(folder: Path, records: Sequence[Record]) -> dict[str, Any]:
     for record in records:
         file = folder / record.folder / "environment.json"
         if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+            return files.read_json(file, holds="where a run ran", remedy="Remove the file.")
     return environment.describe()
 
 
-def _resolved(task: Any) -> Task:
+def resolve_task(task: Any) -> Task:
+    """The task that an argument names: a task itself, the name of a function's, or of a recipe.
+
+    Raises:
+        TypeError, ValueError: something else, or a name of none.
+    """
     if isinstance(task, Task):
         return task
     if isinstance(task, str) and is_reference(task):

@@ -1,4 +1,4 @@
-"""The runs of a comparison: every variant and seed, and longer baselines, which spend as many gradient evaluations as a variant."""
+"""The runs of a comparison: every variant and seed, and longer baselines, which spend as many gradients, or seconds, as a variant."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from typing import Any, Literal, Protocol
 from gradreg import checks
 from gradreg.penalties import GradientPenalty
 from gradreg.registry import CONSTRUCTORS
+from gradreg.study.racing import Look, Race, Standing
+from gradreg.study.seconds import EqualSeconds
 from gradreg.study.tasks import Metric, Task, Variant
 from gradreg.train.strict_yaml import read_yaml
 
-Budget = Literal["epochs", "gradients"]
-Rival = Literal["epochs", "gradients", "early"]
-RIVALS: tuple[Rival, ...] = ("epochs", "gradients", "early")
-"""What a variant is compared with: plain training for as many epochs, for as many gradient evaluations, and stopped early by validation."""
+Budget = Literal["epochs", "gradients", "seconds"]
+Rival = Literal["epochs", "gradients", "seconds", "early"]
+RIVALS: tuple[Rival, ...] = ("epochs", "gradients", "seconds", "early")
+"""What a variant is compared with: plain training for as many epochs, for as many gradient evaluations, for as many seconds (on request),
+and stopped early by validation."""
+USUAL_RIVALS: tuple[Rival, ...] = ("epochs", "gradients", "early")
+
+UNTIL = ("decided",)
+"""What seeds can be added until."""
 
 BASELINE = "none"
 
@@ -30,7 +37,8 @@ class Job:
     Args:
         name: the variant that is trained; for a longer baseline, the baseline.
         seed: the run's seed.
-        budget: "epochs" trains as the task says, "gradients" trains the baseline with as many gradient evaluations as a variant spends.
+        budget: "epochs" trains as the task says, "gradients" trains the baseline with as many gradient evaluations as a variant spends,
+            "seconds" as many seconds as a variant takes.
         evaluations: gradient evaluations that the run will spend; None if only the run tells.
         variant: what is run.
         stretch: how many times as long as the task says it trains.
@@ -46,13 +54,17 @@ class Job:
     @property
     def folder(self) -> str:
         """The run's folder within the comparison's."""
-        matched = f"@{self.evaluations}-gradients" if self.budget == "gradients" else ""
-        return f"{folder_name(self.name)}{matched}/seed-{self.seed}"
+        matched = {"epochs": "", "gradients": f"@{self.evaluations}-gradients", "seconds": f"@{self.evaluations}-gradients-by-seconds"}
+        return f"{folder_name(self.name)}{matched[self.budget]}/seed-{self.seed}"
 
 
 class Ended(Protocol):
     """What a plan reads of a run that has ended."""
 
+    @property
+    def test(self) -> float | None: ...
+    @property
+    def best_test(self) -> float | None: ...
     @property
     def length(self) -> int | None: ...
     @property
@@ -77,6 +89,30 @@ class Longer:
     evaluations: int
     stretch: Fraction
 
+    @classmethod
+    def of(cls, length: int, own: int, evaluations: float) -> Longer:
+        """That of ``length``, of a baseline that spends ``evaluations`` in ``own``."""
+        return cls(length, round(Fraction(evaluations) * length / own), Fraction(length, own))
+
+
+Values = dict[int, float | None]
+"""Metric values by seed, in the table's unit; None where a run diverged or failed."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the variants with respect to one rival.
+
+    Args:
+        against: the rival's name, for sentences.
+        variants: name → the values of the variant.
+        baselines: name → those that it is compared with.
+    """
+
+    against: str
+    variants: dict[str, Values]
+    baselines: dict[str, Values]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -88,8 +124,11 @@ class Plan:
         metric: what is judged by.
         baseline: name of the variant without a penalty to which the others are compared.
         variants: the variants by name, the baseline first.
-        seeds: the seeds.
-        rivals: what the variants are compared with.
+        seeds: the seeds; of a race all up to its bound.
+        rivals: what the variants are compared with, in the order of ``RIVALS``.
+        margin: the difference that matters, in the table's unit; None if none was given.
+        race: how seeds are added until it is decided; None runs all of them.
+        seconds: what has been measured for the rival at equal seconds, by variant.
     """
 
     task: str
@@ -99,26 +138,119 @@ class Plan:
     variants: dict[str, Variant]
     seeds: list[int]
     rivals: tuple[Rival, ...] = RIVALS
+    margin: float | None = None
+    race: Race | None = None
+    seconds: Mapping[str, EqualSeconds] = field(default_factory=dict)
     _known: dict[Any, list[Job]] = field(default_factory=dict, compare=False, repr=False)
 
     def jobs(self, records: Mapping[str, Ended]) -> list[Job]:
         """The runs that are known to be needed, in the order of the seeds.
 
-        How long a longer baseline trains is known at once for recipes. Of other tasks the first complete runs tell it.
+        How long a longer baseline trains is known at once for recipes. Of other tasks the first complete runs tell it. A race wants the
+        seeds of its first look at first, and those of the next one for the variants that are undecided as soon as all results of a look
+        are there; a longer baseline gets the seeds of its variants.
 
         Args:
             records: the complete runs so far, by folder.
         """
-        longer = {found.evaluations: found for found in self.longer(records).values()} if "gradients" in self.rivals else {}
-        key = tuple(longer)
+        given = self.given(records)
+        longer = self.longer_baselines(records)
+        most = [max(given[name] for name in names) for _, _, names in longer]
+        key = (*((budget, one.evaluations) for budget, one, _ in longer), *most, *given.values())
         if key not in self._known:
             plain = self.variants[self.baseline]
             jobs: list[Job] = []
-            for seed in self.seeds:
-                jobs += [Job(name, seed, "epochs", variant.evaluations, variant) for name, variant in self.variants.items()]
-                jobs += [Job(self.baseline, seed, "gradients", n, plain, one.stretch) for n, one in longer.items()]
+            for i, seed in enumerate(self.seeds):
+                jobs += [
+                    Job(name, seed, "epochs", variant.evaluations, variant) for name, variant in self.variants.items() if i < given[name]
+                ]
+                jobs += [
+                    Job(self.baseline, seed, budget, one.evaluations, plain, one.stretch)
+                    for (budget, one, _), n in zip(longer, most, strict=True)
+                    if i < n
+                ]
             self._known[key] = jobs
         return self._known[key]
+
+    def longer_baselines(self, records: Mapping[str, Ended]) -> list[tuple[Budget, Longer, list[str]]]:
+        """The baselines that train longer, as far as known, each with the variants that are compared with it."""
+        budgets: dict[Budget, dict[str, Longer]] = {
+            "gradients": self.longer(records) if "gradients" in self.rivals else {},
+            "seconds": self.longer_by_seconds(records),
+        }
+        found: dict[tuple[Budget, int], tuple[Budget, Longer, list[str]]] = {}
+        for budget, matched in budgets.items():
+            for name, one in matched.items():
+                found.setdefault((budget, one.evaluations), (budget, one, []))[2].append(name)
+        return list(found.values())
+
+    def given(self, records: Mapping[str, Ended]) -> dict[str, int]:
+        """How many seeds each variant gets, as far as known; the baseline as many as the most of them."""
+        if self.race is None:
+            return dict.fromkeys(self.variants, len(self.seeds))
+        question = self.question(self.rivals[0], records)
+        found = self.race.given({}, question.variants, baselines=question.baselines, mode=self.metric.mode, margin=self.margin)
+        return {self.baseline: max(found.values()), **found}
+
+    def looks(self, records: Mapping[str, Ended]) -> list[Look]:
+        """What each look of the race so far saw and decided; none without a race."""
+        if self.race is None:
+            return []
+        question = self.question(self.rivals[0], records)
+        return self.race.log({}, question.variants, baselines=question.baselines, mode=self.metric.mode, margin=self.margin)
+
+    def standing(self, records: Mapping[str, Ended]) -> Standing | None:
+        """Where the race stands, which the first of the rivals decides; None without a race."""
+        if self.race is None:
+            return None
+        question, metric = self.question(self.rivals[0], records), self.metric
+        return self.race.judge(
+            {},
+            question.variants,
+            baselines=question.baselines,
+            mode=metric.mode,
+            margin=self.margin,
+            metric=metric.title,
+            unit=metric.difference_unit,
+            against=question.against,
+        )
+
+    def question(self, rival: Rival, records: Mapping[str, Ended]) -> Question:
+        """What is asked with respect to ``rival``: the values of both sides, of the runs that are there.
+
+        A variant that costs no more than the baseline is compared with the baseline itself.
+        """
+        best = rival == "early"
+        plain = self.values(self.baseline, records, best=best)
+        others = [name for name in self.variants if name != self.baseline]
+        baselines = dict.fromkeys(others, plain)
+        if rival == "gradients" or rival == "seconds":
+            matched = self.longer(records) if rival == "gradients" else self.longer_by_seconds(records)
+            baselines |= {name: self.values(self.baseline, records, longer=one, budget=rival) for name, one in matched.items()}
+            # Which run a variant is compared with is not known before its cost; where all its runs failed or diverged, it never is.
+            unknown = [name for name in others if self.cost(name, records) is None and not self._all_there(name, records)]
+            baselines |= {name: {} for name in (*unknown, *(self.unmeasured(records) if rival == "seconds" else ()))}
+        against = {"epochs": "", "gradients": " at equal gradients", "seconds": " at equal seconds", "early": " stopped early"}[rival]
+        return Question(self.baseline + against, {name: self.values(name, records, best=best) for name in others}, baselines)
+
+    def _all_there(self, name: str, records: Mapping[str, Ended]) -> bool:
+        """Whether the runs of a variant that are wanted in any case have ended, and the baseline's."""
+        wanted = self.seeds if self.race is None else self.seeds[: self.race.first]
+        return all(Job(one, seed, "epochs", None, self.variants[one]).folder in records for one in (name, self.baseline) for seed in wanted)
+
+    def values(
+        self, name: str, records: Mapping[str, Ended], *, longer: Longer | None = None, budget: Budget = "epochs", best: bool = False
+    ) -> Values:
+        """The metric of the runs of a variant, or of a longer baseline; ``best``: at the best epoch by validation."""
+        variant = self.variants[name]
+        found: Values = {}
+        for seed in self.seeds:
+            job = Job(name, seed, budget, None if longer is None else longer.evaluations, variant)
+            record = records.get(job.folder)
+            if record is not None:
+                value = record.best_test if best else record.test
+                found[seed] = None if value is None else self.metric.shown(value)
+        return found
 
     def longer(self, records: Mapping[str, Ended]) -> dict[str, Longer]:
         """Variant -> the baseline that spends as many gradient evaluations, as far as known; a variant that costs no more has none.
@@ -136,8 +268,22 @@ class Plan:
                 continue
             needed = math.ceil(length * Fraction(cost[1]) / Fraction(evaluations))
             if needed > length:
-                found[name] = Longer(needed, round(Fraction(evaluations) * needed / length), Fraction(needed, length))
+                found[name] = Longer.of(needed, length, evaluations)
         return found
+
+    def longer_by_seconds(self, records: Mapping[str, Ended]) -> dict[str, Longer]:
+        """Variant -> the baseline that takes as many seconds, of those that have been measured; one that is no slower has none."""
+        own = self.cost(self.baseline, records)
+        if own is None:
+            return {}
+        return {name: Longer.of(one.length, *own) for name, one in self.seconds.items() if name in self.variants and one.length > own[0]}
+
+    def unmeasured(self, records: Mapping[str, Ended]) -> list[str]:
+        """The variants whose seconds are asked for and not measured yet, though their cost is known."""
+        if "seconds" not in self.rivals or self.cost(self.baseline, records) is None:
+            return []
+        others = [name for name in self.variants if name != self.baseline and name not in self.seconds]
+        return [name for name in others if self.cost(name, records) is not None]
 
     def cost(self, name: str, records: Mapping[str, Ended]) -> tuple[int, float] | None:
         """Length and gradient evaluations of a variant's runs; None while neither the variant nor a complete run tells."""
@@ -146,7 +292,9 @@ class Plan:
             return variant.epochs, variant.evaluations
         for seed in self.seeds:
             record = records.get(Job(name, seed, "epochs", None, variant).folder)
-            if record is not None and record.length is not None and record.error is None and not record.diverged:
+            if record is None:
+                return None  # a later seed must not tell, or the answer would hang on which run ends first
+            if record.length is not None and record.error is None and not record.diverged:
                 return record.length, record.gradient_evaluations
         return None
 
@@ -157,6 +305,9 @@ def make_plan(
     *,
     seeds: int = 5,
     rivals: Sequence[str] | None = None,
+    margin: float | None = None,
+    until: str | None = None,
+    max_seeds: int | None = None,
 ) -> Plan:
     """Plan a comparison.
 
@@ -167,15 +318,21 @@ def make_plan(
             of such texts. None takes all that the task names. The baseline is always included: what is given as plain training without
             changed options, else the task's first variant without a penalty, else plain training, which is added as "none".
         seeds: how many, from the task's first on, ≥ 1.
-        rivals: some of ``RIVALS``; None takes all.
+        rivals: some of ``RIVALS``; None takes all but "seconds".
+        margin: the difference that matters, in the table's unit.
+        until: "decided" adds seeds to the variants that are undecided; ``seeds`` are then those before the first look.
+        max_seeds: the bound of that; None takes four times ``seeds``.
 
     Raises:
         TypeError, ValueError: no seeds, an unknown variant or penalty, names that collide, or nothing to compare.
     """
     checks.whole("seeds", seeds, minimum=1, remedy="A paired interval needs 2; 5 is the default.")
-    picked = tuple(dict.fromkeys(RIVALS if rivals is None else rivals))
-    for rival in picked:
+    for rival in rivals or ():
         checks.choice("rivals", rival, RIVALS)
+    picked: tuple[Rival, ...] = tuple(rival for rival in RIVALS if rival in (USUAL_RIVALS if rivals is None else rivals))
+    if margin is not None:
+        checks.positive("margin", margin, remedy="It is the difference that matters, in the table's unit.")
+    bound = _bound(seeds, until, max_seeds, picked)
     named = task.variants
     given = _given(penalties, named)
     variants = {name: _variant(task, name, value, named) for name, value in given.items()}
@@ -196,15 +353,40 @@ def make_plan(
             "--penalties sam:rho=0.1, or add variants: to the recipe."
         )
     _check_folders(variants)
+    numbers = list(range(plain.seed, plain.seed + bound))
     return Plan(
         task=task.name,
         description=task.description,
         metric=task.metric,
         baseline=baseline,
         variants=variants,
-        seeds=list(range(plain.seed, plain.seed + seeds)),
-        rivals=picked,  # type: ignore[arg-type]  # checked above
+        seeds=numbers,
+        rivals=picked,
+        margin=margin,
+        race=None if until is None else Race(numbers, first=seeds),
     )
+
+
+def _bound(seeds: int, until: str | None, max_seeds: int | None, rivals: Sequence[str]) -> int:
+    """How many seeds may be run."""
+    if until is None:
+        if max_seeds is not None:
+            raise ValueError(
+                f"max_seeds must be left out without until; got {checks.describe(max_seeds)}. Add until='decided' (--until decided), or "
+                f"give seeds={checks.describe(max_seeds)} to run so many."
+            )
+        return seeds
+    checks.choice("until", until, UNTIL)
+    if seeds < 2:
+        raise ValueError(f"seeds must be >= 2 with until='decided'; got {seeds}. They are the seeds before the first look, which needs 2.")
+    if not rivals:
+        raise ValueError(f"rivals must name one with until='decided'; got none. Name some of {', '.join(RIVALS)}, or leave them out.")
+    if max_seeds is None:
+        return 4 * seeds
+    checks.whole("max_seeds", max_seeds, minimum=1)
+    if max_seeds < seeds:
+        raise ValueError(f"max_seeds must be >= seeds, the first look's; got {max_seeds} with seeds = {seeds}. Raise it, or lower seeds.")
+    return max_seeds
 
 
 def parse_penalty(text: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:

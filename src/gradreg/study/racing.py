@@ -9,18 +9,40 @@ results and its settings alone: it is replayed from its first look each time, so
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from gradreg import checks
-from gradreg.study import statistics, verdicts
+from gradreg.study import boundaries, statistics, verdicts
 from gradreg.study.boundaries import Spending, nominal_levels, normal_quantile, root_of, stagewise_p
 from gradreg.study.verdicts import Mode, Sample, Settings, Verdict
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+CORRECTION = "after Holm and all looks"
+_MOST_ALPHA = 0.99
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look of a race.
+
+    Args:
+        seeds: at this look.
+        spent: the chance of any false verdict that has been spent by then.
+        level: of the t test, for the variants that are not shown to differ at its end.
+        p: name → two-sided p of the t test, of the variants looked at.
+        decided: name → "better", "worse", "diverged" or "no gain", of those that it decided.
+    """
+
+    seeds: int
+    spent: float
+    level: float
+    p: dict[str, float]
+    decided: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -32,12 +54,14 @@ class Standing:
         wanted: name → seeds that the next look needs and that are not there; variants that need none are left out.
         baseline_wanted: the same of the baseline.
         looks: how many looks have been taken.
+        taken: name → how many of them the variant had.
     """
 
     verdicts: dict[str, Verdict]
     wanted: dict[str, list[int]]
     baseline_wanted: list[int]
     looks: int
+    taken: dict[str, int]
 
     @property
     def finished(self) -> bool:
@@ -114,6 +138,7 @@ class Race:
         margin: float | None = None,
         baselines: Mapping[str, Mapping[int, float | None]] | None = None,
         metric: str = "metric",
+        unit: str = "",
         against: str = "the baseline",
     ) -> Standing:
         """The verdicts so far and the seeds to run next.
@@ -122,44 +147,192 @@ class Race:
         decided variant is judged by the seeds of the look that decided it; later ones are ignored.
         With ``baselines``, the seeds wanted of a variant are those that the variant or its own baseline lacks.
         """
-        import numpy as np
+        sides = self._sides(baseline, variants, baselines, mode=mode, margin=margin)
+        history = self._replay(sides, mode=mode, margin=margin)
+        shared = {s for name in history.wanted for s in history.due if sides[name][0] is baseline and s not in baseline}
+        settings = Settings(mode, self.level, margin, metric, against, len(variants), correction=CORRECTION, unit=unit)
+        return Standing(
+            verdicts=self._verdicts(history, settings),
+            wanted=history.wanted,
+            baseline_wanted=sorted(shared, key=self.seeds.index),
+            looks=len(history.samples),
+            taken=history.taken,
+        )
 
+    def given(
+        self,
+        baseline: Mapping[int, float | None],
+        variants: Mapping[str, Mapping[int, float | None]],
+        *,
+        mode: Mode,
+        margin: float | None = None,
+        baselines: Mapping[str, Mapping[int, float | None]] | None = None,
+    ) -> dict[str, int]:
+        """How many seeds, from the first on, each variant has been given: those of its last look, or of the one that it waits for.
+
+        It costs less than the verdicts. Arguments as of ``judge``.
+        """
+        history = self._replay(self._sides(baseline, variants, baselines, mode=mode, margin=margin), mode=mode, margin=margin)
+        return {name: len(history.due) if name in history.wanted else self.looks[history.taken[name] - 1] for name in variants}
+
+    def log(
+        self,
+        baseline: Mapping[int, float | None],
+        variants: Mapping[str, Mapping[int, float | None]],
+        *,
+        mode: Mode,
+        margin: float | None = None,
+        baselines: Mapping[str, Mapping[int, float | None]] | None = None,
+    ) -> list[Look]:
+        """What each look so far saw and decided. Arguments as of ``judge``."""
+        return list(self._log(self._replay(self._sides(baseline, variants, baselines, mode=mode, margin=margin), mode=mode, margin=margin)))
+
+    def judge_beside(
+        self,
+        baseline: Mapping[int, float | None],
+        variants: Mapping[str, Mapping[int, float | None]],
+        *,
+        taken: Mapping[str, int],
+        mode: Mode,
+        margin: float | None = None,
+        baselines: Mapping[str, Mapping[int, float | None]] | None = None,
+        metric: str = "metric",
+        unit: str = "",
+        against: str = "the baseline",
+    ) -> dict[str, Verdict]:
+        """The verdicts on another question, over the seeds that the race has given: against another baseline, say.
+
+        Whatever ended the race, they hold: their p and intervals are repeated ones, which no rule of stopping makes err more often,
+        because all looks together do so with chance 1 − ``level`` at most. Holm over the variants is as without a race.
+
+        Args:
+            taken: name → how many looks the variant had in the race, ≥ 1.
+
+        Source: Jennison & Turnbull 1989, Interim analyses: the repeated confidence interval approach, J. R. Stat. Soc. B 51.
+        """
+        sides = self._sides(baseline, variants, baselines, mode=mode, margin=margin)
+        looks = {name: taken[name] - 1 for name in sides}
+        samples = {
+            name: Sample.of(*(_first(side, self.seeds[: self.looks[looks[name]]]) for side in sides[name]), mode=mode) for name in sides
+        }
+
+        def repeated(p_of: Callable[[Sample], float | None], tails: int) -> list[float | None]:
+            found = {name: p_of(sample) for name, sample in samples.items()}
+            return [None if p is None else self._repeated_p(p * 2 / tails, looks[name]) * tails / 2 for name, p in found.items()]
+
+        settings = Settings(mode, self.level, margin, metric, against, len(variants), correction=CORRECTION, unit=unit)
+        return verdicts.judged(
+            samples,
+            settings=settings,
+            p=repeated(Sample.p_for_holm, 2),
+            no_worse=repeated(lambda s: s.p_no_worse(margin), 1),
+            no_gain=repeated(lambda s: s.p_no_gain(margin), 1),
+            intervals={name: self._repeated_interval(sample, looks[name]) for name, sample in samples.items()},
+            tested_at=lambda name, variants: float(self.levels(variants)[-1, looks[name]]),
+        )
+
+    def _repeated_interval(self, sample: Sample, look: int) -> tuple[float, float] | None:
+        """Student's interval at the level of the look, so that those of all looks cover together."""
+        return sample.interval(1 - float(self.levels(1)[0, look]))
+
+    def _repeated_p(self, p: float, look: int) -> float:
+        """The smallest error of a race that would have shown it at this look; at the last of one look, ``p`` itself."""
+        times = tuple(n / len(self.seeds) for n in self.looks[: look + 1])
+
+        def excess(log_alpha: float) -> float:
+            return nominal_levels(times, math.exp(log_alpha), self.spending)[look] - p
+
+        least, most = math.log(1e-9), math.log(_MOST_ALPHA)
+        if excess(most) < 0:
+            return 1.0
+        found = math.exp(least if excess(least) > 0 else root_of(excess, least, most, tolerance=1e-4))
+        return _agreeing(found, 1 - self.level, shown=p <= self.levels(1)[0, look])
+
+    def _sides(
+        self,
+        baseline: Mapping[int, float | None],
+        variants: Mapping[str, Mapping[int, float | None]],
+        baselines: Mapping[str, Mapping[int, float | None]] | None,
+        *,
+        mode: Mode,
+        margin: float | None,
+    ) -> dict[str, tuple[Mapping[int, float | None], Mapping[int, float | None]]]:
+        """Name → the values of what it is compared with, and its own."""
         verdicts.check_settings(mode, level=self.level, margin=margin)
         if not variants:
             raise ValueError("variants must name at least one variant; got none. The baseline alone has nothing to be compared with.")
-        references = {name: (baselines or {}).get(name, baseline) for name in variants}
-        settings = Settings(mode, self.level, margin, metric, against, len(variants), correction="after Holm and all looks")
-        levels = self.levels(len(variants))
-        samples: list[list[Sample]] = []
+        return {name: ((baselines or {}).get(name, baseline), values) for name, values in variants.items()}
+
+    def _replay(
+        self,
+        sides: Mapping[str, tuple[Mapping[int, float | None], Mapping[int, float | None]]],
+        *,
+        mode: Mode,
+        margin: float | None,
+    ) -> _History:
+        """The looks for which all results are there."""
+        import numpy as np
+
+        levels = self.levels(len(sides))
+        samples: list[dict[str, Sample]] = []
         outcome: Outcome | None = None
-        for n in self.looks:
+        taken = dict.fromkeys(sides, 0)
+        for look, n in enumerate(self.looks):
             due = self.seeds[:n]
-            running = [name for i, name in enumerate(variants) if outcome is None or outcome.active[i]]
-            lacking = {name: [s for s in due if s not in variants[name] or s not in references[name]] for name in running}
+            running = [name for i, name in enumerate(sides) if outcome is None or outcome.active[i]]
+            lacking = {name: [s for s in due if any(s not in side for side in sides[name])] for name in running}
             wanted = {name: seeds for name, seeds in lacking.items() if seeds}
             if wanted or not running:
-                shared = {s for name in running if references[name] is baseline for s in due if s not in baseline}
-                break
+                return _History(levels, samples, outcome, taken, wanted, due)
             # A variant that is out keeps its last look, at which it is not judged again.
-            samples.append(
-                [
-                    Sample.of(_first(references[name], due), _first(variants[name], due), mode=mode) if name in running else samples[-1][i]
-                    for i, name in enumerate(variants)
-                ]
-            )
+            of = {name: Sample.of(*(_first(side, due) for side in sides[name]), mode=mode) for name in running}
+            samples.append(of if not samples else {**samples[-1], **of})
+            taken |= dict.fromkeys(running, look + 1)
+            table = [[row[name] for name in sides] for row in samples]
             outcome = replay(
-                np.array([[s.p_for_holm() for s in row] for row in samples]),
-                np.array([[s.failed > 0 for s in row] for row in samples]),
-                no_gain=None if margin is None else np.array([[s.p_no_gain(margin) for s in row] for row in samples], dtype=float),
-                no_worse=None if margin is None else np.array([[s.p_no_worse(margin) for s in row] for row in samples], dtype=float),
+                np.array([[s.p_for_holm() for s in row] for row in table]),
+                np.array([[s.failed > 0 for s in row] for row in table]),
+                no_gain=None if margin is None else np.array([[s.p_no_gain(margin) for s in row] for row in table], dtype=float),
+                no_worse=None if margin is None else np.array([[s.p_no_worse(margin) for s in row] for row in table], dtype=float),
                 levels=levels,
             )
-        else:
-            wanted, shared = {}, set()
+        return _History(levels, samples, outcome, taken, {}, self.seeds)
+
+    def _log(self, history: _History) -> Iterator[Look]:
+        """What each look saw and decided."""
+        outcome = history.outcome
+        for look, samples in enumerate(history.samples):
+            assert outcome is not None
+            decided: dict[str, str] = {}
+            for i, (name, taken) in enumerate(history.taken.items()):
+                if taken < look + 1:
+                    continue
+                if outcome.differs.shown[i] and outcome.differs.look[i] == look:
+                    decided[name] = "better" if samples[name].test.mean > 0 else "worse"
+                elif samples[name].failed:
+                    decided[name] = "diverged"
+                elif outcome.no_gain is not None and outcome.no_gain.shown[i] and outcome.no_gain.look[i] == look:
+                    decided[name] = "no gain"
+            open_ = int(sum(not (s and k <= look) for s, k in zip(outcome.differs.shown, outcome.differs.look, strict=True)))
+            yield Look(
+                seeds=self.looks[look],
+                spent=self.spent(len(history.taken), look),
+                level=float(history.levels[max(1, open_) - 1, look]),
+                p={name: samples[name].p_for_holm() for name, taken in history.taken.items() if taken > look},
+                decided=decided,
+            )
+
+    def spent(self, variants: int, look: int) -> float:
+        """The chance of any false verdict that all variants together may have spent by a look."""
+        return variants * boundaries.spent(self.looks[look] / len(self.seeds), (1 - self.level) / variants, self.spending)
+
+    def _verdicts(self, history: _History, settings: Settings) -> dict[str, Verdict]:
+        outcome = history.outcome
         if outcome is None:
-            return Standing({}, wanted, sorted(shared, key=self.seeds.index), 0)
-        judged = {name: self._verdict(name, [row[i] for row in samples], outcome, i, settings) for i, name in enumerate(variants)}
-        return Standing(judged, wanted, sorted(shared, key=self.seeds.index), len(samples))
+            return {}
+        return {
+            name: self._verdict(name, [row[name] for row in history.samples], outcome, i, settings) for i, name in enumerate(history.taken)
+        }
 
     def _verdict(self, name: str, history: Sequence[Sample], outcome: Outcome, index: int, settings: Settings) -> Verdict:
         """The verdict on one variant at the look at which it was decided, or else at the last."""
@@ -185,7 +358,7 @@ class Race:
             name,
             last,
             settings=settings,
-            interval=path.interval(alpha) if last.failed == 0 else last.interval(self.level),
+            interval=path.interval(alpha) if last.failed == 0 else self._repeated_interval(last, look),
             p_holm=_agreeing(p * m, alpha, shown=bool(differs.shown[index])),
             no_worse_p=one_sided(no_worse, lambda s: s.p_no_worse(settings.margin)),
             no_gain_p=one_sided(no_gain, lambda s: s.p_no_gain(settings.margin)),
@@ -195,6 +368,27 @@ class Race:
     def _path(self, history: Sequence[Sample], m: int) -> Path:
         times = tuple(n / len(self.seeds) for n in self.looks)[: len(history)]
         return Path(times, tuple(self.levels(m)[m - 1, : len(history)]), tuple(history))
+
+
+@dataclass(frozen=True)
+class _History:
+    """The looks of a race so far.
+
+    Args:
+        levels: of the t tests.
+        samples: of each look, by variant.
+        outcome: of these looks; None before the first.
+        taken: name → looks that the variant had.
+        wanted: name → seeds that the next look lacks.
+        due: all seeds of the next look, or of the last one.
+    """
+
+    levels: NDArray[Any]
+    samples: list[dict[str, Sample]]
+    outcome: Outcome | None
+    taken: dict[str, int]
+    wanted: dict[str, list[int]]
+    due: Sequence[int]
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,22 @@ from markupsafe import Markup
 from gradreg import __version__, files
 from gradreg.study import charts
 from gradreg.study.plan import Plan
-from gradreg.study.results import Record, warnings
+from gradreg.study.results import Record, over_seeds, race_said, warnings
 from gradreg.study.run import read_history
 from gradreg.study.table import Row, shown_columns
 
+SPENDING = {"obrien-fleming": "O'Brien-Fleming", "pocock": "Pocock"}
+
 
 def write_report(
-    plan: Plan, rows: Sequence[Row], records: Sequence[Record], environment: Mapping[str, Any], *, folder: Path, command: str = ""
+    plan: Plan,
+    rows: Sequence[Row],
+    records: Sequence[Record],
+    environment: Mapping[str, Any],
+    *,
+    folder: Path,
+    command: str = "",
+    race: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the page into ``folder`` and return its path.
 
@@ -34,6 +43,7 @@ def write_report(
         environment: where they ran.
         folder: the comparison's folder.
         command: the command line that made it, if one did.
+        race: the rule and the looks of a race; None without one.
     """
     runs_of = {row.label: [record for record in records if _belongs(record, row)] for row in rows}
     drawn = [(label, run) for label, group in runs_of.items() for run in group if not run.diverged and run.error is None]
@@ -58,32 +68,33 @@ def write_report(
         ),
     }
     figures = {title: (figure, note) for title, (figure, note) in figures.items() if figure is not None}
-    page = _template().render(
+    page = render(
+        "report.html",
         title=f"{plan.task}: does a gradient penalty help?",
         description=plan.description,
         verdicts=[row.verdict() for row in rows if row.variant != plan.baseline],
-        warnings=warnings(plan, records),
+        warnings=warnings(plan, records, race),
         metric=plan.metric,
         columns=shown_columns(rows),
         rows=rows,
-        seeds=plan.seeds,
-        figures=[{"title": title, "note": note, "id": f"chart-{i}", **_parts(f)} for i, (title, (f, note)) in enumerate(figures.items())],
+        seeds=over_seeds(plan, records),
+        equal_seconds=bool(plan.seconds),
+        race=None if race is None else race_said(plan, race["looks"]),
+        figures=drawn_figures(figures),
         configuration=yaml.safe_dump({name: dict(variant.settings) for name, variant in plan.variants.items()}, sort_keys=False),
         environment=yaml.safe_dump(dict(environment), sort_keys=False, allow_unicode=True),
         command=command,
-        methods=methods(plan, rows),
-        version=__version__,
-        plotly=Markup(plotly.offline.get_plotlyjs()),
+        methods=methods(plan, rows, records, race),
     )
     path = folder / "report.html"
     files.write_text(path, page)
     return path
 
 
-def methods(plan: Plan, rows: Sequence[Row]) -> str:
+def methods(plan: Plan, rows: Sequence[Row], records: Sequence[Record], race: Mapping[str, Any] | None = None) -> str:
     """A paragraph on the method, to be pasted into a paper."""
     others = [f"{name} ({variant.method})" for name, variant in plan.variants.items() if name != plan.baseline]
-    seeds = f"{len(plan.seeds)} seed{'' if len(plan.seeds) == 1 else 's'}"
+    seeds = over_seeds(plan, records)
     sentences = [
         f"We compared {', '.join(others)} with training without a penalty on {plan.task} over {seeds}, paired by seed "
         "(the same initialization, order of the data and split)."
@@ -93,12 +104,34 @@ def methods(plan: Plan, rows: Sequence[Row]) -> str:
             "As a second baseline, training without a penalty was lengthened, in whole epochs rounded up, until it had spent as many "
             "gradient evaluations."
         )
+    if plan.seconds:
+        rounds = max(len(one.rounds) for one in plan.seconds.values())
+        ratios = ", ".join(f"{one.ratio:.3g} for {name}" for name, one in plan.seconds.items())
+        sentences.append(
+            "As another, it was lengthened, rounded up, until it takes as many seconds: the ratio of the seconds per epoch or step was "
+            f"measured once on one machine, in short runs that alternate (median of up to {rounds} rounds: {ratios})."
+        )
     if any(row.early_difference is not None for row in rows):
-        sentences.append("As a third, it was stopped at the epoch with the best validation metric, as were the variants compared with it.")
-    sentences.append(
-        "Differences are means over seeds with 95 % intervals of the paired t test; verdicts are corrected for the number of variants by "
-        f"Holm's method, and a variant that diverged at any seed is never said to help. Computed by gradreg {__version__}."
-    )
+        sentences.append(
+            "As a further one, it was stopped at the epoch with the best validation metric, as were the variants compared with it."
+        )
+    if race is None or plan.race is None:
+        sentences.append(
+            "Differences are means over seeds with 95 % intervals of the paired t test; verdicts are corrected for the number of variants "
+            "by Holm's method, and a variant that diverged at any seed is never said to help."
+        )
+    else:
+        looks = race["looks"]
+        sentences.append(
+            f"Seeds were added to the variants that were undecided, one at a time from {plan.race.first} up to at most {len(plan.seeds)} "
+            f"({len(looks)} looks). At each look the paired t test was taken at the level that an error spending function of the "
+            f"{SPENDING[plan.race.spending]} type leaves (Lan and DeMets 1983) of {1 - plan.race.level:.2g} for any false verdict over all "
+            f"looks and variants, with Holm's method over the variants (Maurer and Bretz 2013); {looks[-1]['spent']:.2g} was spent. "
+            "Differences are means over seeds; the 95 % intervals against the first baseline order results by stages, those against other "
+            "baselines are repeated confidence intervals (Jennison and Turnbull 2000). A variant that diverged at any seed is never said "
+            "to help."
+        )
+    sentences.append(f"Computed by gradreg {__version__}.")
     return " ".join(sentences)
 
 
@@ -107,12 +140,25 @@ def _belongs(run: Record, row: Row) -> bool:
     return same and (run.budget == "epochs" or run.planned_evaluations == row.gradient_evaluations)
 
 
+def drawn_figures(figures: Mapping[str, tuple[go.Figure, str]]) -> list[dict[str, Any]]:
+    """Figures with their notes, by title, as templates take them."""
+    return [{"title": title, "note": note, "id": f"chart-{i}", **_parts(f)} for i, (title, (f, note)) in enumerate(figures.items())]
+
+
 def _parts(figure: go.Figure) -> dict[str, Markup]:
     plain = json.loads(figure.to_json() or "{}")
     # "</" inside a script element would end it.
     return {name: Markup(json.dumps(plain[name]).replace("</", "<\\/")) for name in ("data", "layout")}
 
 
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((resources.files("gradreg.study") / "report.html").read_text(encoding="utf-8"))
+def render(template: str, **values: Any) -> str:
+    """A page from its template in this folder; ``page.html`` has what all pages share."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FunctionLoader(_text_of)
+    )
+    shared = {"version": __version__, "plotly": Markup(plotly.offline.get_plotlyjs())}
+    return environment.get_template(template).render(**shared, **values)
+
+
+def _text_of(template: str) -> str:
+    return (resources.files("gradreg.study") / template).read_text(encoding="utf-8")

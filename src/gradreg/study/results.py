@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from gradreg.study.plan import Budget, Job, Plan
+from gradreg.study.plan import Budget, Job, Longer, Plan, Question
 from gradreg.study.statistics import deviation, mean
 from gradreg.study.table import Row, json_row
 from gradreg.study.tasks import Metric
 from gradreg.study.verdicts import Verdict, compare_paired
-
-Values = Callable[[Sequence["Record"]], dict[int, float | None]]
-"""The values of some runs by their seeds."""
 
 SCHEMA = 1
 """The version of ``results.json``; docs/comparing.md describes it."""
@@ -26,7 +23,7 @@ class Record:
     Args:
         variant: the variant that was trained; for a longer baseline, the baseline.
         seed: the run's seed.
-        budget: "epochs", or "gradients" for a longer baseline.
+        budget: "epochs"; "gradients" or "seconds" for a longer baseline.
         test: the test metric after the last epoch; None if the run diverged or failed.
         validation: the same on validation data; None without any.
         best_epoch: the epoch with the best validation metric; None without validation.
@@ -61,9 +58,14 @@ class Record:
 
     @classmethod
     def of(cls, job: Job, result: Mapping[str, Any], metric: Metric) -> Record:
-        """The run of ``job`` that ended with ``result``."""
+        """The run of ``job`` that ended with ``result``.
+
+        Raises:
+            ValueError: a result, read from a file, that is not one of such a run.
+        """
+        _check(job, result, metric)
         best = result.get("best")
-        best = best if best is not None and best["by"] == metric.validation else None
+        best = best if best is not None and best.get("by") == metric.validation else None
         return cls(
             variant=job.name,
             seed=job.seed,
@@ -103,60 +105,79 @@ class Record:
         }
 
 
-def rows(plan: Plan, records: Sequence[Record], *, margin: float | None = None) -> list[Row]:
+def _check(job: Job, result: Mapping[str, Any], metric: Metric) -> None:
+    """Raise ValueError unless ``result`` has what a ``Record`` takes from it."""
+    best = result.get("best")
+    best_numbers = (best.get("epoch"), best.get(metric.test)) if isinstance(best, Mapping) else ()
+    optional = (metric.validation, "epochs", "length")
+    needed = () if "error" in result else ("gradient_evaluations", "seconds", *(() if result.get("diverged") is True else (metric.test,)))
+    wrong = [key for key in optional if not (result.get(key) is None or _is_number(result[key]))]
+    wrong += [key for key in needed if not _is_number(result.get(key))]
+    wrong += [] if "error" in result or isinstance(result.get("diverged"), bool) else ["diverged"]
+    wrong += [] if (best is None or best_numbers) and all(n is None or _is_number(n) for n in best_numbers) else ["best"]
+    wrong += [] if isinstance(result.get("warnings", []), (list, tuple)) else ["warnings"]
+    if wrong:
+        raise ValueError(
+            f"result.json of the run {job.folder} must have the numbers of its result; it is damaged: {', '.join(wrong)}. Remove the run's "
+            "folder, so that it is repeated."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def rows(plan: Plan, records: Sequence[Record]) -> list[Row]:
     """The table of ``records``: a row for each variant, and for each longer baseline.
 
     Args:
         plan: what was compared.
         records: the finished runs.
-        margin: the difference that matters, in the table's unit; None if none was given.
     """
     by_folder = {record.folder.removeprefix("runs/"): record for record in records}
     by_epochs = {name: [r for r in records if r.variant == name and r.budget == "epochs"] for name in plan.variants}
-    longer = {r.planned_evaluations for r in records if r.budget == "gradients"}
-    by_gradients = {
-        n: [r for r in records if r.budget == "gradients" and r.planned_evaluations == n] for n in sorted(longer, key=lambda n: n or 0)
-    }
-    matched = {name: one.evaluations for name, one in plan.longer(by_folder).items()}
     plain = by_epochs[plan.baseline]
     own = plan.cost(plan.baseline, by_folder)
+    standing = plan.standing(by_folder)
+    looks = {} if standing is None else standing.taken
 
-    def values(group: Sequence[Record]) -> dict[int, float | None]:
-        return {r.seed: None if r.test is None else plan.metric.shown(r.test) for r in group}
-
-    def best(group: Sequence[Record]) -> dict[int, float | None]:
-        return {r.seed: None if r.best_test is None else plan.metric.shown(r.best_test) for r in group}
-
-    def judged(
-        against: str, groups: Mapping[str, Sequence[Record]], take: Values = values, rivals: Mapping[str, Sequence[Record]] | None = None
-    ) -> dict[str, Verdict]:
-        """Verdicts on ``groups`` against the baseline, or each against its own of ``rivals``."""
-        if not plain or not groups:
+    def judged(question: Question, looks: Mapping[str, int] = looks) -> dict[str, Verdict]:
+        """Verdicts on the variants of ``question`` that are compared with something."""
+        variants = {name: values for name, values in question.variants.items() if question.baselines[name]}
+        if not plain or not variants:
             return {}
-        return compare_paired(
-            take(plain),
-            {name: take(group) for name, group in groups.items()},
-            baselines={name: take(group) for name, group in (rivals or {}).items()},
-            mode=plan.metric.mode,
-            margin=margin,
-            metric=plan.metric.title,
-            unit=" points" if plan.metric.percent else "",
-            against=against,
-        )
+        settings: dict[str, Any] = {
+            "baselines": question.baselines,
+            "mode": plan.metric.mode,
+            "margin": plan.margin,
+            "metric": plan.metric.title,
+            "unit": plan.metric.difference_unit,
+            "against": question.against,
+        }
+        if plan.race is None:
+            return compare_paired({}, variants, **settings)
+        return plan.race.judge_beside({}, variants, taken=looks, **settings)
 
-    variants = {name: group for name, group in by_epochs.items() if name != plan.baseline}
-    equal = judged(plan.baseline, variants) if "epochs" in plan.rivals else {}
-    spent: dict[str, Verdict] = {}
-    if "gradients" in plan.rivals:
-        # A variant that costs no more than the baseline is compared with the baseline itself.
-        rivals = {name: by_gradients.get(matched[name], []) if name in matched else plain for name in variants}
-        rivals = {name: group for name, group in rivals.items() if group}
-        spent = judged(f"{plan.baseline} at equal gradients", {name: variants[name] for name in rivals}, rivals=rivals)
-    early: dict[str, Verdict] = {}
-    if "early" in plan.rivals and any(r.best_test is not None for r in plain):
-        early = judged(f"{plan.baseline} stopped early", variants, best)
-    labels = {n: f"{plan.baseline}, " + ("longer" if own is None or n is None else f"{n / own[1]:.3g} x epochs") for n in by_gradients}
-    longer_ones = judged(plan.baseline, {labels[n]: group for n, group in by_gradients.items()}) if "epochs" in plan.rivals else {}
+    found_by: dict[str, dict[str, Verdict]] = {
+        rival: judged(plan.question(rival, by_folder))
+        for rival in plan.rivals
+        if rival != "early" or any(r.best_test is not None for r in plain)
+    }
+    if standing is not None and plan.rivals[0] in found_by:  # which decides the race
+        found_by[plan.rivals[0]] = standing.verdicts
+    unit = "epochs" if any(r.epochs is not None for r in plain) else "steps"
+    groups = {
+        _label(plan, budget, one, names, own, unit): (budget, one.evaluations, names)
+        for budget, one, names in plan.longer_baselines(by_folder)
+    }
+    groups = dict(sorted(groups.items(), key=lambda item: item[1][:2]))
+    runs_of = {label: [r for r in records if (r.budget, r.planned_evaluations) == (budget, n)] for label, (budget, n, _) in groups.items()}
+    most = {} if standing is None else {label: max(looks[name] for name in names) for label, (_, _, names) in groups.items()}
+    longer_ones: dict[str, Verdict] = {}
+    if "epochs" in plan.rivals and groups:
+        values = {label: {r.seed: None if r.test is None else plan.metric.shown(r.test) for r in runs} for label, runs in runs_of.items()}
+        against = plan.values(plan.baseline, by_folder)
+        longer_ones = judged(Question(plan.baseline, values, dict.fromkeys(values, against)), most)
     found: list[Row] = []
     for name, variant in plan.variants.items():
         cost = plan.cost(name, by_folder)
@@ -169,34 +190,40 @@ def rows(plan: Plan, records: Sequence[Record], *, margin: float | None = None) 
                 method=variant.method,
                 evaluations=None if cost is None else cost[1],
                 unit=None if own is None else own[1],
-                verdicts=(equal.get(name), spent.get(name), early.get(name)),
+                verdicts={rival: verdicts.get(name) for rival, verdicts in found_by.items()},
+                looks=None if standing is None else looks.get(name, standing.looks),
             )
         )
         if name == plan.baseline:
             found += [
                 _row(
                     plan,
-                    group,
-                    label=labels[n],
+                    runs_of[label],
+                    label=label,
                     variant=name,
                     method=variant.method,
                     evaluations=n,
                     unit=None if own is None else own[1],
-                    verdicts=(longer_ones.get(labels[n]), None, None),
+                    verdicts={"epochs": longer_ones.get(label)},
+                    looks=most.get(label),
                 )
-                for n, group in by_gradients.items()
+                for label, (_, n, _) in groups.items()
             ]
     return found
 
 
-def results(plan: Plan, records: Sequence[Record], environment: Mapping[str, Any], table: Sequence[Row]) -> dict[str, Any]:
-    """The content of ``results.json``."""
+def results(
+    plan: Plan, records: Sequence[Record], environment: Mapping[str, Any], table: Sequence[Row], race: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of ``results.json``; ``race``: its rule and its looks."""
     return {
         "schema": SCHEMA,
         "task": plan.task,
         "metric": {"name": plan.metric.name, "mode": plan.metric.mode, "percent": plan.metric.percent},
         "baseline": plan.baseline,
-        "seeds": plan.seeds,
+        "seeds": seeds_run(plan, records),
+        **({} if race is None else {"race": dict(race)}),
+        **({} if not plan.seconds else {"seconds": {name: asdict(one) for name, one in plan.seconds.items()}}),
         "runs": [record.to_dict(plan.metric) for record in records],
         "table": [json_row(row) for row in table],
         "configuration": {name: dict(variant.settings) for name, variant in plan.variants.items()},
@@ -204,9 +231,41 @@ def results(plan: Plan, records: Sequence[Record], environment: Mapping[str, Any
     }
 
 
-def warnings(plan: Plan, records: Sequence[Record]) -> list[str]:
+def seeds_run(plan: Plan, records: Sequence[Record]) -> list[int]:
+    """The seeds of the study: all of the plan, or those that a race has used."""
+    used = {record.seed for record in records}
+    return plan.seeds if plan.race is None else [seed for seed in plan.seeds if seed in used]
+
+
+def over_seeds(plan: Plan, records: Sequence[Record]) -> str:
+    """``5 seeds``; of a race ``5 to 12 seeds``."""
+    most = len(seeds_run(plan, records))
+    counts = [sum(r.variant == name and r.budget == "epochs" for r in records) for name in plan.variants]
+    least = most if plan.race is None else min(counts)
+    return f"{most} seed{'' if most == 1 else 's'}" if least == most else f"{least} to {most} seeds"
+
+
+def race_said(plan: Plan, looks: Sequence[Mapping[str, Any]]) -> str:
+    """What a reader must know of a race: that seeds were added, in how many looks, and which error was spent."""
+    race = plan.race
+    assert race is not None
+    last = looks[-1]
+    alpha = 1 - race.level
+    return (
+        f"Seeds were added until decided: {race.first} at first, then one at a time to the undecided variants, up to {len(race.seeds)}. "
+        f"{len(looks)} of at most {len(race.looks)} looks were taken, which spent {last['spent']:.2g} of the {alpha:.2g} that any false "
+        f"verdict may have ({race.spending}); the verdicts are those of the race."
+    )
+
+
+def warnings(plan: Plan, records: Sequence[Record], race: Mapping[str, Any] | None = None) -> list[str]:
     """What a reader of the table must know beside it: failed runs, runs that ended early, seeds that change nothing."""
     found: list[str] = []
+    if race is not None and race["judged_before"]:
+        found.append(
+            f"the first {race['judged_before']} seeds were judged without a race before it began. Its error holds if it would have been "
+            "run whatever they showed."
+        )
     for name in plan.variants:
         own = [r for r in records if r.variant == name and r.budget == "epochs"]
         failed = [r for r in own if r.error is not None]
@@ -222,6 +281,14 @@ def warnings(plan: Plan, records: Sequence[Record]) -> list[str]:
     return found
 
 
+def _label(plan: Plan, budget: Budget, one: Longer, names: Sequence[str], own: tuple[int, float] | None, unit: str) -> str:
+    """The name of a longer baseline's row."""
+    if budget == "seconds":
+        ratios = " and ".join(dict.fromkeys(f"{plan.seconds[name].ratio:.3g}" for name in names))
+        return f"{plan.baseline}, equal seconds of {' and '.join(names)}: {one.length} {unit}, ratio {ratios} measured"
+    return f"{plan.baseline}, " + ("longer" if own is None else f"{one.evaluations / own[1]:.3g} x epochs")
+
+
 def _row(
     plan: Plan,
     group: Sequence[Record],
@@ -231,11 +298,11 @@ def _row(
     method: str,
     evaluations: float | None,
     unit: float | None,
-    verdicts: tuple[Verdict | None, Verdict | None, Verdict | None],
+    verdicts: Mapping[str, Verdict | None],
+    looks: int | None,
 ) -> Row:
     ended = [plan.metric.shown(r.test) for r in group if r.test is not None]
     best = [plan.metric.shown(r.best_test) for r in group if r.best_test is not None]
-    equal, matched, early = verdicts
     return Row(
         label=label,
         variant=variant,
@@ -247,10 +314,12 @@ def _row(
         mean=mean(ended),
         deviation=deviation(ended),
         best_mean=mean(best),
-        difference=equal,
-        matched_difference=matched,
-        early_difference=early,
+        difference=verdicts.get("epochs"),
+        matched_difference=verdicts.get("gradients"),
+        seconds_difference=verdicts.get("seconds"),
+        early_difference=verdicts.get("early"),
         gradient_evaluations=evaluations,
         seconds=mean([r.seconds for r in group if r.error is None]) or 0.0,
         cost=None if evaluations is None or not unit else evaluations / unit,
+        looks=looks,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -118,24 +118,46 @@ def compare_paired(
     if not variants:
         raise ValueError("variants must name at least one variant; got none. The baseline alone has nothing to be compared with.")
     samples = {name: Sample.of((baselines or {}).get(name, baseline), values, mode=mode) for name, values in variants.items()}
-    names = list(samples)
-    adjusted = [float(p) for p in statistics.holm([sample.p_for_holm() for sample in samples.values()])]
-    no_worse = _holm_one_sided([sample.p_no_worse(margin) for sample in samples.values()])
-    no_gain = _holm_one_sided([sample.p_no_gain(margin) for sample in samples.values()])
-    open_hypotheses = sum(p > 1 - level for p in adjusted)
-    settings = Settings(mode, level, margin, metric, against, len(names), unit=unit)
+    return judged(
+        samples,
+        settings=Settings(mode, level, margin, metric, against, len(samples), unit=unit),
+        p=[sample.p_for_holm() for sample in samples.values()],
+        no_worse=[sample.p_no_worse(margin) for sample in samples.values()],
+        no_gain=[sample.p_no_gain(margin) for sample in samples.values()],
+        intervals={name: sample.interval(level) for name, sample in samples.items()},
+    )
+
+
+def judged(
+    samples: Mapping[str, Sample],
+    *,
+    settings: Settings,
+    p: Sequence[float | None],
+    no_worse: Sequence[float | None],
+    no_gain: Sequence[float | None],
+    intervals: Mapping[str, tuple[float, float] | None],
+    tested_at: Callable[[str, int], float] | None = None,
+) -> dict[str, Verdict]:
+    """The verdicts on ``samples`` from p before Holm, two-sided and, with a margin, one-sided; in their order.
+
+    ``tested_at`` gives the level of the t test of a variant if so many are not shown; None divides 1 − level by their number.
+    """
+    alpha = 1 - settings.level
+    adjusted = [float(value) for value in statistics.holm([1.0 if value is None else value for value in p])]
+    no_worse, no_gain = _holm_one_sided(no_worse), _holm_one_sided(no_gain)
+    open_hypotheses = sum(value > alpha for value in adjusted)
     return {
         name: verdict(
             name,
-            samples[name],
+            sample,
             settings=settings,
-            interval=samples[name].interval(level),
+            interval=intervals[name],
             p_holm=adjusted[i],
             no_worse_p=no_worse[i],
             no_gain_p=no_gain[i],
-            tested_at=(1 - level) / max(1, open_hypotheses),
+            tested_at=alpha / max(1, open_hypotheses) if tested_at is None else tested_at(name, max(1, open_hypotheses)),
         )
-        for i, name in enumerate(names)
+        for i, (name, sample) in enumerate(samples.items())
     }
 
 

@@ -9,7 +9,7 @@ To add a direction of your own, register a function for its class::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
 from math import sqrt
@@ -58,7 +58,7 @@ class DirectionInputs:
 
     Args:
         parameters: those that are perturbed in this step. Of sharded ones all lists below hold this rank's shards.
-        indices: the index of each in the model.
+        places: the index of every parameter in the model; ``indices`` are those of ``parameters``.
         step: the optimizer step.
         gradients: of each, the gradient times ``weight`` and ``scale``, or none if the direction needs no gradient. Read-only
             unless ``consumable``.
@@ -70,7 +70,7 @@ class DirectionInputs:
     """
 
     parameters: Sequence[nn.Parameter]
-    indices: Sequence[int]
+    places: Mapping[nn.Parameter, int]
     step: int
     gradients: list[Tensor]
     norm: Callable[[], Tensor]
@@ -78,6 +78,11 @@ class DirectionInputs:
     weight: float | Tensor = 1.0
     scale: float | Tensor = 1.0
     consumable: bool = False
+
+    @property
+    def indices(self) -> list[int]:
+        """The index of each parameter in the model."""
+        return [self.places[p] for p in self.parameters]
 
     def plain_gradients(self) -> list[Tensor]:
         """The gradients without weight and loss scale; new tensors."""

@@ -111,6 +111,16 @@ class Parallelism:
             flat /= group.size()
             torch._foreach_copy_(these, [f.view_as(t) for f, t in zip(flat.split([t.numel() for t in these]), these, strict=True)])
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of ``value``, which is overwritten, over the ranks of DDP."""
+        if self._replicas:
+            from torch.distributed import all_reduce
+
+            group = self._replicas[0].process_group
+            all_reduce(value, group=group)
+            value /= group.size()
+        return value
+
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """The mean of ``value`` over all ranks that see another part of the batch, or another part of the parameters."""
         groups = list(dict.fromkeys(replica.process_group for replica in self._replicas))
