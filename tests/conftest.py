@@ -38,7 +38,7 @@ SLOW = {
     "sharpness": ("data_parallel", "jax"),
     "study": ("compare", "l2", "report"),
     "theory": ("command", "diagonal_network"),
-    "torch": ("compile", "data_parallel", "data_parallel_inside", "fsdp", "interrupts"),
+    "torch": ("auto_radius_parallel", "compile", "data_parallel", "data_parallel_inside", "fsdp", "interrupts"),
     "train": ("interruptions", "options", "processes", "recipes", "sharpness_command", "signals", "start_up", "trackers"),
     "train/models": ("create", "parameters"),
 }

@@ -25,15 +25,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = (
     "torch",
+    "--ignore=tests/torch/test_auto_radius_parallel.py",
     "--ignore=tests/torch/test_data_parallel.py",
     "--ignore=tests/torch/test_data_parallel_inside.py",
     "--ignore=tests/torch/test_fsdp.py",
 )
 """The tests of the engine that need one process."""
+AUTO_RADIUS = ("test_auto_radius.py", "torch/test_auto_radius.py")
 LIKELY = {
     "../penalties.py": ("closures", "cost", "family"),
     "../plan.py": ("identities", "family"),
     "../registry.py": ("unknown_parts",),
+    "../auto_radius.py": ("auto_radius",),
+    "auto_radius.py": ("auto_radius",),
     "buffers.py": ("same_function", "forward_state", "batch_statistics"),
     "closures.py": ("same_function", "forward_state", "aux", "random_numbers", "where_things_are"),
     "decoupled.py": ("family",),
@@ -46,10 +50,10 @@ LIKELY = {
     "norms.py": ("small_numbers", "gradients", "dispatch"),
     "parallel.py": ("same_function", "where_things_are"),
     "perturbation.py": ("quadratics", "restore", "interrupts", "identities", "small_numbers"),
-    "regularizer.py": ("aux", "bad_input", "gradients", "metrics", "family", "cost"),
+    "regularizer.py": ("auto_radius", "aux", "bad_input", "gradients", "metrics", "family", "cost"),
     "rng.py": ("same_function", "random_numbers"),
     "state.py": ("remembering", "family", "precision", "resume"),
-    "step.py": ("identities", "family", "unreached", "metrics", "precision", "remembering", "gradients", "memory"),
+    "step.py": ("auto_radius", "identities", "family", "unreached", "metrics", "precision", "remembering", "gradients", "memory"),
     "watch.py": ("where_things_are",),
 }
 """The tests of the engine that come first with ``--first``, by the file that is broken."""
@@ -70,7 +74,7 @@ MUTANTS = (
     Mutant('sign of the perturbation reversed', 'step.py', 'by * self.values.radius)', '-by * self.values.radius)'),
     Mutant('perturbation removed', 'step.py', 'by * self.values.radius)', '0.0)'),
     Mutant('normalization dropped', 'directions.py', 'return safe_ratio(signed, norm) if isinstance(norm, Tensor) else signed / norm', 'return signed'),
-    Mutant("sign of a negative weight forgotten", "directions.py", "radius if self.weight > 0 else -radius", "radius"),
+    Mutant("sign of a negative weight forgotten", "directions.py", "1.0 if self.weight > 0 else -1.0", "1.0"),
     Mutant("weight of the first pass forgotten in the step", "directions.py", "return radius / self.weight / self.scale", "return radius / self.scale"),
     Mutant('(1 - c) forgotten', '../plan.py', 'return 1.0 - c, ((+1, c),)', 'return 1.0, ((+1, c),)'),
     Mutant("backward difference with the forward's weight", '../plan.py', 'return 1.0 + c, ((-1, -c),)', 'return 1.0 - c, ((-1, c),)'),
@@ -117,6 +121,18 @@ MUTANTS = (
     Mutant('family: frozen parameters forgotten in a checkpoint', 'state.py', 'if p.requires_grad or p in held', 'if p.requires_grad'),
     Mutant('family: memory in 16 bits', 'state.py', 'torch.float32 if p.dtype in LOW_PRECISION else p.dtype', 'p.dtype'),
     Mutant("family: ahead is back", "directions.py", "weight=-1.0 if direction.ahead else 1.0", "weight=1.0"),
+    Mutant('auto radius: direction of the change reversed', '../auto_radius.py', 'self.gain * (cosine - self.target)', 'self.gain * (self.target - cosine)', AUTO_RADIUS),
+    Mutant('auto radius: change not clipped', '../auto_radius.py', 'change = ops.clip(self.gain * (cosine - self.target) / (1.0 - self.target), -self.gain, self.gain)', 'change = self.gain * (cosine - self.target) / (1.0 - self.target)', AUTO_RADIUS),
+    Mutant('auto radius: falling losses not counted', '../auto_radius.py', 'leaves = rising < _FEWEST_RISES', 'leaves = rising < -1.0', AUTO_RADIUS),
+    Mutant('auto radius: nonlinearity not bounded', '../auto_radius.py', '(1.0 + _LARGEST_NONLINEARITY)', '1e9', AUTO_RADIUS),
+    Mutant('auto radius: not halved at an infinite loss', '../auto_radius.py', 'ops.where(ops.isfinite(measured.rise), change, -math.log(2.0))', 'change', AUTO_RADIUS),
+    Mutant('auto radius: a zero gradient moves it', '../auto_radius.py', 'moves = measured.plain > 0.0', 'moves = measured.plain > -1.0', AUTO_RADIUS),
+    Mutant('auto radius: no plain gradient in place of an infinite one', 'step.py', '                work.measurement.guard(', '                (lambda *a, **k: None)(', AUTO_RADIUS),
+    Mutant('auto radius: earlier gradients lost by the guard', 'auto_radius.py', '            if present is not None:\n', '            if False:\n', AUTO_RADIUS),
+    Mutant('auto radius: weight of the plain pass forgotten', 'auto_radius.py', 'first, other = self._weight * scale, weight * scale', 'first, other = 1.0, weight * scale', AUTO_RADIUS),
+    Mutant('auto radius: not in a checkpoint', 'regularizer.py', '            self._radius.load_state_dict(state["radius"])\n', '            pass\n', AUTO_RADIUS),
+    Mutant('auto radius: a failed step counted', 'regularizer.py', '            control.begin()\n', '            pass\n', AUTO_RADIUS),
+    Mutant('auto radius: gradients overwritten that are measured', 'step.py', 'this.keeps == "nothing" and self.penalty.direction.is_gradient and not step', 'not step', AUTO_RADIUS),
     Mutant('family: parameters that only a moved pass reaches not mixed', 'step.py', 'apart = {p: apart[p] if p in apart else torch.zeros_like(p, requires_grad=False) for p in shards}', 'shards = {p: s for p, s in shards.items() if p in apart}'),
     Mutant('sparse gradients as they are', 'gradients.py', 'g.to_dense() if g.is_sparse else g for _, g in held', 'g for _, g in held'),
     Mutant('ascent checked where it is used', 'regularizer.py', 'if penalty is not None and ascents is not None:', 'if penalty is not None and ascents is not None and penalty.strength_at(number) != 0.0:'),

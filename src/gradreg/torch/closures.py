@@ -122,8 +122,12 @@ class Evaluator:
         if group.end is not None:
             self._go_to(group.end)  # without the flag for DDP's next broadcast, which stays as the last pass left it
 
-    def run(self, of: Literal["loss", "ascent"], weight: float, *, synchronise: bool) -> None:
-        """Forward and backward through every closure, accumulating ``weight`` times its gradient; see ``first_values``."""
+    def run(self, of: Literal["loss", "ascent"], weight: float | Tensor, *, synchronise: bool, returns_loss: bool = False) -> Tensor | None:
+        """Forward and backward through every closure, accumulating ``weight`` times its gradient; see ``first_values``.
+
+        Returns:
+            With ``returns_loss`` the summed, detached loss.
+        """
         group = self._groups[of]
         first = not group.starts
         wanted = self._first_values is None
@@ -133,7 +137,7 @@ class Evaluator:
             synchronised = synchronise and i == len(group.closures) - 1
             with self.parallelism.synchronised(synchronised) if self._averages else _ALONE:
                 loss, aux = self._evaluate(group, i)
-                if wanted:
+                if wanted or returns_loss:
                     losses.append(loss.detach().clone())  # CUDA graphs of torch.compile reuse its memory in the next pass
                     auxiliary.append(aux)
                 self.backpropagate(loss, weight)
@@ -141,6 +145,7 @@ class Evaluator:
             self.finish_first(of)
         if wanted:
             self._first_values = total(losses), self.aux_of(auxiliary)
+        return total(losses) if returns_loss else None
 
     def first_values(self) -> tuple[Tensor, Any]:
         """The summed, detached loss of the first pass, and the closures' aux: one, or a list for a sequence of closures."""
@@ -216,15 +221,18 @@ class Evaluator:
             )
         return returned, aux
 
-    def backpropagate(self, loss: Tensor, weight: float) -> None:
+    def backpropagate(self, loss: Tensor, weight: float | Tensor) -> None:
         """Add ``weight`` times the scaled loss's gradient to ``.grad``."""
         try:
             if self.backward is not None:
-                self.backward(loss if weight == 1.0 else loss * weight)
+                self.backward(loss if isinstance(weight, float) and weight == 1.0 else loss * weight)
                 self._refuse_graphs()
                 return
             scaled = self.scaled(loss)
-            scaled.backward(None if weight == 1.0 else torch.full_like(scaled, weight))
+            if isinstance(weight, Tensor):
+                scaled.backward(weight.to(scaled.device, scaled.dtype).expand_as(scaled))
+            else:
+                scaled.backward(None if weight == 1.0 else torch.full_like(scaled, weight))
         except RuntimeError as error:
             if self.repeats_pass and "second time" in str(error):
                 raise RuntimeError(

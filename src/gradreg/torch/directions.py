@@ -37,16 +37,18 @@ class Ascent:
     parameters: Sequence[nn.Parameter]
     vectors: list[Tensor]
     norm: Tensor | float | Callable[[], Tensor]
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
     scale: float | Tensor = 1.0
 
-    def distance(self, power: int, radius: float) -> float | Tensor:
+    def distance(self, power: int, radius: float | Tensor) -> float | Tensor:
         """The factor of the vectors for a step of ``radius``, which is negative for a step backward."""
         if power == 2:
             return radius / self.weight / self.scale
         # The weighted vector is w·v and its norm |w|·‖v‖: only the sign of w remains, and the loss scale cancels.
-        signed = radius if self.weight > 0 else -radius
+        sign = torch.sign(self.weight) if isinstance(self.weight, Tensor) else 1.0 if self.weight > 0 else -1.0
+        signed = radius * sign
         norm = self.norm() if callable(self.norm) else self.norm
+        signed = signed.to(norm.dtype) if isinstance(signed, Tensor) and isinstance(norm, Tensor) else signed
         return safe_ratio(signed, norm) if isinstance(norm, Tensor) else signed / norm
 
 
@@ -73,7 +75,7 @@ class DirectionInputs:
     gradients: list[Tensor]
     norm: Callable[[], Tensor]
     average: list[Tensor] = field(default_factory=list)
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
     scale: float | Tensor = 1.0
     consumable: bool = False
 

@@ -90,6 +90,20 @@ class Gradients:
             if gradient is not p.grad:
                 p.grad = gradient
 
+    def average(self) -> None:
+        """Average ``.grad`` over the ranks, after passes that did not; None where no rank has a gradient, as DDP leaves it."""
+        averaged = [p for p in self._trainable if self._parallelism.is_averaged(p)]
+        if self._parallelism.finds_unused:
+            reached = torch.tensor([float(p.grad is not None) for p in averaged], device=averaged[0].device)
+            shares = self._parallelism.mean_over_ranks(reached).tolist()
+            averaged = [p for p, share in zip(averaged, shares, strict=True) if share > 0.0]
+        for p in averaged:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p, requires_grad=False)
+            elif p.grad.is_sparse:
+                p.grad = p.grad.to_dense()
+        self._parallelism.average([p.grad for p in averaged if p.grad is not None], averaged)
+
     def add(self, stash: Stash) -> None:
         """Add ``stash`` to what this step has accumulated."""
         both: list[tuple[Tensor, Tensor]] = []

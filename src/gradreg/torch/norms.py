@@ -117,7 +117,7 @@ def inner_products(first: Sequence[Tensor], second: Sequence[Tensor], like: Sequ
     return a, (a + b - difference) / 2, b
 
 
-def safe_ratio(numerator: float, norm: Tensor) -> float | Tensor:
+def safe_ratio(numerator: float | Tensor, norm: Tensor) -> float | Tensor:
     """``numerator / norm``, and 0 where the norm is too small to be accurate, so that no perturbation is longer than the radius.
 
     Squares of numbers below 1e-19 underflow in float32, so a norm is accurate from about 1e-15 on (1e-150 in float64). On a CPU smaller

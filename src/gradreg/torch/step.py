@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gradreg.penalties import GradientPenalty
-from gradreg.plan import PLAIN, Pass, Plan, StepValues
+from gradreg.plan import Pass, Plan, StepValues
+from gradreg.torch.auto_radius import RadiusControl, RadiusMeasurement
 from gradreg.torch.closures import Evaluator
 from gradreg.torch.directions import Ascent, DirectionInputs, ascent_direction
 from gradreg.torch.gradients import ByParameter, Gradients
@@ -63,6 +64,7 @@ class Step:
         measure_norm: measure the norm of the gradient where nothing else needs it.
         check_rounding: whether the radius is large enough to judge rounding by.
         must_reach: whether a first pass that gives no perturbed parameter a gradient is an error.
+        radius: measures this step for a radius that sets itself; None for none.
     """
 
     penalty: GradientPenalty | None
@@ -80,13 +82,19 @@ class Step:
     measure_norm: bool
     check_rounding: bool
     must_reach: bool
+    radius: RadiusControl | None = None
+
+    @property
+    def averages_last(self) -> bool:
+        """Whether the ranks average their gradients after the passes, because each measures its own first."""
+        return self.radius is not None and self.evaluator.parallelism.averages and not self.average_direction
 
     def run(self) -> Result:
         """Make the passes; ``.grad`` holds their result added to what it held before.
 
         Raises whatever a closure raises; parameters, ``.grad`` and the model's state are then restored.
         """
-        return self._one_pass() if self.plan.passes == PLAIN.passes else self._several_passes()
+        return self._one_pass() if self.plan.is_one_plain_pass else self._several_passes()
 
     def _one_pass(self) -> Result:
         """As without a penalty, except for EMAs that are updated and gradients that are reused."""
@@ -132,6 +140,10 @@ class Step:
                     if last and not alone:
                         self.gradients.add(earlier)  # before the pass, so that both are averaged over the ranks
                     work.make(i, this, last)
+            if work.measurement is not None:
+                work.measurement.guard(None if alone else earlier, all_passes=sum(p.offset != 0 for p in self.plan.passes) > 1)
+            if self.averages_last:
+                self.gradients.average()
             if alone:
                 self._mix(work)
                 if self.penalty.direction.averages == "results":
@@ -154,7 +166,9 @@ class Step:
         shards = self.gradients.shards()
         apart = {p: apart[p] if p in apart else torch.zeros_like(p, requires_grad=False) for p in shards}
         inputs = MixingInputs(list(shards.values()), local_shards(list(apart.values())), list(shards))
-        if self.plan.plain_weight != 0.0:
+        if isinstance(self.plan.plain_weight, Tensor):
+            torch._foreach_add_(inputs.result, torch._foreach_mul(inputs.plain, self.plan.plain_weight))
+        elif self.plan.plain_weight != 0.0:
             torch._foreach_add_(inputs.result, inputs.plain, alpha=self.plan.plain_weight)
         if penalty.reuse is not None:
             self.state.stage(REUSED, inputs.like, self._without_scale(orthogonal_part(inputs)))
@@ -203,6 +217,8 @@ class _Work:
         self._norm: Tensor | float = NAN
         self._cosine: Tensor | float = NAN
         self._alignment: Alignment | None = None
+        self.measurement: RadiusMeasurement | None = None
+        self._measured = False
         self._overflow = False
         self._offset: float = 0
 
@@ -223,15 +239,23 @@ class _Work:
             self._make_first(i, this)
             return
         measured = self._alignment if this.offset != 0 else None
-        if measured is not None:
-            measured.before_pass()
+        measurement = self.measurement if this.offset != 0 and not self._measured else None
+        for one in (measured, measurement):
+            if one is not None:
+                one.before_pass()
         weight = NAN if self._overflow else this.weight  # after an overflow nothing is perturbed, and NaN tells the scaler
-        step.evaluator.run(this.of, weight, synchronise=last)
+        whole = last or (measurement is not None and step.average_direction)  # the alignment is that of averaged gradients
+        synchronise = whole and not step.averages_last
+        loss = step.evaluator.run(this.of, weight, synchronise=synchronise, returns_loss=measurement is not None)
         if i == 0 and this.offset == 0:
             self._look_at_plain(this)
         if measured is not None:
             self._cosine = measured.after_pass(this.weight)
             self._alignment = None
+        if measurement is not None and loss is not None:
+            rise = (loss - step.evaluator.first_values()[0]) * (1.0 if this.offset > 0 else -1.0)
+            self._cosine = measurement.after_pass(weight, rise)
+            self._measured = True
 
     def _look_at_plain(self, this: Pass) -> None:
         """Measure the norm, and prepare the cosine, of a plain pass that gives no direction."""
@@ -242,8 +266,16 @@ class _Work:
         if step.measure_cosine and first and all(p.of == "loss" for p in step.plan.passes):
             self._alignment = Alignment(parameters, first, this.weight)
 
+    def _begin_measurement(self, parameters: Sequence[nn.Parameter], this: Pass) -> None:
+        """Prepare what a radius that sets itself is measured by: ``.grad`` holds the gradient of ``this`` pass, the plain one."""
+        step = self.step
+        if step.radius is None or not parameters:
+            return
+        stays = this.keeps == "nothing" and self.penalty.direction.is_gradient and not step.evaluator.parallelism.reuses_gradients
+        self.measurement = RadiusMeasurement(step.radius, step.evaluator, step.gradients, parameters, this.weight, copies=not stays)
+
     def _unweighted(self, norm: Tensor, weight: float) -> Tensor:
-        norm = norm if weight == 1.0 else norm / abs(weight)
+        norm = norm if isinstance(weight, float) and weight == 1.0 else norm / abs(weight)
         return norm if self.step.evaluator.scaler is None else self.step.evaluator.unscaled(norm)
 
     def _make_first(self, i: int, this: Pass) -> None:
@@ -266,7 +298,9 @@ class _Work:
         agreed: ByParameter = {}
         if not climbs and self._looks_at_gradients(this):
             agreed = step.gradients.all_reduced(averaged=synchronise)
-        if step.measure_cosine and first and not climbs:
+        if step.radius is not None and not climbs:
+            self._begin_measurement(parameters, this)
+        elif step.measure_cosine and first and not climbs:
             self._alignment = Alignment(parameters, first, this.weight)
         if evaluator.scaler is not None and not torch.isfinite(norm()):
             self._overflow = True
