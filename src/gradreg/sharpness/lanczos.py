@@ -16,6 +16,7 @@ Multiply = Callable[[Vector], Vector]
 
 _MEMORY = 1 << 30
 """Bytes that the basis of an iteration may take, unless it then holds too few vectors to converge."""
+_BLOCK = 16
 _FEWEST = 20
 _MOST = 200
 
@@ -42,28 +43,50 @@ class Ritz:
 
 
 class _Basis:
-    """Orthonormal vectors, as rows of one matrix.
+    """Orthonormal vectors, as rows of matrices that are allocated as they are needed.
 
     Args:
         space: their space.
-        room: how many.
         seed: of the random vectors that continue where a product lies in the span.
     """
 
-    def __init__(self, space: Space, room: int, seed: int) -> None:
+    def __init__(self, space: Space, seed: int) -> None:
         self.space = space
-        self.rows = torch.empty(room, space.size, dtype=space.dtype, device=space.device)
         self.seed = seed
+        self._blocks: list[Tensor] = []
         self._fresh = 0
+
+    def __getitem__(self, i: int) -> Vector:
+        return self._blocks[i // _BLOCK][i % _BLOCK]
+
+    def __setitem__(self, i: int, vector: Vector) -> None:
+        if i // _BLOCK == len(self._blocks):
+            self._blocks.append(torch.empty(_BLOCK, self.space.size, dtype=self.space.dtype, device=self.space.device))
+        self._blocks[i // _BLOCK][i % _BLOCK] = vector
+
+    def first(self, count: int) -> list[Tensor]:
+        """The first ``count`` rows, in blocks."""
+        whole, rest = divmod(count, _BLOCK)
+        return [*self._blocks[:whole], *([self._blocks[whole][:rest]] if rest else [])]
+
+    def combined(self, weights: NDArray[np.float64]) -> Tensor:
+        """The rows of ``weights`` times the first rows, as many as it has columns."""
+        blocks = self.first(weights.shape[1])
+        parts = torch.from_numpy(np.ascontiguousarray(weights)).to(self.space.device, self.space.dtype).split(_BLOCK, dim=1)
+        total = parts[0] @ blocks[0]
+        for part, block in zip(parts[1:], blocks[1:], strict=True):
+            total.addmm_(part, block)
+        return total
 
     def orthogonalized(self, vector: Vector, count: int) -> tuple[NDArray[np.float64], float]:
         """Subtract from ``vector``, in place, its components along the first ``count`` rows; they, and the length of what is left."""
-        rows = self.rows[:count]
         components = torch.zeros(count, dtype=self.space.dtype, device=self.space.device)
         for _ in range(2):  # twice is enough for orthogonality to working precision
-            these = self.space.dots(rows, vector)
-            vector.addmv_(rows.T, these, alpha=-1)
-            components += these
+            blocks = self.first(count)
+            these = [self.space.dots(rows, vector) for rows in blocks]
+            for rows, found in zip(blocks, these, strict=True):
+                vector.addmv_(rows.T, found, alpha=-1)
+            components += torch.cat(these)
         return components.double().cpu().numpy(), self.space.norm(vector)
 
     def fresh(self, count: int) -> Vector:
@@ -103,14 +126,14 @@ def largest(
     n = space.dimension
     bytes_each = max(1, space.size * (8 if space.dtype == torch.float64 else 4))
     room = min(n, max(2 * k + 8, _FEWEST, min(_MOST + 2 * k, _MEMORY // bytes_each)))
-    basis = _Basis(space, min(room + 1, n), seed)
+    basis = _Basis(space, seed)
     projected = np.zeros((room, room))
     length = space.norm(start)
-    basis.rows[0] = start / length
+    basis[0] = start / length
     kept, products, squares = 0, 0, []
     j = 0
     while True:
-        vector = first / length if first is not None and products == 0 else multiply(basis.rows[j])
+        vector = first / length if first is not None and products == 0 else multiply(basis[j])
         products += 1
         components, beta = basis.orthogonalized(vector, j + 1)
         projected[j, j] = components[j]
@@ -127,19 +150,19 @@ def largest(
         converged = len(bounds) == k and bool((bounds <= tolerance * scale).all()) and (complete or exhausted or j >= min(n - 1, k + 1))
         if converged or complete or products >= limit:
             found = min(k, j + 1)
-            vectors = torch.from_numpy(np.ascontiguousarray(inner[:, :found].T)).to(space.device, space.dtype) @ basis.rows[: j + 1]
+            vectors = basis.combined(inner[:, :found].T)
             asymmetry = float(np.sqrt(np.mean(squares))) if squares else float("nan")
             return Ritz(values[:found].copy(), bounds[:found].copy(), vectors, products, asymmetry, converged or complete)
         following = basis.fresh(j + 1) if exhausted else vector / beta
         if j + 1 < room:
-            basis.rows[j + 1] = following
+            basis[j + 1] = following
             projected[j, j + 1] = projected[j + 1, j] = beta
             j += 1
             continue
         kept = min(k + max(4, (room - k) // 3), room - 2)
-        turn = torch.from_numpy(np.ascontiguousarray(inner[:, :kept].T)).to(space.device, space.dtype)
-        basis.rows[:kept] = turn @ basis.rows[:room]
-        basis.rows[kept] = following
+        for i, vector in enumerate(basis.combined(inner[:, :kept].T)):
+            basis[i] = vector
+        basis[kept] = following
         projected = np.zeros((room, room))
         projected[range(kept), range(kept)] = values[:kept]
         projected[:kept, kept] = projected[kept, :kept] = beta * inner[-1, :kept]
@@ -164,19 +187,19 @@ def quadrature(
     Source: Golub & Welsch 1969; Ghorbani, Krishnan & Xiao 2019, arXiv 1901.10159, algorithm 1.
     """
     count = min(steps, space.dimension)
-    basis = _Basis(space, count, 0)
+    basis = _Basis(space, 0)
     length = space.norm(start)
-    basis.rows[0] = start / length
+    basis[0] = start / length
     diagonal, beside = [], []
     for j in range(count):
-        vector = first / length if first is not None and j == 0 else multiply(basis.rows[j])
+        vector = first / length if first is not None and j == 0 else multiply(basis[j])
         components, beta = basis.orthogonalized(vector, j + 1)
         diagonal.append(components[j])
         scale = max(map(abs, (*diagonal, *beside)))
         if j + 1 == count or beta <= 100 * float(torch.finfo(space.dtype).eps) * scale:
             break
         beside.append(beta)
-        basis.rows[j + 1] = vector / beta
+        basis[j + 1] = vector / beta
     matrix = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
     nodes, vectors = np.linalg.eigh(matrix)
     return nodes, vectors[0] ** 2
