@@ -4,7 +4,8 @@ Every variant is one jitted training step (gradient, SGD with momentum, new para
 else the machine does hits all of them; the figure is the median over rounds of the ratio to "two plain gradients" in the same round. Beside
 the clock's seconds stand the processor's, over all threads, which a busy machine disturbs less.
 
-    python benchmarks/jax_step_cost.py --rounds 60 --output benchmarks/results/jax_step_cost.json
+    XLA_FLAGS=--xla_cpu_multi_thread_eigen=false taskset -c 0 \
+        python benchmarks/jax_step_cost.py --rounds 20 --output benchmarks/results/jax_step_cost.json
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ def variants(model: Any, batch: tuple[jax.Array, jax.Array], params: Any) -> dic
         waited = x[::-1] + 0.0 * jax.tree.leaves(first)[0].ravel()[0]
         return jax.tree.map(lambda a, b: 0.5 * (a + b), first, plain(params, waited, y[::-1]))
 
-    def ours(penalty: gradreg.GradientPenalty) -> tuple[Step, Any, int]:
-        oracle = value_and_grad(loss, penalty)
+    def ours(penalty: gradreg.GradientPenalty, **options: Any) -> tuple[Step, Any, int]:
+        oracle = value_and_grad(loss, penalty, **options)
         return trained(lambda params, number: oracle(params, x, y, step=number)[1])
 
     def optax_sam(*, opaque: bool) -> tuple[Step, Any, int]:
@@ -144,6 +145,10 @@ def variants(model: Any, batch: tuple[jax.Array, jax.Array], params: Any) -> dic
         "gradreg F-GR, gamma 0.5 epsilon": ours(gradreg.fgr(gamma=RADIUS / 2, epsilon=RADIUS)),
         "gradreg SAM, zero-warm-up over": ours(early),
         "gradreg SAM, in its zero-warm-up": ours(late),
+        'the same, over, branch="cond"': ours(early, branch="cond"),
+        'the same, in it, branch="cond"': ours(late, branch="cond"),
+        'the same, over, branch="select"': ours(early, branch="select"),
+        'the same, in it, branch="select"': ours(late, branch="select"),
         "gradreg C-GR": ours(gradreg.cgr(gamma=RADIUS, epsilon=RADIUS)),
         "gradreg exact": ours(gradreg.exact(gamma=RADIUS)),
         "optax.contrib.sam, opaque": optax_sam(opaque=True),
@@ -195,7 +200,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "rounds": arguments.rounds,
         "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": {package: version(package) for package in ("jax", "jaxlib", "optax")},
         "models": {},

@@ -5,7 +5,7 @@
 
 A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, NAME being one of ``TABLES``. Penalties come from the
 signatures and docstrings of their constructors (the first sentence, ``Cost:`` and ``Source:``), data sets and the columns of a
-comparison from their records, and what studies answered from the stored results under docs/results.
+comparison from their records, ranges of a search from its list, and what studies and simulations answered from their stored results.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import gradreg
 from gradreg.registry import CONSTRUCTORS
+from gradreg.study.search_space import STRENGTHS
 from gradreg.study.table import COLUMNS
 from gradreg.study.verdicts import decimals, interval_text
 from gradreg.train.data.catalogue import DatasetRecord, all_records
@@ -83,14 +84,15 @@ def digits() -> str:
         "test accuracy, %",
         "over plain, equal epochs",
         "over plain, equal gradients",
+        "over plain, stopped early",
         "gradient evaluations",
         "at equal epochs",
     )
     return markdown(
         header,
         [
-            (label, value, equal, spent, evaluations, decision)
-            for label, value, equal, spent, _, evaluations, decision in cells("digits-noisy-labels")
+            (label, value, equal, spent, early, evaluations, decision)
+            for label, value, equal, spent, early, evaluations, decision in cells("digits-noisy-labels")
         ],
     )
 
@@ -102,6 +104,14 @@ def strengths() -> str:
         header,
         [(label, value, equal, decision) for label, value, equal, *_, decision in cells("digits-strengths") if "epochs" not in label],
     )
+
+
+def jax_costs() -> str:
+    """What a step costs in JAX, in processor time, from the stored result."""
+    models = json.loads((ROOT / "benchmarks" / "results" / "jax_step_cost.json").read_text(encoding="utf-8"))["models"]
+    ratios = [model["ratio in processor time"] for model in models.values()]
+    rows = [(variant, *(f"{ratio[variant]:.2f}" for ratio in ratios)) for variant in ratios[0]]
+    return markdown(("step", *(name.split()[0] for name in models)), rows)
 
 
 def cells(name: str) -> list[tuple[str, ...]]:
@@ -121,6 +131,24 @@ def cells(name: str) -> list[tuple[str, ...]]:
     return rows
 
 
+def search_strengths() -> str:
+    """What ``gradreg tune`` searches of each penalty when nothing else is said."""
+    rows: list[tuple[str, str, str]] = []
+    for name, one in STRENGTHS.items():
+        ranges = ", ".join(f"`{key}` {low:g} to {high:g}" for key, (low, high) in one.ranges.items())
+        rest = [
+            *(f"`{key}` = {leader}" for key, leader in one.follows.items()),
+            *(f"`{key}` = {value:g}" for key, value in one.kept.items()),
+        ]
+        rows.append((f"`{name}`", ranges, ", ".join(rest)))
+    return markdown(("penalty", "searched", "unless given"), rows)
+
+
+def search_statistics() -> str:
+    """The stored table of ``benchmarks/search_statistics.py``."""
+    return (ROOT / "benchmarks" / "results" / "search_statistics.md").read_text(encoding="utf-8")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "penalties": penalties,
     "penalty-symbols": penalty_symbols,
@@ -130,6 +158,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits": digits,
     "strengths": strengths,
     "studies": studies,
+    "search-strengths": search_strengths,
+    "search-statistics": search_statistics,
+    "jax-costs": jax_costs,
 }
 
 

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import shutil
 import time
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,8 +141,8 @@ def words(dice: random.Random) -> list[str]:
     return found
 
 
-def answer(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command says; its status, its manners and its time are checked."""
+def answer(argv: list[str], capsys: pytest.CaptureFixture[str], statuses: tuple[int, ...] = (0, 2)) -> str:
+    """The errors of a command; its status, its manners and its time are checked. Of status 1 what it says of failed runs."""
     capsys.readouterr()
     started = time.process_time()
     try:
@@ -149,7 +152,7 @@ def answer(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     spent = time.process_time() - started
     shown = capsys.readouterr()
     about = f"{argv!r}: {status}, {spent:.1f} s\n{shown.out[-500:]}\n{shown.err[-2000:]}"
-    assert status in (0, 2), about
+    assert status in statuses, about
     assert spent < SECONDS, about
     assert "Traceback" not in shown.out + shown.err, about
     assert "object at 0x" not in shown.err, about
@@ -157,7 +160,7 @@ def answer(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     if status == 2:
         assert shown.err.startswith("gradreg: error: "), about
         assert len(shown.err.strip()) > len("gradreg: error: ..."), about
-    return shown.err
+    return shown.err if status != 1 else "".join(line for line in shown.out.splitlines() if "runs failed, the first with" in line)
 
 
 @pytest.fixture(scope="module")
@@ -225,17 +228,108 @@ def written_over(content: bytes, dice: random.Random) -> bytes:
 DAMAGE: list[Callable[[bytes, random.Random], bytes]] = [truncated, other_bytes, written_over]
 
 
-@pytest.mark.parametrize("cases", [pytest.param(range(0, 500, 25)), pytest.param(range(500), marks=pytest.mark.soak)], ids=IDS)
+def misplace(path: Path, targets: list[Path], dice: random.Random) -> None:
+    """Put something else in the place of a file: nothing, a folder, a link, a FIFO, or another of the files."""
+    kind = dice.randrange(7)
+    other = dice.choice(targets)
+    content = path.read_bytes()
+    path.unlink()
+    if kind == 1:
+        path.mkdir()
+    elif kind == 2:
+        path.symlink_to(path.name)  # a loop
+    elif kind == 3:
+        path.symlink_to(path.with_name("nowhere"))
+    elif kind == 4:
+        os.mkfifo(path)
+    elif kind == 5 and other.is_file():
+        path.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    elif kind == 6:
+        moved = path.with_name(f"{path.name}.moved")
+        moved.write_bytes(content)
+        path.symlink_to(moved)
+
+
+def damage(folder: Path, dice: random.Random) -> None:
+    """Damage one file of ``folder`` or two."""
+    targets = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in dice.sample(targets, dice.randint(1, 2)):
+        if not path.is_file():  # exchanged for another, or moved
+            continue
+        if dice.random() < 0.5:
+            misplace(path, targets, dice)
+        else:
+            path.write_bytes(dice.choice(DAMAGE)(path.read_bytes(), dice))
+
+
+FOLDERS = [pytest.param(range(0, 500, 25)), pytest.param(range(500), marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+
+
+@pytest.mark.parametrize("cases", FOLDERS, ids=IDS)
 def test_damaged_run_folders(cases, run, tmp_path, capsys):
+    weights, configuration = ((run / name).read_bytes() for name in ("weights.safetensors", "config.yaml"))
     for case in cases:
         dice = random.Random(case)
         copy = tmp_path / str(case)
         shutil.copytree(run, copy)
-        targets = [path for path in sorted(copy.rglob("*")) if path.is_file() and path.name != "environment.json"]
-        for path in dice.sample(targets, dice.randint(1, 2)):
-            path.write_bytes(dice.choice(DAMAGE)(path.read_bytes(), dice))
-        resumes = dice.random() < 0.5 and (copy / "config.yaml").read_bytes() == (run / "config.yaml").read_bytes()
-        if resumes and dice.random() < 0.7:
+        damage(copy, dice)
+        resumes = dice.random() < 0.5
+        if resumes and dice.random() < 0.7 and (copy / "result.json").is_file():
             (copy / "result.json").unlink()
-        answer(["train", "--resume", str(copy)] if resumes else ["evaluate", str(copy), "--json"], capsys)
+        incomplete = not os.path.lexists(copy / "result.json")
+        known = (copy / "config.yaml").is_file() and (copy / "config.yaml").read_bytes() == configuration
+        said = answer(["train", "--resume", str(copy)] if resumes else ["evaluate", str(copy), "--json"], capsys)
+        if resumes and incomplete and known and not said:
+            assert (copy / "weights.safetensors").read_bytes() == weights, case
+        shutil.rmtree(copy)
+
+
+TASK = """
+from gradreg import study
+
+class Counted:
+    def __init__(self): self.step, self.metrics, self.regularizer = 0, {"evaluations": 0}, None
+
+@study.task(metric="error", mode="min")
+def train(run: study.Run) -> None:
+    made = Counted()
+    made.regularizer = made
+    run.count(made)
+    for epoch in run.epochs(3):
+        made.step += 1
+        made.metrics["evaluations"] += 1 if run.penalty is None else 2
+        run.log(test_error=1 / (run.seed + epoch + 1), validation_error=0.5, loss=0.1)
+"""
+
+
+@pytest.fixture(scope="module", params=["recipe", "function"])
+def study(request, tmp_path_factory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "mine.py").write_text(TASK)
+    keys = ["--epochs", "1", "--data.train_size", "100", "--data.validation", "50", "--model.hidden", "[8]"]
+    task = {"recipe": ["digits-noisy-labels", *keys], "function": [str(folder / "mine.py")]}[request.param]
+    words = ["compare", *task, "--penalties", "none", "sam:rho=0.1", "--seeds", "2", "--workers", "0"]
+    assert cli.main([*words, "--out", str(folder / "study")]) == 0
+    return folder / "study", words
+
+
+def numbers(folder: Path) -> Any:
+    """What a study found, without times."""
+    found = json.loads((folder / "results.json").read_text())
+    return [{k: v for k, v in run.items() if k != "seconds"} for run in found["runs"]], [row["mean"] for row in found["table"]]
+
+
+@pytest.mark.parametrize("cases", FOLDERS, ids=IDS)
+def test_damaged_study_folders(cases, study, tmp_path, capsys):
+    whole, words = study
+    for case in cases:
+        dice = random.Random(case)
+        copy = tmp_path / str(case)
+        shutil.copytree(whole, copy)
+        for _ in range(dice.randint(1, 2)):
+            damage(copy if dice.random() < 0.3 else dice.choice(sorted(copy.glob("runs/*/*"))), dice)
+        said = answer([*words, "--out", str(copy)], capsys, (0, 1, 2))
+        if not said:
+            assert numbers(copy) == numbers(whole), case
         shutil.rmtree(copy)

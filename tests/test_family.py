@@ -38,6 +38,13 @@ from gradreg.hashing import hashed
 from .strategies import plain_penalties
 
 
+class Untold:
+    """A step that is traced: what is computed from it is not known either."""
+
+    def __mod__(self, other: int) -> object:
+        raise AssertionError("k = 1 must not ask for the step")
+
+
 def test_constructors_build_points_of_the_space() -> None:
     assert gradreg.asam(rho=0.5, eta=0.02) == GradientPenalty(power=1, strength=0.5, radius=0.5, direction=Adaptive(eta=0.02))
     assert gradreg.layerwise_sam(rho=0.5).direction == Adaptive(scale="tensor")
@@ -101,6 +108,9 @@ def test_cost(penalty: GradientPenalty, whole: int, with_a_quarter: float | None
 def test_cost_of_reuse() -> None:
     looksam = gradreg.looksam(rho=0.1, k=3)
     assert [looksam.evaluations_at(step) for step in range(7)] == [2, 1, 1, 2, 1, 1, 2]
+    every = gradreg.looksam(rho=0.1, k=1)
+    assert every.at(Untold()).fresh is True  # known although the step is not, so that JAX compiles no condition
+    assert not every.depends_on_step
 
 
 @given(plain_penalties, st.integers(1, 9), st.integers(0, 100))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +35,33 @@ def test_a_folder_that_cannot_be_made_is_named_with_its_purpose(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"--out must name a folder that can be written to; got '.*file/runs'"):
         files.make_directory(tmp_path / "file" / "runs", purpose="--out")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*result\.json'"):
+        files.write_json(tmp_path / "result.json", {})
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        files.append_text(Path("/dev/full"), "line")
+
+
+def test_a_damaged_file_is_named_with_what_it_should_hold(tmp_path):
+    file = tmp_path / "a.json"
+    for content, why in (
+        (b"[" * 100_000, "it is nested too deep"),
+        (b"3", "it holds int and no mapping"),
+        (b"{", "Expecting property name"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"'.*a\.json' must hold a result; it is damaged: {why}.* Remove it\."):
+            files.read_json(file, holds="a result", remedy="Remove it.")
+    file.unlink()
+    with pytest.raises(ValueError, match="it is missing"):
+        files.read_json(file, holds="a result", remedy="Remove it.")
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match="it is no plain file"):
+        files.read_json(file, holds="a result", remedy="Remove it.")

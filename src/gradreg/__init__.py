@@ -5,8 +5,10 @@ This module is free of frameworks; the engines are ``gradreg.torch`` and ``gradr
 
 from typing import Any
 
+from gradreg.auto_radius import AutoRadius
 from gradreg.constructors import (
     asam,
+    auto,
     bgr,
     cgr,
     exact,
@@ -37,6 +39,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "Adaptive",
     "AutoL2",
+    "AutoRadius",
     "Chance",
     "Constant",
     "Cosine",
@@ -64,6 +67,7 @@ __all__ = [
     "SurrogateGap",
     "Unit",
     "asam",
+    "auto",
     "bgr",
     "cgr",
     "effective_learning_rate",

@@ -15,16 +15,21 @@ from typing import TextIO
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("gradreg.study.command", "does a penalty help here, by how much, at what cost: train variants over seeds and report"),
+    "tune": ("gradreg.study.tune_command", "which strength: search it beside plain training, and confirm the winners with fresh seeds"),
     "l2": ("gradreg.study.l2_command", "predict the best weight decay from a short run; the clock of weight decay"),
     "lab": ("gradreg.theory.command", "the theorems as experiments: diagonal networks, kernel decay, flooding, stability"),
     "train": ("gradreg.train.command", "train one recipe, with any key overridden, or resume an interrupted run"),
     "evaluate": ("gradreg.train.evaluate_command", "loss and accuracy of a trained run, on its data or others"),
+    "sharpness": ("gradreg.train.sharpness_command", "curvature of trained runs: eigenvalue, trace, how far the loss rises; a diagnostic"),
     "recipes": ("gradreg.train.recipe_listing", "list the shipped recipes and the command for each"),
     "models": ("gradreg.train.models.listing", "list the models that a recipe can name, with sizes: gradreg models [PATTERN]"),
 }
 """Command -> (module with ``main(argv) -> int``, one line of help)."""
 
 TRACEBACK = "GRADREG_TRACEBACK"
+
+_OF_STUDY = ("jinja2", "jsonargparse", "numpy", "plotly", "rich", "scipy", "yaml")
+"""What the extra "study" installs, which is all that a study of a task of one's own needs beside its framework."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +68,8 @@ def _run(argv: list[str]) -> int:
     except ModuleNotFoundError as error:
         if os.environ.get(TRACEBACK) or (error.name or "").startswith("gradreg"):
             raise
-        return _fail(f"{name} needs the package {error.name!r}, which is not installed. Run: pip install 'gradreg[train]'")
+        extra = "study" if name == "compare" and error.name in _OF_STUDY else "train"
+        return _fail(f"{name} needs the package {error.name!r}, which is not installed. Run: pip install 'gradreg[{extra}]'")
     except BrokenPipeError:
         raise
     except (ValueError, TypeError, OSError) as error:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import cast
 
 from gradreg import checks
+from gradreg.auto_radius import AutoRadius, auto_radius_in
 from gradreg.directions import Adaptive, EmaDirection, Friendly, Random
 from gradreg.mixing import GradientMixing, Reuse, SurrogateGap
 from gradreg.penalties import GradientPenalty
@@ -22,8 +23,8 @@ def sam(*, rho: Value = 0.05, steps: int = 1) -> GradientPenalty:
     The forward difference of the penalty ρ‖g‖ with strength = radius = ρ, so that c = 1.
 
     Args:
-        rho: perturbation radius ρ, the L2 norm over all perturbed parameters together, > 0; a float or a schedule. 0.05 is the authors'
-            value for CIFAR-10 and ImageNet.
+        rho: perturbation radius ρ, the L2 norm over all perturbed parameters together, > 0; a float, a schedule or ``AutoRadius()``. 0.05
+            is the authors' value for CIFAR-10 and ImageNet.
         steps: S ≥ 1 ascent steps of ρ / S, each along the normalised gradient found where the last one ended.
 
     Cost: S + 1 gradient evaluations.
@@ -39,8 +40,8 @@ def gnp(*, r: Value, alpha: float | JaxScalar, mixing: GradientMixing | str = "p
     """Penalizing the gradient norm: ``G = (1 − α)·g + α·∇L(θ + r·g/‖g‖)``, the gradient of ``L + λ‖g‖`` with λ = α·r.
 
     Args:
-        r: perturbation radius r, the L2 norm over all perturbed parameters together, > 0; a float or a schedule. 0.1 on CIFAR and 0.05 on
-            ImageNet in the paper's recipes.
+        r: perturbation radius r, the L2 norm over all perturbed parameters together, > 0; a float, a schedule or ``AutoRadius()``. 0.1 on
+            CIFAR and 0.05 on ImageNet in the paper's recipes.
         alpha: balance coefficient α = λ / r, ≥ 0; 1 is SAM, 0 the plain gradient, more than 1 extrapolates. 0.8 in the paper's recipes.
         mixing: "plain" as the paper says; "unit" mixes (1 − α)·ĝ in place of (1 − α)·g, as the authors' code does by default.
 
@@ -60,13 +61,13 @@ def gnp(*, r: Value, alpha: float | JaxScalar, mixing: GradientMixing | str = "p
 
 
 @constructor
-def fgr(*, gamma: Value, epsilon: Value, steps: int = 1) -> GradientPenalty:
+def fgr(*, gamma: Value | None = None, epsilon: Value, steps: int = 1) -> GradientPenalty:
     """Forward finite-difference gradient regularization: ``G = (1 − γ/ε)·g + (γ/ε)·∇L(θ + ε·g)``, of the penalty (γ/2)‖g‖².
 
     Args:
-        gamma: strength γ, ≥ 0; a float or a schedule.
-        epsilon: ascent step ε on the gradient as it is (not normalised), > 0; a float or a schedule. The paper finds large ε best, and
-            γ = ε = 0.05 for an MLP and a ResNet on CIFAR-10.
+        gamma: strength γ, ≥ 0; a float or a schedule. May be left out for an ``AutoRadius``, which it then follows.
+        epsilon: ascent step ε on the gradient as it is (not normalised), > 0; a float, a schedule or ``AutoRadius()``. The paper finds
+            large ε best, and γ = ε = 0.05 for an MLP and a ResNet on CIFAR-10.
         steps: S ≥ 1 ascent steps of ε / S, each along the gradient found where the last one ended: with θ' the end of the last,
             ``[∇L(θ') − g] / ε = H·g + O(ε)``.
 
@@ -77,11 +78,11 @@ def fgr(*, gamma: Value, epsilon: Value, steps: int = 1) -> GradientPenalty:
 
 
 @constructor
-def bgr(*, gamma: Value, epsilon: Value) -> GradientPenalty:
+def bgr(*, gamma: Value | None = None, epsilon: Value) -> GradientPenalty:
     """Backward finite-difference gradient regularization: ``G = (1 + γ/ε)·g − (γ/ε)·∇L(θ − ε·g)``, of the penalty (γ/2)‖g‖².
 
     Args:
-        gamma: strength γ, ≥ 0; a float or a schedule.
+        gamma: strength γ, ≥ 0; a float or a schedule. May be left out for an ``AutoRadius``, which it then follows.
         epsilon: descent step ε on the gradient as it is, > 0; a float or a schedule.
 
     Cost: 2 gradient evaluations.
@@ -91,11 +92,11 @@ def bgr(*, gamma: Value, epsilon: Value) -> GradientPenalty:
 
 
 @constructor
-def cgr(*, gamma: Value, epsilon: Value) -> GradientPenalty:
+def cgr(*, gamma: Value | None = None, epsilon: Value) -> GradientPenalty:
     """Central finite-difference gradient regularization: ``G = g + (γ/2ε)·[∇L(θ + ε·g) − ∇L(θ − ε·g)]``, of the penalty (γ/2)‖g‖².
 
     Args:
-        gamma: strength γ, ≥ 0; a float or a schedule.
+        gamma: strength γ, ≥ 0; a float or a schedule. May be left out for an ``AutoRadius``, which it then follows.
         epsilon: step ε on the gradient as it is, both ways, > 0; a float or a schedule.
 
     Cost: 3 gradient evaluations, for an error of O(ε²) where ``fgr`` has O(ε).
@@ -278,14 +279,36 @@ def looksam(*, rho: Value, k: int = 5, a: float = 0.7) -> GradientPenalty:
     return GradientPenalty(power=1, strength=radius, radius=radius, reuse=Reuse(k=k, a=a))
 
 
+@constructor
+def auto(*, target: float = 0.95) -> GradientPenalty:
+    """The penalty for those who do not know which: F-GR with a radius that sets itself, ``fgr(epsilon=AutoRadius(target=target))``.
+
+    With the radius set to one alignment, SAM and F-GR are the same within noise: on digits with 30 % wrong labels (1,000 images, an MLP,
+    four seeds) both gain 1.7 points over plain training at 0.95 and 2.5 at 0.9, where the best of three fixed radii gains 2.3
+    (docs/choosing.md). It does not know whether a penalty helps: where a network underfits, use none.
+
+    Args:
+        target: the alignment that the radius aims at, in (0, 1); smaller is stronger. See ``gradreg.AutoRadius``.
+
+    Cost: 2 gradient evaluations.
+    Source: none known to us; the penalty is that of Karakida et al. 2023, arXiv 2210.02720.
+    """
+    return fgr(epsilon=AutoRadius(target=target))
+
+
 def _radius(rho: Value) -> Value:
     return value_of("rho", rho, allow_zero=isinstance(rho, Schedule))
 
 
-def _squared(difference: Difference, gamma: Value, epsilon: Value) -> GradientPenalty:
+def _squared(difference: Difference, gamma: Value | None, epsilon: Value) -> GradientPenalty:
+    if gamma is None and auto_radius_in(epsilon) is None:
+        name = {"forward": "fgr", "backward": "bgr", "central": "cgr"}[difference]
+        raise TypeError(
+            f"{name} needs gamma; got only epsilon={epsilon!r}. Write {name}(gamma=..., epsilon=...), or {name}(epsilon=AutoRadius())."
+        )
     return GradientPenalty(
         power=2,
-        strength=value_of("gamma", gamma, allow_zero=True),
+        strength=value_of("gamma", epsilon if gamma is None else gamma, allow_zero=True),
         radius=value_of("epsilon", epsilon, allow_zero=isinstance(epsilon, Schedule)),
         difference=difference,
     )

@@ -42,6 +42,9 @@ class Direction(Part, tag="direction"):
     averages: ClassVar[Literal["gradients", "results"] | None] = None
     """What it needs an exponential moving average of: the gradients at θ, the results G, or None for no average."""
 
+    ascends: ClassVar[bool] = False
+    """Whether the loss of the step's batch rises along it, to first order, wherever the gradient is not 0."""
+
     powers: ClassVar[tuple[int, ...]] = (1, 2)
     """The powers of the norm for which it is defined."""
 
@@ -67,6 +70,7 @@ class Gradient(Direction, name="gradient"):
     """The gradient itself: ``v = w = g``."""
 
     is_gradient: ClassVar[bool] = True
+    ascends: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return "gradient"
@@ -91,6 +95,8 @@ class Adaptive(Direction, name="adaptive"):
     eta: float = 0.01
     scale: Scale = "element"
     one_dimensional: bool = False
+
+    ascends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eta", checks.non_negative("eta", self.eta))

@@ -7,8 +7,9 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -20,8 +21,11 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # of a full disk, whose message names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -44,11 +48,53 @@ def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path, *, holds: str, remedy: str) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Args:
+        path: the file.
+        holds: what it must hold, for errors.
+        remedy: what to do where it does not.
+
+    Raises:
+        ValueError: naming the file, and what is wrong with it.
+    """
+    try:
+        if not path.is_file():  # nor is it waited for what a FIFO will say
+            raise ValueError("it is no plain file" if os.path.lexists(path) else "it is missing")
+        return parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} must hold {holds}; it is damaged: {error}. {remedy}") from error
+
+
+def parse_json(text: str | bytes) -> dict[str, Any]:
+    """The mapping that ``text`` holds as JSON.
+
+    Raises:
+        ValueError: another value, or no JSON; also where it is nested too deep for the parser.
+    """
+    try:
+        found: Any = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {type(found).__name__} and no mapping")
+    return cast("dict[str, Any]", found)
+
+
 def append_json_line(path: Path, values: Mapping[str, Any]) -> None:
     """Append ``values`` to a file of JSON lines. NaN and infinity, which JSON does not have, are written as strings."""
     plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(plain, allow_nan=False) + "\n")
+    append_text(path, json.dumps(plain, allow_nan=False) + "\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a file of UTF-8 text; errors name it."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def make_directory(path: Path, *, purpose: str) -> Path:

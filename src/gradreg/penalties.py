@@ -31,9 +31,11 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args, overload
 
 from gradreg import checks, plan, registry, schedules, validation
+from gradreg.auto_radius import AutoRadius, Guards, auto_radius_in, with_radius
 from gradreg.directions import Direction, Gradient
 from gradreg.masks import Choice, Mask, OnlyNorms, Sparse
 from gradreg.mixing import GradientMixing, Plain, Reuse
@@ -43,6 +45,9 @@ from gradreg.schedules import PYTHON, Chance, Every, Operations, Schedule, Value
 WarmupKind = Literal["zero", "radius", "strength"]
 
 _GRADIENT = Gradient()
+
+_known_difference = lru_cache(maxsize=64)(plan.finite_difference)
+"""The plan for a coefficient that is a number, which is the same at most steps."""
 _PLAIN = Plain()
 
 
@@ -59,6 +64,7 @@ class GradientPenalty:
             plain one and only one pass runs.
         radius: step of the finite difference, > 0 (a schedule may be 0 only where the strength is 0 too); for power 1 the L2 norm of the
             perturbation over all perturbed parameters, for power 2 the factor on g. ``None`` for ``difference="exact"``, and only there.
+            ``AutoRadius()`` sets itself; the strength may be a multiple of the same one, which keeps c = strength / radius.
         difference: "forward", "backward", "central" or "exact".
         direction: what the parameters are perturbed along, a ``Direction`` (``gradreg.directions``); the gradient by default.
         mixing: how the gradients become the result, a ``GradientMixing`` (``gradreg.mixing``) or the name of one without arguments:
@@ -128,22 +134,33 @@ class GradientPenalty:
         else:
             object.__setattr__(self, "radius", validation.value_of("radius", self.radius, allow_zero=isinstance(self.radius, Schedule)))
         validation.check_composition(self)
+        _check_auto_radius(self)
 
-    def at(self, step: Any, *, ops: Operations = PYTHON) -> StepValues:
+    def at(self, step: Any, *, radius: Any = None, ops: Operations = PYTHON) -> StepValues:
         """The penalty's numbers at optimizer step ``step``, each schedule evaluated once.
 
         Args:
             step: a whole number ≥ 0, or with ``ops`` a traced one.
+            radius: what an ``AutoRadius`` is worth at this step, > 0, a number or a scalar of the engine; None for other penalties. Whether
+                the step acts, and c where the strength follows the radius, do not depend on it, so they are known without its value.
             ops: the functions that schedules compute with: Python's, or ``jax.numpy``.
 
         Raises:
             ValueError: if the schedules make the radius 0 at a step where the strength is not. Of a traced step that cannot be told.
+                Without ``radius`` where the penalty sets it itself, and with it where it does not.
 
         >>> from gradreg import gnp
         >>> values = gnp(r=0.1, alpha=0.8).warmup("zero", steps=3).at(3)
         >>> values.acts, values.radius, round(values.coefficient, 12)
         (True, 0.1, 0.8)
         """
+        auto = self.auto_radius
+        if radius is not None:
+            if auto is None:
+                raise ValueError(f"radius must be left out for a penalty that does not set it itself; got {radius} for {self}.")
+            if not isinstance(radius, (int, float)):
+                return self._at_unknown_radius(step, radius, auto, ops)
+            ops = with_radius(ops, checks.positive("radius", radius))
         strength = _value_at(self.strength, step, ops)
         radius = strength if self.radius == self.strength else _value_at(self.radius, step, ops)  # one schedule is evaluated once
         never_zero = isinstance(self.strength, Schedule) and self.strength.bounds()[0] > 0.0
@@ -153,6 +170,20 @@ class GradientPenalty:
             found = step % self.reuse.k == 0
             fresh = (acts and found) if isinstance(acts, bool) else acts & found
         return StepValues(step, strength, radius, self._coefficient(step, strength, radius, ops), acts, fresh)
+
+    def _at_unknown_radius(self, step: Any, radius: Any, auto: AutoRadius, ops: Operations) -> StepValues:
+        """The numbers where the radius is a scalar of an engine: what does not depend on it is found at another radius."""
+        known, given = self.at(step, radius=auto.start, ops=ops), with_radius(ops, radius)
+        values = replace(known, radius=radius)
+        if self.strength_follows_radius:
+            return replace(values, strength=_value_at(self.strength, step, given) if known.acts is not False else 0.0)
+        coefficient = 0.0 if known.acts is False else self._coefficient(step, values.strength, values.radius, ops)
+        return replace(values, coefficient=coefficient)
+
+    def nominal_at(self, step: int) -> StepValues:
+        """The numbers at ``step``, those of an ``AutoRadius`` as they are at its start: whether it acts, and at what cost."""
+        auto = self.auto_radius
+        return self.at(step, radius=None if auto is None else auto.start)
 
     def _coefficient(self, step: Any, strength: Any, radius: Any, ops: Operations) -> Any:
         if radius is None:
@@ -183,7 +214,8 @@ class GradientPenalty:
             return Plan(reuses=True)
         if self.difference == "exact":
             return Plan(exact=True)
-        return plan.finite_difference(
+        make = _known_difference if isinstance(values.coefficient, float) else plan.finite_difference
+        return make(
             self.difference,
             values.coefficient,
             needs_gradient=self.direction.needs_gradient,
@@ -193,11 +225,11 @@ class GradientPenalty:
         )
 
     def strength_at(self, step: int) -> float:
-        """The strength at optimizer step ``step`` (≥ 0)."""
+        """The strength at optimizer step ``step`` (≥ 0); raises where it follows an ``AutoRadius``."""
         return schedules.as_schedule(self.strength)(step)
 
     def radius_at(self, step: int) -> float | None:
-        """The radius at optimizer step ``step`` (≥ 0); None for an exact penalty."""
+        """The radius at optimizer step ``step`` (≥ 0); None for an exact penalty. Raises for an ``AutoRadius``, which is state."""
         return None if self.radius is None else schedules.as_schedule(self.radius)(step)
 
     def coefficient_at(self, step: int) -> float | None:
@@ -206,7 +238,24 @@ class GradientPenalty:
         Raises:
             ValueError: as ``at``.
         """
-        return self.at(step).coefficient
+        return (self.nominal_at(step) if self.strength_follows_radius else self.at(step)).coefficient
+
+    @property
+    def auto_radius(self) -> AutoRadius | None:
+        """The rule of a radius that sets itself; None for any other."""
+        return auto_radius_in(self.radius)
+
+    @property
+    def guards(self) -> Guards:
+        """What an ``AutoRadius`` can expect of the loss at the perturbed point."""
+        mask = self.mask is not None and self.mask.level == "coordinates"
+        predicts = self.direction.is_gradient and not mask and self.ascent_steps == 1
+        return Guards(self.direction.ascends, self.power if predicts else None)
+
+    @property
+    def strength_follows_radius(self) -> bool:
+        """Whether the strength is a multiple of an ``AutoRadius``, so that c = strength / radius does not depend on it."""
+        return self.auto_radius is not None and auto_radius_in(self.strength) is not None
 
     @property
     def coefficient_is_one(self) -> bool:
@@ -220,7 +269,12 @@ class GradientPenalty:
 
     @property
     def has_memory(self) -> bool:
-        """Whether a step depends on earlier ones, through the direction, the mask or ``reuse``."""
+        """Whether a step depends on earlier ones, through the direction, the mask, ``reuse`` or a radius that sets itself."""
+        return self.keeps_tensors or self.auto_radius is not None
+
+    @property
+    def keeps_tensors(self) -> bool:
+        """Whether tensors like the parameters are kept from step to step, for the direction, the mask or ``reuse``."""
         return self.direction.has_memory or (self.mask is not None and self.mask.has_memory) or self.reuse is not None
 
     @property
@@ -232,7 +286,7 @@ class GradientPenalty:
 
     def starts_unperturbed_at(self, step: int) -> bool:
         """Whether the first pass of ``step`` is at the unperturbed parameters: its loss and norm are plain training's."""
-        return self.plan(self.at(step)).passes[0].offset == 0
+        return self.plan(self.nominal_at(step)).passes[0].offset == 0
 
     @overload
     def evaluations_at(self, step: int, *, ascent_share: None = None) -> int: ...
@@ -258,14 +312,20 @@ class GradientPenalty:
         (1.25, 2.25)
         """
         separate = ascent_share is not None and self.difference != "exact" and self.direction.needs_gradient
-        return self.plan(self.at(step), separate_ascent=separate).evaluations(1.0 if ascent_share is None else ascent_share)
+        return self.plan(self.nominal_at(step), separate_ascent=separate).evaluations(1.0 if ascent_share is None else ascent_share)
 
     def check_ascent(self, received: str) -> None:
         """Raise if the direction cannot come from separate closures.
 
         Raises:
-            ValueError: for an exact penalty, one that needs the plain gradient of the same pass, and a direction that needs no gradient.
+            ValueError: for an exact penalty, one that needs the plain gradient of the same pass, a direction that needs no gradient, and a
+                radius that sets itself.
         """
+        if self.auto_radius is not None:
+            raise ValueError(
+                "ascent must be None with AutoRadius, which compares the two gradients of one loss; those of a part and of the whole batch "
+                f"differ by sampling at any radius; got {received}. Leave it out, or give a number as radius."
+            )
         if self.difference == "exact":
             raise ValueError(f"ascent must be None for an exact penalty, which takes no finite step; got {received}. Use fgr() or gnp().")
         if self.keeps_plain_apart or self.mixing.plain_gradient != "summed":
@@ -410,6 +470,27 @@ class GradientPenalty:
 
 _OMITTED = ("direction", "mask", "ascent_steps", "reuse", "decoupled")
 """The fields that a dictionary leaves out where they are the default."""
+
+
+def _check_auto_radius(penalty: GradientPenalty) -> None:
+    """Raise where a radius that sets itself has no meaning."""
+    auto, followed = penalty.auto_radius, auto_radius_in(penalty.strength)
+    if followed is not None and followed != auto:
+        raise ValueError(
+            f"strength must follow the radius where it is an AutoRadius; got strength {followed} and radius {penalty.radius}. "
+            "Use one AutoRadius for both, as fgr(epsilon=AutoRadius()) does."
+        )
+    if auto is not None and not isinstance(penalty.radius, AutoRadius):
+        raise ValueError(
+            f"radius must not be a multiple of AutoRadius, which would make up for any factor; got {penalty.radius}. "
+            "Use warm-up 'zero' or 'strength', and AutoRadius(start=...) to begin with another radius."
+        )
+    if auto is not None and not penalty.direction.needs_gradient:
+        raise ValueError(
+            "radius must be a number or a schedule for a direction that needs no gradient, because AutoRadius compares the gradient at the "
+            f"perturbed parameters with that at the unperturbed ones; got {auto} with direction {penalty.direction}. "
+            "Use sam(rho=AutoRadius()), or a number."
+        )
 
 
 def _value_at(value: Value | None, step: Any, ops: Operations) -> Any:

@@ -68,6 +68,11 @@ class Plan:
     exact: bool = False
     reuses: bool = False
 
+    @property
+    def is_one_plain_pass(self) -> bool:
+        """Whether the loss is evaluated once, at θ, as without a penalty."""
+        return len(self.passes) == 1 and self.passes[0].offset == 0 and not self.exact
+
     def evaluations(self, ascent_share: float = 1.0) -> float:
         """Gradient evaluations: one per pass, ``ascent_share`` for a pass of ``ascent``, 3 for an exact one. An int if it is whole.
 

@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from gradreg import checks, schedules
+from gradreg.auto_radius import AutoRadius
 from gradreg.directions import Direction
 from gradreg.masks import Mask
 from gradreg.mixing import GradientMixing, Reuse
@@ -63,6 +64,8 @@ def _built(key: str, value: Any) -> Any:
     if key in ("direction", "mask", "mixing") and isinstance(value, (str, Mapping)):
         part: type[Direction | Mask | GradientMixing] = {"direction": Direction, "mask": Mask, "mixing": GradientMixing}[key]
         return part.from_dict(cast("Mapping[str, Any]", value))
+    if value == "auto":
+        return AutoRadius()
     if not isinstance(value, Mapping):
         return value
     mapping = cast("Mapping[str, Any]", value)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, cast
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, cast
 
 from gradreg import checks
 from gradreg.hashing import hashed, masked
@@ -51,6 +51,9 @@ PYTHON: Operations = _PythonOperations()
 
 class Schedule(ABC):
     """A value as a function of the optimizer step (an integer ≥ 0). Derive from it, as a frozen dataclass, to add one of your own."""
+
+    needs_step: ClassVar[bool] = True
+    """Whether its value at two steps may differ by their number alone."""
 
     @abstractmethod
     def evaluate(self, step: Any, ops: Operations) -> Any:
@@ -117,6 +120,8 @@ class Traced(Schedule):
     """
 
     value: Any
+
+    needs_step: ClassVar[bool] = False
 
     def evaluate(self, step: Any, ops: Operations) -> Any:
         return self.value
@@ -358,6 +363,28 @@ _NAMED: dict[str, type[Schedule]] = {
 }
 
 
+S = TypeVar("S", bound=type[Schedule])
+
+
+def register(name: str) -> Callable[[S], S]:
+    """Let dictionaries know the class of schedules that this decorates as ``name``."""
+
+    def named(cls: S) -> S:
+        _NAMED[name] = cls
+        return cls
+
+    return named
+
+
+def inside(schedule: Schedule) -> Iterator[Schedule]:
+    """``schedule`` and all schedules that its fields hold, at any depth."""
+    yield schedule
+    for field in fields(cast(Any, schedule)) if hasattr(schedule, "__dataclass_fields__") else ():
+        held = getattr(schedule, field.name)
+        if isinstance(held, Schedule):
+            yield from inside(held)
+
+
 def _set_from_to(schedule: Ramp | Cosine) -> None:
     object.__setattr__(schedule, "start", checks.real("start", schedule.start))
     object.__setattr__(schedule, "end", checks.real("end", schedule.end))
@@ -391,7 +418,7 @@ def is_constant(value: Value | None) -> bool:
     """Whether ``value`` is the same at every step."""
     if isinstance(value, Product):
         return is_constant(value.left) and is_constant(value.right)
-    if isinstance(value, Traced) or not isinstance(value, Schedule):
+    if not isinstance(value, Schedule) or not value.needs_step:
         return True
     low, high = value.bounds()
     return low == high

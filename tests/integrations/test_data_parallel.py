@@ -59,6 +59,20 @@ def with_transformers(rank: int, world: int, scope: Any, folder: str) -> dict[st
     return weights(trained(Path(folder), SAM, model=model, scope=scope, **options).model)
 
 
+def resumed_with_transformers(rank: int, world: int, folder: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A run of a penalty with state, whole and resumed."""
+    from .test_transformers import SAVING, STATEFUL, trained
+    from .text import language_model
+
+    launched(rank, world)
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "ddp_backend": "gloo", **SAVING}
+
+    def run(name: str, **more: Any) -> dict[str, Tensor]:
+        return weights(trained(Path(folder) / name, STATEFUL["friendly_sam"], model=language_model(dropout=0.0), **options, **more).model)
+
+    return run("whole"), run("again", resume=str(Path(folder) / "whole" / "checkpoint-2"))
+
+
 def with_lightning(rank: int, world: int, scope: Any, folder: str) -> dict[str, Tensor]:
     import lightning.pytorch as pl
     from lightning.pytorch.plugins.environments import TorchElasticEnvironment
@@ -115,9 +129,13 @@ def test_two_processes_equal_one_with_the_global_scope_and_agree_with_the_local(
                 ("lightning", with_lightning, (folder,)),
             )
             for scope in ("global", "local")
-        },
+        }
+        | {"resumed": (resumed_with_transformers, (folder,))},
         tmp_path,
     )
+    for whole, again in both.pop("resumed"):
+        assert largest_difference(whole, again) == 0.0
+    assert len(list(tmp_path.glob("whole/checkpoint-2/gradreg-*-of-2.pt"))) == 2
     (alone := tmp_path / "alone").mkdir()
     one = run_ranks(1, {"transformers": (with_transformers, ("local", folder)), "lightning": (with_lightning, ("local", folder))}, alone)
     for name, (first, second) in both.items():

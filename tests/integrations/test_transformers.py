@@ -177,11 +177,66 @@ def test_a_resumed_run_equals_the_uninterrupted_one(restore_callbacks: bool, tmp
     assert resumed.state.log_history[:4] == whole.state.log_history[:4]
 
 
-def test_a_resumed_run_says_that_its_memory_begins_anew(tmp_path: Path):
-    penalty, options = gradreg.friendly_sam(rho=0.3), {"save_strategy": "steps", "save_steps": 2}
-    trained(tmp_path, penalty, **options)
-    with pytest.warns(UserWarning, match=r"checkpoints do not contain the state of .*friendly.*, so it starts from zero"):
-        trained(tmp_path, penalty, resume=str(tmp_path / "checkpoint-2"), **options)
+SAVING = {"save_strategy": "steps", "save_steps": 2}
+STATEFUL = {
+    "friendly_sam": gradreg.friendly_sam(rho=0.3),
+    "remembered": gradreg.remembered(epsilon=0.3),
+    "msam": gradreg.msam(rho=0.3),
+    "looksam": gradreg.looksam(rho=0.3, k=3, a=0.7),  # step 2 reuses what step 0 found
+    "sparse": SAM.sparse(0.5, every=3),
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_resumed_run_has_the_state_of_its_penalty(name: str, tmp_path: Path):
+    penalty = STATEFUL[name]
+    whole = trained(tmp_path, penalty, **SAVING)
+    checkpoint = tmp_path / "checkpoint-2"
+    resumed = trained(tmp_path / "again", penalty, model=language_model(seed=1), resume=str(checkpoint), **SAVING)
+    assert largest_difference(weights(resumed.model), weights(whole.model)) == 0.0
+    (checkpoint / "gradreg-0-of-1.pt").unlink()
+    with pytest.warns(UserWarning, match=r"has no state of .* for each of 1 processes, so it starts from zero\. .*save_only_model=False"):
+        begun = trained(tmp_path / "anew", penalty, model=language_model(seed=1), resume=str(checkpoint), **SAVING)
+    assert largest_difference(weights(begun.model), weights(whole.model)) > 1e-5
+
+
+def test_checkpoints_without_an_optimizer_or_a_stateful_penalty_hold_no_state(tmp_path: Path):
+    trained(tmp_path / "weights", STATEFUL["msam"], save_only_model=True, **SAVING)
+    trained(tmp_path / "sam", SAM, **SAVING)
+    assert (tmp_path / "weights" / "checkpoint-2").is_dir()
+    assert list(tmp_path.rglob("gradreg*")) == []
+    with pytest.warns(UserWarning, match="has no state of"):
+        trained(tmp_path, STATEFUL["msam"], resume=str(tmp_path / "weights" / "checkpoint-2"), **SAVING)
+
+
+def test_a_state_that_is_damaged_or_of_another_penalty_is_named(tmp_path: Path):
+    trained(tmp_path, STATEFUL["looksam"], **SAVING)
+    file = tmp_path / "checkpoint-2" / "gradreg-0-of-1.pt"
+    with pytest.raises(
+        ValueError, match=r"'.*checkpoint-2/gradreg-0-of-1\.pt' must hold the state of .*memory must hold average and period"
+    ):
+        trained(tmp_path, STATEFUL["msam"], resume=str(tmp_path / "checkpoint-2"))
+    for content in (b"", file.read_bytes()[:200]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"gradreg-0-of-1\.pt' must hold the state of .* Resume from another checkpoint"):
+            trained(tmp_path, STATEFUL["looksam"], resume=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_batch_size_that_is_too_large_is_halved(tmp_path: Path):
+    class TooLarge(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.train_batch_size > 2:
+                raise RuntimeError("CUDA out of memory.")
+
+    class Trained(RegularizedTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.add_callback(TooLarge())
+
+    found = trained(tmp_path, SAM, trainer_class=Trained, auto_find_batch_size=True, gradient_accumulation_steps=1)
+    assert found.state.train_batch_size == 2
+    assert found.regularizer.step == 4
+    assert found.regularizer.metrics.evaluations == 8  # the regularizer too begins again
 
 
 def test_training_again_starts_the_clock_again(tmp_path: Path):

@@ -55,7 +55,15 @@ def prompts() -> Dataset:
     return Dataset.from_list([{"prompt": " ".join(words[8 * i : 8 * i + 6])} for i in range(16)])
 
 
-def grpo(folder: Path, penalty: Any, *, steps: int = 2, trainer_class: Any = RegularizedGRPOTrainer, **options: Any) -> Any:
+def grpo(
+    folder: Path,
+    penalty: Any,
+    *,
+    steps: int = 2,
+    trainer_class: Any = RegularizedGRPOTrainer,
+    resume: str | None = None,
+    **options: Any,
+) -> Any:
     model = language_model(dropout=0.0)
     args = GRPOConfig(str(folder), max_steps=steps, num_generations=4, max_completion_length=8, beta=0.0, **{**COMMON, **options})
     sgd = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -69,7 +77,7 @@ def grpo(folder: Path, penalty: Any, *, steps: int = 2, trainer_class: Any = Reg
         penalty=penalty,
         parameters=without_embeddings(model),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
@@ -161,6 +169,16 @@ def sft(folder: Path, penalty: Any, *, steps: int) -> Any:
     )
     trainer.train()
     return trainer
+
+
+def test_a_resumed_grpo_run_has_the_state_of_its_penalty(tmp_path: Path):
+    penalty, saving = gradreg.looksam(rho=0.3, k=3, a=0.7), {"save_strategy": "steps", "save_steps": 2, "steps": 4}
+    whole = grpo(tmp_path / "whole", penalty, **saving)
+    resumed = grpo(tmp_path / "again", penalty, resume=str(tmp_path / "whole" / "checkpoint-2"), **saving)
+    assert largest_difference(weights(resumed.model), weights(whole.model)) == 0.0
+    memory = [trainer.regularizer.state_dict()["memory"]["reused"] for trainer in (whole, resumed)]
+    assert largest_difference(*memory) == 0.0
+    assert any(tensor.any() for tensor in memory[0].values())
 
 
 def test_an_sft_step_is_the_hand_written_one(tmp_path: Path):

@@ -150,7 +150,7 @@ def test_plain_training_with_another_option_is_a_variant_and_not_the_baseline(mi
 
 
 def test_a_recipe_by_its_name_with_changed_keys(tmp_path):
-    options = {"epochs": 1, "data.train_size": 100, "trackers": []}
+    options = {"epochs": 1, "data.train_size": 100, "data.validation": None, "trackers": []}
     found = in_this_process(
         "digits-noisy-labels", tmp_path / "out", penalties=["sam", "fgr:gamma=0.1,epsilon=0.1"], options=options, seeds=1
     )
@@ -173,7 +173,7 @@ def test_no_option_of_the_command_can_be_an_option_of_a_task():
     from gradreg.study.command import OPTIONS
     from gradreg.study.functions import RESERVED
 
-    assert {option.removeprefix("--") for option, _ in OPTIONS} <= set(RESERVED)
+    assert {option.removeprefix("--").replace("-", "_") for option, _ in OPTIONS} <= set(RESERVED)
 
 
 def test_the_task_may_stand_after_options(mine, tmp_path):
@@ -500,3 +500,11 @@ def test_task_errors_stop_a_study_in_python_too(tmp_path):
     path.write_text(wrong("for epoch in run.epochs(2): run.log(test_accuracy=0.5)"))
     with pytest.raises(TaskError, match="must take its gradients from the run"):
         in_this_process(str(path), tmp_path / "out", penalties=["sam:rho=0.1"])
+
+
+def test_a_file_that_ends_the_program_when_it_is_imported_is_named(tmp_path):
+    (tmp_path / "broken.py").write_text("\nraise SystemExit(3)")
+    with pytest.raises(
+        ValueError, match=r"'.*broken.py' cannot be imported: SystemExit in line 2: 3\. Put what it runs by itself under if"
+    ):
+        load_task(str(tmp_path / "broken.py"))

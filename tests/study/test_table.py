@@ -99,6 +99,19 @@ def test_exports_hold_every_number():
     assert r"test accuracy, \%" in latex([ROW], ACCURACY)
 
 
+def test_on_forty_columns_each_number_has_a_line():
+    from rich.console import Console
+
+    console = Console(width=40, record=True, color_system=None)
+    with console.capture() as capture:
+        console.print(terminal_table([replace(ROW, diverged=0, best_mean=None)], ACCURACY, title="digits, 2 seeds", width=40))
+    lines = [" ".join(line.split()) for line in capture.get().splitlines()]
+    assert max(map(len, capture.get().splitlines())) <= 40
+    assert "…" not in capture.get()
+    for line in ("test accuracy % 95.61", "± 0.78", "over plain, equal epochs +2.08", "[+1.90,", "+2.26]"):
+        assert line in lines
+
+
 @pytest.mark.parametrize("width", [80, 110])
 def test_the_terminals_table_fits_its_width(width):
     from rich.console import Console

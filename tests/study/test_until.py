@@ -201,7 +201,7 @@ def test_without_max_seeds_the_bound_is_four_times_the_first_look_and_a_margin_l
 
 @pytest.mark.slow
 def test_two_workers_take_the_same_decisions_as_one_process(mine, raced, tmp_path, capsys):
-    words = ["compare", str(mine), "--penalties", UNDECIDED, HELPS, HARMS, "--seeds", "3", "--until", "decided", "--max_seeds", "10"]
+    words = ["compare", str(mine), "--penalties", UNDECIDED, HELPS, HARMS, "--seeds", "3", "--until", "decided", "--max-seeds", "10"]
     assert cli.main([*words, "--workers", "2", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "mine, 5 to 10 seeds" in printed

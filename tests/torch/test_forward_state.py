@@ -319,3 +319,31 @@ def test_a_layer_that_writes_its_own_weights_is_no_optimizer() -> None:
     model.head.weight.register_post_accumulate_grad_hook(lambda p: looked.append(float(p.grad.norm())))
     GradientRegularizer(model, gradreg.sam(rho=1e-3)).backward(lambda: model(torch.arange(5)).square().mean())
     assert len(looked) == 2
+
+
+def test_a_buffer_that_comes_to_share_the_memory_of_a_parameter_is_not_put_back() -> None:
+    """Which memory is that of parameters is looked up at each step: theirs may be replaced in between."""
+
+    class Shares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+            self.register_buffer("alias", torch.zeros(3, dtype=torch.float64))
+            self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+        def forward(self) -> Tensor:
+            self.count += 1
+            return self.weight.pow(4).sum() / 4
+
+    model = Shares()
+    regularizer = GradientRegularizer(model, gradreg.sam(rho=0.5))
+    for step, mode in enumerate((True, False)):  # a change of mode has the writers looked for again
+        model.train(mode)
+        model.weight.data = torch.tensor([1.0, 2.0, 3.0 + step], dtype=torch.float64)
+        model.alias = model.weight.data
+        model.weight.grad = None
+        gradient = model.weight.detach() ** 3
+        expected = (model.weight.detach() + 0.5 * gradient / gradient.norm()) ** 3
+        regularizer.backward(model)
+        torch.testing.assert_close(model.weight.grad, expected, rtol=1e-12, atol=0)
+    assert model.count == 2

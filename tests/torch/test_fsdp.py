@@ -153,6 +153,8 @@ def resumed_with(penalty: gradreg.GradientPenalty, rank: int, world: int, folder
     dcp.load(state, checkpoint_id=folder)
     set_state_dict(problem.model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     regularizer.load_state_dict(state["regularizer"])
+    torch.save(regularizer.state_dict(), f"{folder}/{rank}.pt")  # as the Trainer's checkpoints have it, a file for each rank
+    regularizer.load_state_dict(torch.load(f"{folder}/{rank}.pt", map_location="cpu", weights_only=True))
     train(problem, optimizer, regularizer, 3)
     return [straight, whole(values(problem.model))]
 

@@ -6,6 +6,7 @@ the process or to its group; then 2 * COUNT / 5 times two writers at once in FOL
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
@@ -34,7 +35,9 @@ def child(words: list[str], said: Path) -> int:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(number, "wb", 0), write_through=True) for number in (1, 2))
-        os._exit(cli.main(words))
+        status = cli.main(words)
+        atexit._run_exitfuncs()  # as at the end of a command: what its workers shared is given back
+        os._exit(status)
     return process
 
 
@@ -58,8 +61,20 @@ def nobody_left(group: int) -> None:
         except ProcessLookupError:
             return
         time.sleep(0.01)
+    left = [words for process, words in members(group)]
     os.killpg(group, signal.SIGKILL)
-    raise SystemExit(f"processes of group {group} are left")
+    raise SystemExit(f"processes of group {group} are left: {left}")
+
+
+def members(group: int) -> list[tuple[int, str]]:
+    """The processes of a group, with their command lines, where there is /proc."""
+    found: list[tuple[int, str]] = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(path.name)) == group:
+                state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+                found.append((int(path.name), f"{state} {(path / 'cmdline').read_text().replace(chr(0), ' ')}"))
+    return found
 
 
 def wait_for_begin(run: Path, process: int) -> None:

@@ -23,6 +23,7 @@ SETTINGS = {
     "--variant": "gnp",
     "--epochs": "10",
     "--data.train_size": "500",
+    "--data.validation": "null",
     "--model": MODEL,
     "--augmentation.flip": "true",
     "--ema": "0.9",

@@ -20,7 +20,7 @@ from gradreg.train.run_folder import RunFolder
 
 from .data.cases import image_tree
 
-WORDS = ["digits-noisy-labels", "--epochs", "2", "--data.train_size", "200", "--model.hidden", "[8]"]
+WORDS = ["digits-noisy-labels", "--epochs", "2", "--data.train_size", "200", "--data.validation", "null", "--model.hidden", "[8]"]
 
 
 def test_gradreg_train_leaves_a_folder_from_which_the_run_can_be_read(tmp_path, capsys):
@@ -146,7 +146,18 @@ DAMAGED = {
     ),
     "a line of bytes": ("metrics.jsonl", b"\xff\xfe\n", "line 1 of '{run}/metrics.jsonl' must be the record of an epoch; it is damaged"),
     "a cut result": ("result.json", b'{"epochs": 2', "'{run}/result.json' must hold the result of a run; it is damaged: Expecting"),
-    "another result": ("result.json", b"[1]", "'{run}/result.json' must hold the result of a run; it is damaged: it does not say whether"),
+    "another result": ("result.json", b"{}", "'{run}/result.json' must hold the result of a run; it is damaged: it does not say whether"),
+    "no result": ("result.json", b"[1]", "'{run}/result.json' must hold the result of a run; it is damaged: it holds list and no mapping"),
+    "a deep result": (
+        "result.json",
+        b"[" * 100_000,
+        "'{run}/result.json' must hold the result of a run; it is damaged: it is nested too deep",
+    ),
+    "a deep line": (
+        "metrics.jsonl",
+        b"[" * 100_000 + b"\n",
+        "line 1 of '{run}/metrics.jsonl' must be the record of an epoch; it is damaged",
+    ),
     "an empty configuration": ("config.yaml", b"", "'{run}/config.yaml' must be a mapping of keys to values; got None"),
     "a list": ("config.yaml", b"- 1", "'{run}/config.yaml' must be a mapping of keys to values; got [1]"),
     "no YAML": ("config.yaml", b"a: [", "'{run}/config.yaml' must be valid YAML"),

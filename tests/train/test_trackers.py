@@ -9,7 +9,19 @@ import pytest
 
 from gradreg import cli
 
-WORDS = ["digits-noisy-labels", "--epochs", "3", "--data.train_size", "200", "--model.hidden", "[8]", "--checkpoint.every_epochs", "1"]
+WORDS = [
+    "digits-noisy-labels",
+    "--epochs",
+    "3",
+    "--data.train_size",
+    "200",
+    "--data.validation",
+    "null",
+    "--model.hidden",
+    "[8]",
+    "--checkpoint.every_epochs",
+    "1",
+]
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -45,7 +47,8 @@ class RegularizedTrainerMixin(_Base):
 
     With ``gradient_accumulation_steps`` one perturbation is made from the whole accumulated gradient: forward passes are deferred until the
     last micro-batch, whose ``training_step`` returns the loss of all; the others return 0, so that logged losses do not change.
-    Clipping, schedules, ``accelerate`` and checkpoints work as before, and the penalty's clock is the Trainer's ``global_step``.
+    Clipping, schedules, ``accelerate`` and checkpoints work as before, and the penalty's clock is the Trainer's ``global_step``. The state
+    of a penalty that has one is in the checkpoint too, a file for each process; a resumed run whose checkpoint lacks it warns.
 
     Only the first pass counts: what a repeated pass logs, or changes in the trainer's numbers and ``_metrics``, is undone, and
     it starts from the same random numbers and the same trainer state. A custom ``compute_loss`` that writes elsewhere should check
@@ -80,18 +83,36 @@ class RegularizedTrainerMixin(_Base):
         self.regularizer: GradientRegularizer | None = None
         self._waiting: list[_MicroBatch] = []
         self._finished = -1
+        self._resumed_from: str | None = None
         _check_supported(self)
         GradientRegularizer(cast(nn.Module, self.model), penalty, parameters=parameters, scope=scope)  # so that bad arguments raise here
         refuse_decoupled(penalty, "the Trainer")
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own; the regularizer is built again, from the model as it is then wrapped."""
-        self.regularizer = None
-        self._waiting.clear()
-        self._finished = -1
         if not any(isinstance(c, RegularizerState) for c in self.callback_handler.callbacks):
             self.add_callback(RegularizerState())
         return super().train(*args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own, which ``auto_find_batch_size`` begins again after a failure."""
+        self.regularizer = None
+        self._waiting.clear()
+        self._finished, self._resumed_from = -1, None
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The trainer's own, and beside it this process's part of the penalty's state."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = {} if self.regularizer is None else self.regularizer.state_dict()
+        if "memory" in state:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)  # other processes may come before the one that saves the model
+            torch.save(state["memory"], self._memory_file(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The trainer's own; the regularizer, which does not exist yet, is told where its state is."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._resumed_from = checkpoint
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """The trainer's own, with loss and backward pass deferred until the accumulation is complete."""
@@ -153,14 +174,36 @@ class RegularizedTrainerMixin(_Base):
         parameters = None if choose is None else lambda name, p: choose(names.get(id(p), name), p)
         self.regularizer = GradientRegularizer(model, self.penalty, parameters=parameters, scope=self.scope)
         saved = cast("dict[str, Any]", self.state.stateful_callbacks).get("RegularizerState") if self.state.global_step else None
-        if saved and self.penalty is not None and self.penalty.has_memory:
-            warnings.warn(
-                f"the Trainer's checkpoints do not contain the state of {self.penalty}, so it starts from zero. Train without "
-                "interruption, or in a loop of your own that saves regularizer.state_dict().",
-                stacklevel=2,
-            )
+        if self.state.global_step and self.penalty is not None and self.penalty.has_memory:
+            self._load_memory()
         if saved:
             self.regularizer.load_state_dict({**self.regularizer.state_dict(), **saved["attributes"]})
+
+    def _load_memory(self) -> None:
+        """Restore the penalty's state from the checkpoint, if every process finds its part there."""
+        assert self.regularizer is not None
+        file = None if self._resumed_from is None else self._memory_file(self._resumed_from)
+        found = torch.tensor([file is not None and file.is_file()], device=self.args.device)
+        if file is None or not bool(cast(Tensor, self.accelerator.gather(found)).all()):
+            warnings.warn(
+                f"the checkpoint that training resumes from has no state of {self.penalty} for each of {self.args.world_size} processes, "
+                "so it starts from zero. Checkpoints have it that RegularizedTrainer saves with save_only_model=False; resume with as many "
+                "processes as wrote it.",
+                stacklevel=2,
+            )
+            return
+        try:
+            memory = torch.load(file, map_location="cpu", weights_only=True)
+            self.regularizer.load_state_dict({**self.regularizer.state_dict(), "memory": memory})
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+            raise ValueError(
+                f"{str(file)!r} must hold the state of {self.penalty}; {type(error).__name__}: {error} Resume from another checkpoint, or "
+                "remove the file to start from zero."
+            ) from error
+
+    def _memory_file(self, checkpoint: str) -> Path:
+        """The file in ``checkpoint`` with this process's part of the penalty's state."""
+        return Path(checkpoint) / f"gradreg-{self.args.process_index}-of-{self.args.world_size}.pt"
 
     def _regularized(self, backward: Callable[[Tensor], object]) -> Tensor:
         """The regularized gradient of the deferred micro-batches; returns their loss."""

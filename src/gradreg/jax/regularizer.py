@@ -18,7 +18,7 @@ from gradreg.jax.norms import Tree, gradient_norm
 from gradreg.jax.parallel import AxisName, axis_names, check_bound, mean, per_shard
 from gradreg.jax.program import convolves
 from gradreg.jax.shards import NormAxes, shards_of
-from gradreg.jax.state import State, carries_state, check_state, initial
+from gradreg.jax.state import State, carries_state, check_state, initial, radius_of
 from gradreg.jax.step import Measured, Step
 from gradreg.jax.step_values import step_values
 from gradreg.penalties import GradientPenalty
@@ -98,7 +98,7 @@ class RegularizedValueAndGrad:
                 f"state must be left out for a penalty that carries none from step to step; got it with {penalty}. "
                 "penalty.has_memory says which penalties do; pass a model's state to fun under another name, or by position."
             )
-        values = None if penalty is None else step_values(penalty, step)
+        values = None if penalty is None else step_values(penalty, step, radius_of(state))
         check_bound(self.axes)
         loss = bound(self.fun, "fun", self.has_aux, args, with_step(self.fun, "fun", args, kwargs, step))
         shards = shards_of(params, self.norm_axes, self.axes, self.scope, penalty, loss)
@@ -125,7 +125,9 @@ class RegularizedValueAndGrad:
                 ascent = bound(self.ascent, "ascent", self.has_aux, args, with_step(self.ascent, "ascent", args, kwargs, step))
                 ascend = evaluate_with(ascent, shared, shards, scale)
             both = self._computes_both(values, loss, params)
-            this = Step(penalty, values, evaluate, ascend, selected, axes, unequal, state, shards, both, self.with_metrics)
+            this = Step(
+                penalty, values, evaluate, ascend, selected, axes, unequal, state, shards, both, self.with_metrics, scale is not None
+            )
             (value, aux, gradients), state, measured = this.run(params)
         beside = (value, *((aux,) if self.has_aux else ()))
         if self.with_metrics:

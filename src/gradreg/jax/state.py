@@ -12,7 +12,7 @@ from gradreg.jax.norms import Tree, widened
 from gradreg.penalties import GradientPenalty
 
 State: TypeAlias = dict[str, Any]
-"""By kind, trees like the parameters, with None for leaves that are not perturbed where only those are kept."""
+"""By kind, trees like the parameters, with None for leaves that are not perturbed where only those are kept, and scalars."""
 
 AVERAGE = "average"
 """The exponential moving average (EMA) of gradients or of results that the direction declares, of the leaves that are perturbed."""
@@ -22,6 +22,9 @@ MASK, PERIOD = "mask", "period"
 
 REUSED = "reused"
 """The part of the penalised gradient orthogonal to the plain one (``Reuse``)."""
+
+RADIUS = "radius"
+"""The state of a radius that sets itself: scalars, under the names of ``gradreg.auto_radius.RadiusState``."""
 
 CORRECTION = "correction"
 """What a decoupled penalty leaves to be applied to the parameters separately from the optimizer."""
@@ -47,9 +50,18 @@ def initial(penalty: GradientPenalty, params: Tree, selected: Sequence[bool]) ->
         state[MASK], state[PERIOD] = zeros(selected, bool), jnp.full((), -1, jnp.int32)
     if penalty.reuse is not None:
         state[REUSED] = zeros([True] * len(leaves))
+    if penalty.auto_radius is not None:
+        dtype = jnp.result_type(*(widened(leaf) for leaf, wanted in zip(leaves, selected, strict=True) if wanted))
+        start = penalty.auto_radius.initial
+        state[RADIUS] = {name: jnp.asarray(value, jnp.int32 if name == "steps" else dtype) for name, value in start._asdict().items()}
     if penalty.decoupled:
         state[CORRECTION] = zeros([True] * len(leaves))
     return state
+
+
+def radius_of(state: State) -> Any:
+    """The radius of the next step, where it sets itself; else None."""
+    return jnp.exp(state[RADIUS]["log_radius"]) if RADIUS in state else None
 
 
 def check_state(state: Any, penalty: GradientPenalty, params: Tree, selected: Sequence[bool]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from gradreg.auto_radius import Measurement, RadiusState
 from gradreg.jax.directions import DirectionInputs, ascent_direction
 from gradreg.jax.loss_fn import Evaluate, Evaluated
 from gradreg.jax.masks import MaskInputs, coordinates, masked
@@ -17,7 +18,7 @@ from gradreg.jax.norms import Tree, gradient_norm, inner_product, safe_ratio
 from gradreg.jax.parallel import mean, per_shard
 from gradreg.jax.perturbation import perturbed, weighted_sum
 from gradreg.jax.shards import Shards
-from gradreg.jax.state import AVERAGE, CORRECTION, MASK, PERIOD, REUSED, State, filled, leaves_like, update_ema, with_dtypes_of
+from gradreg.jax.state import AVERAGE, CORRECTION, MASK, PERIOD, RADIUS, REUSED, State, filled, leaves_like, update_ema, with_dtypes_of
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import Condition, Pass, Plan, StepValues
 
@@ -37,10 +38,11 @@ def maybe_cond(condition: Condition, if_true: Callable[[], T], if_false: Callabl
 
 
 class Measured(NamedTuple):
-    """What ``with_metrics`` adds; None otherwise."""
+    """What ``with_metrics`` adds, and what a radius that sets itself is updated with; None otherwise."""
 
     gradient_norm: Any = None
     cosine: Any = None
+    alignment: Measurement | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Step:
         shards: how the parameters are divided over devices.
         both: whether both sides of a step that may rest are computed, in place of a ``cond``.
         measures: whether the norm and the cosine are measured.
+        scaled: whether the loss is scaled before it is differentiated, so that the caller must see what is not finite.
     """
 
     penalty: GradientPenalty
@@ -72,6 +75,7 @@ class Step:
     shards: Shards
     both: bool = False
     measures: bool = False
+    scaled: bool = False
 
     def run(self, params: Tree) -> tuple[Evaluated, State, Measured]:
         """Loss and aux of the first pass and the regularized gradient, averaged over shards; the state after the step; measurements.
@@ -82,6 +86,7 @@ class Step:
         evaluated, plain, state, measured = self._passes(params)
         value, total, plain, measured = mean((evaluated.value, evaluated.gradients, plain, measured), self.unequal)
         result, state = self._mixed(plain, total, state)
+        state = self._with_next_radius(state, measured)
         if direction.averages == "results":
             state = update_ema(state, direction.average_decay, result)
         return Evaluated(value, evaluated.aux, result), state, measured
@@ -108,15 +113,54 @@ class Step:
         )
         return first._replace(gradients=gradients), first.gradients if self.penalty.keeps_plain_apart else None, state, measured
 
-    def _measured(self, first: Tree, second: Tree | None = None) -> Measured:
-        """The norm of ``first``, and its cosine with ``second``, NaN without."""
+    def _measured(self, first: Tree, second: Tree | None = None, rise: Any = jnp.nan) -> Measured:
+        """The norm of ``first``, and its cosine with ``second``, NaN without; ``rise``: see ``Measurement``."""
+        alignment = self._alignment(first, second, rise)
         if not self.measures:
-            return Measured()
+            return Measured(alignment=alignment)
         norm = self._norm(first)
         if second is None:
-            return Measured(norm, jnp.nan * norm)
+            return Measured(norm, jnp.nan * norm, alignment)
         product = inner_product(self._selected(first), self._selected(second), self._selected_shards())
-        return Measured(norm, safe_ratio(product, norm * self._norm(second)))
+        return Measured(norm, safe_ratio(product, norm * self._norm(second)), alignment)
+
+    def _alignment(self, first: Tree, second: Tree | None, rise: Any) -> Measurement | None:
+        """What the radius is updated with, averaged over shards, if it sets itself."""
+        if RADIUS not in self.state:
+            return None
+        dtype = self.state[RADIUS]["log_radius"].dtype
+        numbers: list[Any] = [jnp.nan] * 4
+        if second is not None:
+            pairs = ((first, first), (first, second), (second, second))
+            products = [inner_product(self._selected(a), self._selected(b), self._selected_shards()) for a, b in pairs]
+            numbers = mean([*products, rise], self.unequal)
+        return Measurement(*(jnp.asarray(number, dtype) for number in numbers))
+
+    def _guarded(self, total: Tree, plain: Tree, measured: Measured) -> Tree:
+        """``total``, or ``plain`` if loss or gradient at a perturbed point is not finite where the radius sets itself."""
+        alignment, rule = measured.alignment, self.penalty.auto_radius
+        if alignment is None or rule is None or self.scaled:
+            return total
+        finite = jnp.isfinite(alignment.product + alignment.perturbed + alignment.rise)
+        if self.penalty.difference == "central":  # a second perturbed point is part of the result
+            finite &= mean(jnp.isfinite(self._norm(total)).astype(alignment.rise.dtype), self.unequal) == 1
+        if rule.every > 1:
+            finite |= self.state[RADIUS]["steps"] % rule.every != 0
+        return jax.tree.map(lambda ours, instead: jnp.where(finite, ours, instead.astype(ours.dtype)), total, plain)
+
+    def _with_next_radius(self, state: State, measured: Measured) -> State:
+        """``state`` with the radius of the next step, where it sets itself."""
+        rule, alignment = self.penalty.auto_radius, measured.alignment
+        if rule is None or alignment is None:
+            return state
+        before = RadiusState(**state[RADIUS])
+        after = rule.update(before, alignment, self.penalty.guards, jnp, scaled=self.scaled)
+        if rule.every > 1:
+            rests = before.steps % rule.every != 0
+            held = RadiusState(*(jnp.where(rests, old, new) for old, new in zip(before, after, strict=True)))
+            after = held._replace(steps=after.steps)
+        after = maybe_cond(self.values.fresh, lambda: after, lambda: before, both=True)
+        return {**state, RADIUS: {name: value.astype(state[RADIUS][name].dtype) for name, value in after._asdict().items()}}
 
     def _norm(self, gradients: Tree) -> jax.Array:
         return gradient_norm(gradients, self.selected, self.shards.leaves)
@@ -144,6 +188,7 @@ class Step:
         distance: Any = 0.0
         plain: Tree = None  # the gradients between which the cosine is measured
         moved: Tree = None
+        rise: Any = jnp.nan
         for i, this in enumerate(plan.passes):
             at = params
             if this.offset != 0:
@@ -154,8 +199,9 @@ class Step:
             evaluated = first if i == 0 and first is not None else evaluate[this.of](at)
             if this.offset == 0 and plain is None:
                 plain = evaluated.gradients
-            elif this.offset != 0 and this.of == "loss" and moved is None:
+            elif this.offset != 0 and this.of == "loss" and this.keeps == "sum" and moved is None:
                 moved = evaluated.gradients
+                rise = 0.0 if results is None else (evaluated.value - results.value) * (1.0 if this.offset > 0 else -1.0)
             if results is None:
                 self._check_alike(this, evaluated, params)
                 results = evaluated
@@ -168,8 +214,11 @@ class Step:
                 terms.append((plan.plain_weight, evaluated.gradients))
             elif this.keeps == "sum":
                 terms.append((self._weight(plan, this, evaluated.gradients), evaluated.gradients))
-        measured = self._measured(results.gradients) if plain is None else self._measured(plain, moved)
-        return results._replace(gradients=weighted_sum(terms)), state, measured
+        total = weighted_sum(terms)
+        if plain is None:
+            return results._replace(gradients=total), state, self._measured(results.gradients)
+        measured = self._measured(plain, moved, rise)
+        return results._replace(gradients=self._guarded(total, plain, measured)), state, measured
 
     def _weight(self, plan: Plan, this: Pass, gradients: Tree) -> Any:
         """The factor of a pass's gradient in the sum; for the plain gradient the mixing determines it."""

@@ -27,18 +27,21 @@ class _WherePossible:
         return operation
 
 
-def step_values(penalty: GradientPenalty, step: Any) -> StepValues:
-    """The numbers of ``penalty`` at ``step``: an int ≥ 0, an integer scalar array, traced or not, or None where it does not matter."""
+def step_values(penalty: GradientPenalty, step: Any, radius: Any = None) -> StepValues:
+    """The numbers of ``penalty`` at ``step``: an int ≥ 0, an integer scalar array, traced or not, or None where it does not matter.
+
+    ``radius``: what an ``AutoRadius`` is worth at this step.
+    """
     operations: Any = _WherePossible()
     if step is None:
         if penalty.depends_on_step:
             raise TypeError(
                 f"step must be given, because {penalty} depends on it; got none. Pass step=, the number of optimizer steps done so far."
             )
-        return _not_finite_unless_valid(replace(penalty.at(0, ops=operations), step=None), True)
+        return _not_finite_unless_valid(replace(penalty.at(0, radius=radius, ops=operations), step=None), True)
     if not isinstance(step, (jax.Array, np.ndarray)):
         number = checks.whole("step", step, minimum=0, remedy="Pass the number of optimizer steps done so far.")
-        return _not_finite_unless_valid(penalty.at(number, ops=operations), True)
+        return _not_finite_unless_valid(penalty.at(number, radius=radius, ops=operations), True)
     if jnp.shape(step) != () or not jnp.issubdtype(step.dtype, jnp.integer):
         raise TypeError(
             f"step must be one integer; got an array of shape {jnp.shape(step)} and dtype {step.dtype}. Pass the optimizer's step count."
@@ -46,7 +49,7 @@ def step_values(penalty: GradientPenalty, step: Any) -> StepValues:
     if not isinstance(step, Tracer):
         checks.whole("step", int(step), minimum=0, remedy="Pass the number of optimizer steps done so far.")
     # The default integers divide to the default floats: float64 where that is enabled.
-    values = penalty.at(jnp.asarray(step, int), ops=jnp)
+    values = penalty.at(jnp.asarray(step, int), radius=radius, ops=jnp)
     signed = isinstance(step, Tracer) and jnp.issubdtype(step.dtype, jnp.signedinteger)
     return _not_finite_unless_valid(values, step >= 0 if signed and penalty.depends_on_step else True)
 

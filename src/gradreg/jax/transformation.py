@@ -13,7 +13,7 @@ from gradreg.jax.loss_fn import Evaluated
 from gradreg.jax.masks import selected_leaves
 from gradreg.jax.regularizer import check_parts
 from gradreg.jax.shards import Shards
-from gradreg.jax.state import State, carries_state, initial
+from gradreg.jax.state import State, carries_state, initial, radius_of
 from gradreg.jax.step import Step
 from gradreg.jax.step_values import step_values
 from gradreg.penalties import GradientPenalty
@@ -95,7 +95,9 @@ def regularize(penalty: GradientPenalty, *, parameters: Callable[[str, Any], boo
 
         chosen = selected(params)
         shards = Shards([()] * len(chosen))
-        this = Step(penalty, step_values(penalty, state.count), evaluate, None, chosen, (), (), state.memory, shards)
+        this = Step(
+            penalty, step_values(penalty, state.count, radius_of(state.memory)), evaluate, None, chosen, (), (), state.memory, shards
+        )
         found, memory, _measured = this.run(params)
         return found.gradients, RegularizeState(optax.safe_increment(state.count), memory)
 

@@ -3,5 +3,6 @@
 from gradreg.study.comparison import Comparison, compare
 from gradreg.study.functions import FunctionTask, task
 from gradreg.study.run import Run
+from gradreg.study.tuning import Tuning, tune
 
-__all__ = ["Comparison", "FunctionTask", "Run", "compare", "task"]
+__all__ = ["Comparison", "FunctionTask", "Run", "Tuning", "compare", "task", "tune"]

@@ -25,7 +25,7 @@ Place = Callable[[Mapping[str, Any]], float | None]
 def learning_curves(rows: Sequence[Row], history: History, metric: Metric) -> go.Figure | None:
     """The test metric after each epoch, mean and one standard deviation over the seeds, at equal epochs; validation dotted."""
     by_epoch = any(record.get("epoch") is not None for records in history.values() for record in records)
-    figure = _figure("epoch" if by_epoch else "step", f"{metric.title}{metric.unit}")
+    figure = empty_figure("epoch" if by_epoch else "step", f"{metric.title}{metric.unit}")
     equal = {row.label for row in rows if row.budget == "epochs"}
     for row in rows:
         if row.label in equal:
@@ -36,7 +36,7 @@ def learning_curves(rows: Sequence[Row], history: History, metric: Metric) -> go
 
 def metric_by_cost(rows: Sequence[Row], history: History, metric: Metric) -> go.Figure | None:
     """The test metric against the gradient evaluations spent; longer baselines are dashed."""
-    figure = _figure("gradient evaluations", f"test {metric.title}{metric.unit}")
+    figure = empty_figure("gradient evaluations", f"test {metric.title}{metric.unit}")
     for row in rows:
         _curve(figure, row, history, rows, metric, x=lambda record: record.get("gradient_evaluations"))
     return _with_range_of_second_halves(figure, history, metric)
@@ -44,7 +44,7 @@ def metric_by_cost(rows: Sequence[Row], history: History, metric: Metric) -> go.
 
 def metric_by_seconds(rows: Sequence[Row], history: History, metric: Metric) -> go.Figure | None:
     """The test metric against the seconds spent; None where runs do not record them."""
-    figure = _figure("seconds", f"test {metric.title}{metric.unit}")
+    figure = empty_figure("seconds", f"test {metric.title}{metric.unit}")
     for row in rows:
         _curve(figure, row, history, rows, metric, x=lambda record: record.get("seconds"))
     return _with_range_of_second_halves(figure, history, metric) if figure.data else None
@@ -52,7 +52,7 @@ def metric_by_seconds(rows: Sequence[Row], history: History, metric: Metric) -> 
 
 def dots(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Record]], metric: Metric) -> go.Figure:
     """Final test metric of every run, their mean as a bar, and the runs of a seed joined by a thin line."""
-    figure = _figure("", f"final test {metric.title}{metric.unit}")
+    figure = empty_figure("", f"final test {metric.title}{metric.unit}")
     seeds = sorted({run.seed for group in runs_of.values() for run in group})
     places = dict(zip(seeds, np.linspace(-0.18, 0.18, len(seeds)) if len(seeds) > 1 else [0.0], strict=True))
     for seed in seeds:
@@ -145,14 +145,17 @@ def _with_range_of_second_halves(figure: go.Figure, history: History, metric: Me
     return figure
 
 
+def color_at(place: int) -> str:
+    """The color of what stands at a place, the baseline at 0."""
+    return _BASELINE if place == 0 else _COLORS[(place - 1) % len(_COLORS)]
+
+
 def _color(row: Row, rows: Sequence[Row]) -> str:
-    if row.variant == rows[0].variant:
-        return _BASELINE
-    others = [r.variant for r in rows if r.variant != rows[0].variant]
-    return _COLORS[others.index(row.variant) % len(_COLORS)]
+    return color_at(list(dict.fromkeys(r.variant for r in [rows[0], *rows])).index(row.variant))
 
 
-def _figure(x_title: str, y_title: str) -> go.Figure:
+def empty_figure(x_title: str, y_title: str) -> go.Figure:
+    """A figure in the style of all of them."""
     figure = go.Figure()
     figure.update_layout(
         template="plotly_white",

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gradreg import checks
-from gradreg.study.functions import FunctionTask, is_reference, load_task
-from gradreg.study.plan import RIVALS, Plan, make_plan
+from gradreg.study import task_arguments
+from gradreg.study.plan import RIVALS, make_plan
 
-DEFAULT_RECIPE = "digits-noisy-labels"
 DESCRIPTION = (
     "Train the variants of a recipe, or of a task in a file of your own (FILE.py, FILE.py:NAME or MODULE:NAME), and plain training with as "
     "many gradient evaluations as each, over several seeds, and report. Any key of the recipe, or option of the task, can be given for "
@@ -34,9 +33,9 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--margin", {"type": float, "help": "the difference that matters, in the table's unit: verdicts then also say 'no worse'"}),
     (
         "--until",
-        {"type": str, "help": "decided: add seeds to the undecided variants, up to --max_seeds; --seeds are those of the first look"},
+        {"type": str, "help": "decided: add seeds to the undecided variants, up to --max-seeds; --seeds are those of the first look"},
     ),
-    ("--max_seeds", {"type": int, "help": "the bound of --until decided (4 x --seeds)"}),
+    ("--max-seeds", {"type": int, "help": "the bound of --until decided (4 x --seeds)"}),
     ("--out", {"type": str, "help": "folder for results.json, report.html and the runs (runs/TASK)"}),
     ("--fresh", {"action": "store_true", "help": "keep what is in the folder aside, and run everything anew"}),
     ("--workers", {"type": int, "help": "worker processes (one a core; one with an accelerator; 0: in this process)"}),
@@ -45,19 +44,18 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 def main(argv: Sequence[str]) -> int:
     """Run ``gradreg compare``; returns 0, or 1 if a run failed. Interrupted, the same command runs only what is missing."""
-    with _ended_by_signals():
+    with ended_by_signals():
         return _compare(argv)
 
 
 def _compare(argv: Sequence[str]) -> int:
-    # A file's task decides which options there are, so it is looked for before they are parsed.
-    place = next((i for i, word in enumerate(argv) if is_reference(word) and (i == 0 or ".py" in word)), None)
-    options, plan = _recipe_plan(argv) if place is None else _function_plan(argv[place], [*argv[:place], *argv[place + 1 :]])
+    options, task = task_arguments.parse("compare", DESCRIPTION, OPTIONS, argv)
+    plan = make_plan(task, options["penalties"], **_settings(options))
     if options["workers"] is not None:
         checks.whole("--workers", options["workers"], minimum=0, remedy="Leave it out for one a core.")
     folder = Path(options["out"] or f"runs/{plan.task}")
-    if options["fresh"] and folder.exists():
-        folder.rename(folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    if options["fresh"]:
+        keep_aside(folder)
 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -65,7 +63,11 @@ def _compare(argv: Sequence[str]) -> int:
     from gradreg.study import results, table
     from gradreg.study.comparison import run_study
 
-    console = Console()
+    class _Console(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # which the command line answers, for every command alike
+
+    console = _Console()
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total:g}"),
         TimeElapsedColumn(), TimeRemainingColumn(),
@@ -91,7 +93,7 @@ def _compare(argv: Sequence[str]) -> int:
         def ended(record: Any, planned: int) -> None:
             shares[record.folder.removeprefix("runs/")] = 1.0
             progress.update(shown, total=max(1, planned - already), completed=sum(shares.values()))
-            value = "diverged" if record.test is None else _shown(plan, record.test)
+            value = "diverged" if record.test is None else plan.metric.text(record.test)
             value = f"failed: {record.error}" if record.error is not None else value
             label = record.variant if record.budget == "epochs" else f"{record.variant} ({record.planned_evaluations} gradients)"
             label = label.replace(" gradients)", " gradients, equal seconds)") if record.budget == "seconds" else label
@@ -124,31 +126,6 @@ def _compare(argv: Sequence[str]) -> int:
     return 1 if any(record.error is not None for record in found.records) else 0
 
 
-def _shown(plan: Plan, value: float) -> str:
-    return f"{100 * value:.2f} %" if plan.metric.percent else f"{plan.metric.title} {value:.5g}"
-
-
-def _recipe_plan(argv: Sequence[str]) -> tuple[dict[str, Any], Plan]:
-    from gradreg.train import recipe as recipes
-    from gradreg.train.arguments import CommandParser
-    from gradreg.train.task import RecipeTask
-
-    parser = CommandParser("compare", DESCRIPTION, default_recipe=DEFAULT_RECIPE)
-    for option, keywords in OPTIONS:
-        parser.add(option, **keywords)
-    options = parser.parse(argv)
-    recipe = recipes.load(options["recipe"])
-    task = RecipeTask(recipe, parser.settings(argv, recipe.base))
-    return options, make_plan(task, options["penalties"], **_settings(options))
-
-
-def _function_plan(reference: str, argv: Sequence[str]) -> tuple[dict[str, Any], Plan]:
-    task = load_task(reference)
-    options = _parse(task, reference, argv)
-    given = {key: options.pop(key) for key in task.options}
-    return options, make_plan(task.configured(given), options["penalties"], **_settings(options))
-
-
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """The arguments of ``make_plan``."""
     checks.whole("--seeds", options["seeds"], minimum=1, remedy="A paired interval needs 2; 5 is the default.")
@@ -157,35 +134,14 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in ("seeds", "rivals", "margin", "until", "max_seeds")}
 
 
-def _parse(task: FunctionTask, reference: str, argv: Sequence[str]) -> dict[str, Any]:
-    from argparse import ArgumentError
-
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog=f"gradreg compare {reference}", description=task.description or DESCRIPTION, exit_on_error=False, allow_abbrev=False
-    )
-    for option, keywords in OPTIONS:
-        parser.add_argument(option, **keywords)
-    task.add_options(parser)
-    known = [*(option for option, _ in OPTIONS), *(f"--{name}" for name in task.options), "--help"]
-    for word in argv:
-        option = word.partition("=")[0]
-        if word.startswith("--") and option.split(".")[0] not in known:
-            raise ValueError(checks.unknown("option", option, known))
-    try:
-        parsed = parser.instantiate(parser.parse_args(list(argv)))
-    except ArgumentError as error:
-        text = " ".join(str(error.message).split()).replace("Parser key", "option")
-        raise ValueError(f"{text} (gradreg compare {reference} --help explains every option)") from error
-    return {
-        **{option.removeprefix("--"): parsed[option.removeprefix("--")] for option, _ in OPTIONS},
-        **{name: parsed[name] for name in task.options},
-    }
+def keep_aside(folder: Path) -> None:
+    """Rename a folder that is there, after the time, so that another can take its place."""
+    if folder.exists():
+        folder.rename(folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
     """A context in which SIGTERM and SIGHUP end the comparison and its workers as Ctrl-C does, with status 128 + the signal's number."""
 
     def end(number: int, frame: object) -> None:

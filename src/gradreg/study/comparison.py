@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from gradreg.study.results import Record
 from gradreg.study.seconds import EqualSeconds, Side, Timed, measure
 from gradreg.study.stored_plan import RESULTS, StoredPlan
 from gradreg.study.table import Row
-from gradreg.study.tasks import Task
+from gradreg.study.tasks import Task, Variant
 from gradreg.study.verdicts import Verdict
 from gradreg.study.workers import OnProgress, alone, default_workers, run_jobs
 
@@ -98,10 +97,13 @@ class Comparison:
             files.write_text(self.folder / f"table.{suffix}", text)
         return write_report(self.plan, self.rows, self.records, self.environment, folder=self.folder, command=self.command, race=self.race)
 
+    def sentences(self) -> list[str]:
+        """The verdicts in words, one for each variant."""
+        return [row.verdict() for row in self.rows if row.variant != self.plan.baseline]
+
     def __str__(self) -> str:
-        said = [row.verdict() for row in self.rows if row.variant != self.plan.baseline]
         raced = [self.race_said] if self.race is not None else []
-        return "\n".join([self.markdown(), *said, *raced, *(f"warning: {text}" for text in self.warnings)])
+        return "\n".join([self.markdown(), *self.sentences(), *raced, *(f"warning: {text}" for text in self.warnings)])
 
 
 def compare(
@@ -149,7 +151,7 @@ def compare(
             'study.compare must stand under if __name__ == "__main__": in a script, because its workers import the script; got a call by a '
             "worker while it imports it."
         )
-    resolved = _resolved(task)
+    resolved = resolve_task(task)
     plan = make_plan(
         resolved.configured(options or {}), penalties, seeds=seeds, rivals=rivals, margin=margin, until=until, max_seeds=max_seeds
     )
@@ -180,15 +182,7 @@ def run_study(
         on_record: told of every run that ends, and of how many are planned by now.
         on_measured: told of every variant whose seconds were measured, for the rival at equal seconds.
     """
-    if workers is not None:
-        checks.whole("workers", workers, minimum=0, remedy="Leave it out for one a core.")
-    if workers != 0 and any(isinstance(v, FunctionVariant) and v.reference.held is not None for v in plan.variants.values()):
-        warnings.warn(
-            f"task {plan.task!r} has no file that a worker could import it from, as in a notebook or inside a function: its runs follow "
-            "one another in this process. Put it into a file of its own to run several at a time.",
-            stacklevel=3,
-        )
-        workers = 0
+    workers = usable_workers(plan.task, list(plan.variants.values()), workers)
     with locked(folder, purpose="--out"):
         runs = folder / "runs"
         records: dict[str, Record] = {}
@@ -238,6 +232,20 @@ def run_study(
     return comparison
 
 
+def usable_workers(task: str, variants: Sequence[Variant], workers: int | None) -> int | None:
+    """``workers``, checked; 0, with a warning, for a task that another process cannot import."""
+    if workers is not None:
+        checks.whole("workers", workers, minimum=0, remedy="Leave it out for one a core.")
+    if workers != 0 and any(isinstance(variant, FunctionVariant) and variant.reference.held is not None for variant in variants):
+        warnings.warn(
+            f"task {task!r} has no file that a worker could import it from, as in a notebook or inside a function: its runs follow "
+            "one another in this process. Put it into a file of its own to run several at a time.",
+            stacklevel=4,
+        )
+        return 0
+    return workers
+
+
 def _measured(plan: Plan, records: Mapping[str, Record], name: str, *, workers: int) -> EqualSeconds:
     """The seconds of a variant in units of the baseline's."""
     with alone(workers) as run:
@@ -263,11 +271,16 @@ def environment_of(folder: Path, records: Sequence[Record]) -> dict[str, Any]:
     for record in records:
         file = folder / record.folder / "environment.json"
         if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+            return files.read_json(file, holds="where a run ran", remedy="Remove the file.")
     return environment.describe()
 
 
-def _resolved(task: Any) -> Task:
+def resolve_task(task: Any) -> Task:
+    """The task that an argument names: a task itself, the name of a function's, or of a recipe.
+
+    Raises:
+        TypeError, ValueError: something else, or a name of none.
+    """
     if isinstance(task, Task):
         return task
     if isinstance(task, str) and is_reference(task):

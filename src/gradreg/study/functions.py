@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import random
 import re
 import sys
@@ -19,14 +20,16 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from gradreg import checks, environment, files
+from gradreg.own_code import PREFIX, in_folders, load_file
 from gradreg.penalties import GradientPenalty
 from gradreg.study.run import METRICS, Run
-from gradreg.study.tasks import Metric, Mode, OnProgress, Task, Variant
+from gradreg.study.tasks import Metric, Mode, OnProgress, Task, TaskError, Variant
 
 RESERVED = (
     "task", "penalties", "seeds", "out", "workers", "rivals", "until", "max_seeds", "margin", "fresh", "executor", "partial", "help",
+    "penalty", "search", "trials", "confirm", "storage",
 )  # fmt: skip
-"""The options of ``gradreg compare`` itself, which a task's function cannot have."""
+"""The options of ``gradreg compare`` and ``gradreg tune`` themselves, which a task's function cannot have."""
 
 CONFIGURATION = "config.json"
 RESULT = "result.json"
@@ -128,7 +131,7 @@ class FunctionTask(Task):
         try:
             parsed = self.parser.parse_object(given)
         except Exception as error:  # jsonargparse raises errors of several kinds
-            text = " ".join(str(getattr(error, "message", error)).split())
+            text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(getattr(error, "message", error)).split()))
             raise ValueError(f"option of task {self.name!r}: {text}") from error
         found = self.parser.instantiate(parsed)
         return {key: found[key] for key in self._options}
@@ -145,18 +148,9 @@ class FunctionTask(Task):
             file = None
         if file is None or not Path(file).is_file() or "<locals>" in qualified:
             return Reference(None, qualified, held=self)
-        if (
-            module not in ("__main__", "__mp_main__")
-            and not module.startswith(_OWN_MODULE)
-            and module in sys.modules
-            and _is_importable(module)
-        ):
+        if module not in ("__main__", "__mp_main__") and not module.startswith(PREFIX) and module in sys.modules and _is_importable(module):
             return Reference(module, qualified)
         return Reference(str(Path(file).resolve()), qualified)
-
-
-_OWN_MODULE = "_gradreg_task_"
-"""Prefix of the names under which task files are imported, so that ``if __name__ == "__main__":`` does not run."""
 
 
 @dataclass(frozen=True)
@@ -191,27 +185,6 @@ class Reference:
         return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
-def load_file(path: Path) -> Any:
-    """The module in a file, imported once under a name of its own; its folder is on the path, as when it is run."""
-    name = _OWN_MODULE + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
 def is_reference(text: str) -> bool:
     """Whether ``text`` is the name of a function's task, ``FILE.py``, ``FILE.py:NAME`` or ``MODULE:NAME``, and not that of a recipe."""
     return re.search(r"\.py(:\w+)?$|^[\w.]+:[A-Za-z_]\w*$", text) is not None
@@ -228,6 +201,8 @@ def load_task(reference: str) -> FunctionTask:
         if not Path(where).is_file():
             raise ValueError(f"{where!r} must be a file with a task; got none of that name. Give its path.")
         module = load_file(Path(where))
+    elif (file := in_folders(where, [Path.cwd()])) is not None and "." not in where:
+        module = load_file(file)
     else:
         try:
             module = importlib.import_module(where)
@@ -279,14 +254,19 @@ class FunctionVariant(Variant):
     def settings(self) -> Mapping[str, Any]:
         return {"task": self.task, "penalty": None if self.penalty is None else self.penalty.to_dict(), **_plain(self.options)}
 
+    @property
+    def source(self) -> str | None:
+        return self.reference.digest()
+
     def _identity(self, seed: int, stretch: Fraction) -> dict[str, Any]:
-        return {**self.settings, "seed": seed, "stretch": str(stretch), "code": self.reference.digest()}
+        return {**self.settings, "seed": seed, "stretch": str(stretch), "code": self.source}
 
     def result(self, folder: Path, seed: int, stretch: Fraction) -> dict[str, Any] | None:
         file = folder / RESULT
-        if not file.is_file():
+        if not os.path.lexists(file):
             return None
-        held = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8"))
+        remedy = f"Remove the folder {str(folder)!r}, so that the run is repeated."
+        held = files.read_json(folder / CONFIGURATION, holds="the configuration of a run", remedy=remedy)
         wanted = self._identity(seed, stretch)
         different = [key for key in {**held, **wanted} if held.get(key) != wanted.get(key)]
         if different:
@@ -295,18 +275,24 @@ class FunctionVariant(Variant):
                 f"{str(folder)!r} holds a run of another configuration; it differs in {what}. Choose another --out, or --fresh to keep the "
                 "old runs aside and start anew."
             )
-        return json.loads(file.read_text(encoding="utf-8"))
+        return files.read_json(file, holds="the result of a run", remedy=remedy)
 
     def run(self, folder: Path, seed: int, stretch: Fraction, on_progress: OnProgress) -> dict[str, Any]:
         for stale in (RESULT, ERROR, METRICS):
-            (folder / stale).unlink(missing_ok=True)
+            try:
+                (folder / stale).unlink(missing_ok=True)
+            except OSError as error:
+                raise TaskError(f"{str(folder / stale)!r} must be a file of an earlier run: {error.strerror}. Remove it.") from error
         files.write_json(folder / CONFIGURATION, self._identity(seed, stretch))
         (folder / METRICS).touch()
         train = self.reference.resolve()
         _seed(seed)
         run = Run(self.penalty, seed, folder, metric=self.metric, stretch=stretch, on_progress=on_progress)
-        train.function(run, **self.options)
-        result = run.finish()
+        try:
+            train.function(run, **self.options)
+            result = run.finish()
+        except TaskError as error:
+            raise TaskError(f"{error} ({_line_in(train.function, error)})") from error
         files.write_json(folder / "environment.json", environment.describe())
         files.write_json(folder / RESULT, result)
         return result
@@ -361,6 +347,13 @@ def _name_of(function: Callable[..., None]) -> str:
 def _line_of(function: Callable[..., None]) -> str:
     code = getattr(function, "__code__", None)
     return "?" if code is None else f"{Path(code.co_filename).name}, line {code.co_firstlineno}"
+
+
+def _line_in(function: Callable[..., None], error: BaseException) -> str:
+    """The last line of the task's own file that led to ``error``, or where the function begins."""
+    code = getattr(function, "__code__", None)
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if code is not None and frame.filename == code.co_filename]
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else _line_of(function)
 
 
 def _is_importable(module: str) -> bool:

@@ -149,6 +149,11 @@ def make_plan(
     checks.whole("--measure-every", measure_every, minimum=1)
     if checks.whole("--smooth", smooth, minimum=1) % 2 == 0:
         raise ValueError(f"--smooth must be odd, for a mean centred on each measurement; got {smooth}. Use {smooth + 1}.")
+    if recipe.metric is not None or recipe.loss is not None:
+        raise ValueError(
+            "the recipe of a probe must be judged by accuracy, whose maximum it looks for; got one with a loss or metric of its own. Leave "
+            "both out."
+        )
     if budget_epochs < probe_epochs:
         raise ValueError(
             f"--budget-epochs must not be shorter than the probe, {probe_epochs} epochs; got {budget_epochs}. Probe a shorter while."

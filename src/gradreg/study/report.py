@@ -68,7 +68,8 @@ def write_report(
         ),
     }
     figures = {title: (figure, note) for title, (figure, note) in figures.items() if figure is not None}
-    page = _template().render(
+    page = render(
+        "report.html",
         title=f"{plan.task}: does a gradient penalty help?",
         description=plan.description,
         verdicts=[row.verdict() for row in rows if row.variant != plan.baseline],
@@ -79,13 +80,11 @@ def write_report(
         seeds=over_seeds(plan, records),
         equal_seconds=bool(plan.seconds),
         race=None if race is None else race_said(plan, race["looks"]),
-        figures=[{"title": title, "note": note, "id": f"chart-{i}", **_parts(f)} for i, (title, (f, note)) in enumerate(figures.items())],
+        figures=drawn_figures(figures),
         configuration=yaml.safe_dump({name: dict(variant.settings) for name, variant in plan.variants.items()}, sort_keys=False),
         environment=yaml.safe_dump(dict(environment), sort_keys=False, allow_unicode=True),
         command=command,
         methods=methods(plan, rows, records, race),
-        version=__version__,
-        plotly=Markup(plotly.offline.get_plotlyjs()),
     )
     path = folder / "report.html"
     files.write_text(path, page)
@@ -141,12 +140,25 @@ def _belongs(run: Record, row: Row) -> bool:
     return same and (run.budget == "epochs" or run.planned_evaluations == row.gradient_evaluations)
 
 
+def drawn_figures(figures: Mapping[str, tuple[go.Figure, str]]) -> list[dict[str, Any]]:
+    """Figures with their notes, by title, as templates take them."""
+    return [{"title": title, "note": note, "id": f"chart-{i}", **_parts(f)} for i, (title, (f, note)) in enumerate(figures.items())]
+
+
 def _parts(figure: go.Figure) -> dict[str, Markup]:
     plain = json.loads(figure.to_json() or "{}")
     # "</" inside a script element would end it.
     return {name: Markup(json.dumps(plain[name]).replace("</", "<\\/")) for name in ("data", "layout")}
 
 
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((resources.files("gradreg.study") / "report.html").read_text(encoding="utf-8"))
+def render(template: str, **values: Any) -> str:
+    """A page from its template in this folder; ``page.html`` has what all pages share."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FunctionLoader(_text_of)
+    )
+    shared = {"version": __version__, "plotly": Markup(plotly.offline.get_plotlyjs())}
+    return environment.get_template(template).render(**shared, **values)
+
+
+def _text_of(template: str) -> str:
+    return (resources.files("gradreg.study") / template).read_text(encoding="utf-8")

@@ -58,9 +58,14 @@ class Record:
 
     @classmethod
     def of(cls, job: Job, result: Mapping[str, Any], metric: Metric) -> Record:
-        """The run of ``job`` that ended with ``result``."""
+        """The run of ``job`` that ended with ``result``.
+
+        Raises:
+            ValueError: a result, read from a file, that is not one of such a run.
+        """
+        _check(job, result, metric)
         best = result.get("best")
-        best = best if best is not None and best["by"] == metric.validation else None
+        best = best if best is not None and best.get("by") == metric.validation else None
         return cls(
             variant=job.name,
             seed=job.seed,
@@ -98,6 +103,28 @@ class Record:
             **({} if self.error is None else {"error": self.error}),
             **({} if not self.warnings else {"warnings": list(self.warnings)}),
         }
+
+
+def _check(job: Job, result: Mapping[str, Any], metric: Metric) -> None:
+    """Raise ValueError unless ``result`` has what a ``Record`` takes from it."""
+    best = result.get("best")
+    best_numbers = (best.get("epoch"), best.get(metric.test)) if isinstance(best, Mapping) else ()
+    optional = (metric.validation, "epochs", "length")
+    needed = () if "error" in result else ("gradient_evaluations", "seconds", *(() if result.get("diverged") is True else (metric.test,)))
+    wrong = [key for key in optional if not (result.get(key) is None or _is_number(result[key]))]
+    wrong += [key for key in needed if not _is_number(result.get(key))]
+    wrong += [] if "error" in result or isinstance(result.get("diverged"), bool) else ["diverged"]
+    wrong += [] if (best is None or best_numbers) and all(n is None or _is_number(n) for n in best_numbers) else ["best"]
+    wrong += [] if isinstance(result.get("warnings", []), (list, tuple)) else ["warnings"]
+    if wrong:
+        raise ValueError(
+            f"result.json of the run {job.folder} must have the numbers of its result; it is damaged: {', '.join(wrong)}. Remove the run's "
+            "folder, so that it is repeated."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def rows(plan: Plan, records: Sequence[Record]) -> list[Row]:

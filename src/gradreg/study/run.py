@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import weakref
@@ -11,8 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from gradreg import checks
-from gradreg.files import append_json_line
+from gradreg import checks, files
 from gradreg.penalties import GradientPenalty
 from gradreg.study.tasks import Metric, OnProgress, TaskError
 
@@ -193,7 +191,7 @@ class Run:
             "seconds": self._seconds(),
             **values,
         }
-        append_json_line(self.folder / METRICS, record)
+        files.append_json_line(self.folder / METRICS, record)
         before = self._records[-1] if self._records and epoch is not None and self._records[-1]["epoch"] == epoch else None
         if before is None:
             self._records.append(record)
@@ -261,10 +259,21 @@ class Run:
             )
 
     def _warnings(self) -> list[str]:
-        length = self._length
-        if length is not None and length.done < length.total and length.looped:
-            return [f"returned after {length.done} of {length.total} {length.unit}, so that compute is not matched"]
-        return []
+        length, found = self._length, list[str]()
+        if length is not None and self._done() < length.total and length.looped:
+            found.append(f"returned after {self._done()} of {length.total} {length.unit}, so that compute is not matched")
+        logged = [record for record in self._records if self._metric.test in record]
+        if logged and math.isnan(logged[-1][self._metric.test]) and math.isfinite(logged[-1].get("loss", 0.0)):
+            found.append(
+                f"logged {self._metric.test}=nan, without a loss that is not finite: log 0.0, say, where the metric is not defined"
+            )
+        return found
+
+    def _done(self) -> int:
+        """Epochs or steps done; an epoch that logged counts, though the function returned in it."""
+        assert self._length is not None
+        logged = [record["epoch"] or 0 for record in self._records] if self._length.unit == "epochs" else []
+        return max([self._length.done, *logged])
 
     def _set_length(self, unit: str, n: int) -> int:
         checks.whole(unit, n, minimum=1, remedy=f"Write run.{unit}(20), say.")
@@ -303,7 +312,7 @@ class Run:
         length = self._length
         if length is None or length.unit != "epochs":
             return None
-        return length.done if length.looped else length.total  # an integration loops by itself
+        return self._done() if length.looped else length.total  # an integration loops by itself
 
     def _made(self) -> list[Any]:
         """The regularizers whose gradients are counted."""
@@ -312,6 +321,11 @@ class Run:
     def _plain_steps(self) -> int:
         """The steps of plain training in which an integration made no regularizer."""
         return sum(steps() for made, steps in self._counted if steps is not None and getattr(made, "regularizer", made) is None)
+
+    def _begin_loop(self, unit: str) -> None:
+        """A loop over the run's own length begins: a return out of it can be seen."""
+        if self._length is not None and self._length.unit == unit:
+            self._length.done, self._length.looped = 0, True
 
     def _tick(self, unit: str, done: int, total: int) -> None:
         """An epoch, or a step, was done."""
@@ -350,6 +364,7 @@ class Epochs:
 
     def __iter__(self) -> Iterator[int]:
         run = self._run
+        run._begin_loop("epochs")
         for epoch in range(self._total):
             run._epoch = epoch
             yield epoch
@@ -370,6 +385,7 @@ class Steps:
 
     def __iter__(self) -> Iterator[int]:
         self._declare()
+        self._run._begin_loop("steps")
         for step in range(self._total):
             yield step
             self._run._tick("steps", step + 1, self._total)
@@ -424,29 +440,39 @@ class CountedValueAndGrad:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The records of the run in ``folder``: one for each epoch, or for each call of ``log`` outside of epochs."""
     records: list[dict[str, Any]] = []
-    for line in _lines(folder / METRICS):
-        if not line.endswith("\n"):
-            continue
-        values = {name: float(value) if value in ("nan", "inf", "-inf") else value for name, value in json.loads(line).items()}
+    for values in _records(folder / METRICS):
         if records and values.get("epoch") is not None and records[-1].get("epoch") == values["epoch"]:
             records[-1].update(values)
         else:
             records.append(values)
     by_epoch = {record.get("epoch"): record for record in records}
-    for line in _lines(folder / TIMINGS):
-        values = json.loads(line) if line.endswith("\n") else {}
+    for values in _records(folder / TIMINGS):
         by_epoch.get(values.get("epoch"), {}).update(values)
     return records
 
 
-def _lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    """The records in a file of JSON lines; an unfinished line is left out."""
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.is_file() else [], 1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            found = {name: float(value) if value in ("nan", "inf", "-inf") else value for name, value in files.parse_json(line).items()}
+            wrong = [name for name, value in found.items() if value is not None and not isinstance(value, (int, float))]
+            if wrong:
+                raise ValueError(f"{', '.join(wrong)} must be a number")
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"line {number} of {str(file)!r} must be the record of an epoch; it is damaged: {error}. Remove the folder "
+                f"{str(file.parent)!r}, so that the run is repeated."
+            ) from error
+        yield found
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, (bool, str)):
         raise TypeError(f"{name} must be a number; got {checks.describe(value)}. Log what the study compares, and print the rest.")
     try:
-        return float(value)
+        return float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a number, or have one element; got {checks.describe(value)}. Take its mean, say.") from error

@@ -53,7 +53,7 @@ class StoredPlan:
         if before is not None and race is None:
             raise PlanError(
                 f"{str(folder)!r} holds a race, seeds {before['seeds'][0]} to {before['seeds'][-1]} until decided; got a study without. "
-                f"Give until='decided' and max_seeds={len(before['seeds'])} (--until decided --max_seeds {len(before['seeds'])}), or "
+                f"Give until='decided' and max_seeds={len(before['seeds'])} (--until decided --max-seeds {len(before['seeds'])}), or "
                 "another --out."
             )
         if before is not None and race is not None and before != race:

@@ -284,8 +284,9 @@ def json_row(row: Row) -> dict[str, Any]:
 
 
 def terminal_table(rows: Sequence[Row], metric: Metric, *, title: str, width: int) -> Table:
-    """The table for a terminal of ``width`` characters; if it is narrow, intervals are on separate lines."""
+    """The table for a terminal of ``width`` characters; if it is narrow, intervals are on separate lines, or each number is."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -310,7 +311,19 @@ def terminal_table(rows: Sequence[Row], metric: Metric, *, title: str, width: in
         texts = [column.text(row) if wide else column.narrow_text(row, tight=tight) for column in columns]
         texts[0] = _wrapped(texts[0], label[wide])
         table.add_row(*(Text(text, style=styles[column.sign(row)]) for column, text in zip(columns, texts, strict=True)))
-    return table
+    if Console(width=10_000).measure(table).maximum <= width:
+        return table
+    stacked = Table(title=title, caption=caption, box=None, show_header=False, padding=(0, 1, 0, 0))
+    stacked.add_column()
+    stacked.add_column(justify="right", no_wrap=True)
+    label, *others = shown_columns(rows)
+    for row in rows:
+        stacked.add_row(Text(label.text(row).replace("\n", " "), style="bold"), "")
+        for column in others:
+            if text := column.narrow_text(row, tight=True):
+                title_of_it = " ".join(column.title(metric, narrow=True).split())
+                stacked.add_row(Text(f"  {title_of_it}"), Text(text, style=styles[column.sign(row)]))
+    return stacked
 
 
 def _wrapped(text: str, width: int) -> str:

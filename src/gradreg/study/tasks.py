@@ -81,6 +81,10 @@ class Metric:
         """``value`` in the unit of tables."""
         return 100.0 * value if self.percent else value
 
+    def text(self, value: float) -> str:
+        """The metric's name and ``value``: ``accuracy 93.80 %``, ``rmse 58.12``."""
+        return f"{self.title} {self.shown(value):.2f} %" if self.percent else f"{self.title} {value:.5g}"
+
     def is_better(self, value: float, than: float) -> bool:
         """Whether ``value`` is better."""
         return value > than if self.mode == "max" else value < than
@@ -103,6 +107,11 @@ class Variant(ABC):
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
         """Its configuration in plain values."""
+
+    @property
+    def source(self) -> str | None:
+        """A digest of the code that is the task's own; None if it has none."""
+        return None
 
     @property
     def seed(self) -> int:

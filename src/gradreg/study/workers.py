@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -27,6 +28,10 @@ from gradreg.study.tasks import TaskError, Variant
 
 _ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0")
 """Files that are there where a driver of an accelerator is, whatever the framework."""
+
+_HANG_UP: list[int] = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+_PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that this process gets when its parent dies."""
 
 OnProgress = Callable[[Job, float], None]
 
@@ -61,7 +66,8 @@ def run_jobs(
         yield from _in_this_process(jobs, folder, on_progress)
         return
     context = multiprocessing.get_context("spawn")
-    shares = context.Queue()
+    with _waiting_for(signal.SIGINT, *_HANG_UP):  # the process that collects what is shared, started here, must outlive a signal to all
+        shares = context.Queue()
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(shares, max(1, usable_cores() // workers), [*sys.path])
     )
@@ -72,7 +78,8 @@ def run_jobs(
         for job in jobs():
             if job.folder not in started:
                 started[job.folder] = job
-                waiting[pool.submit(_run, job, folder)] = job
+                with _waiting_for(signal.SIGINT):  # a worker that is still starting would answer it with a traceback
+                    waiting[pool.submit(_run, job, folder)] = job
 
     try:
         start()
@@ -147,6 +154,19 @@ def _checked(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+@contextmanager
+def _waiting_for(*numbers: int) -> Generator[None]:
+    """A context in which these signals wait for its end; for processes that are started in it they wait until they say otherwise."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _shares: Any = None
 
 
@@ -155,6 +175,10 @@ def _start_worker(shares: Any, threads: int, path: list[str]) -> None:
     _shares = shares
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides which workers an interrupt ends
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if sys.platform == "linux":  # at once; the thread must wait for an import to let it run
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # For whatever the task imports later, and for what it has imported already.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))

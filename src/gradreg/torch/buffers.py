@@ -138,15 +138,14 @@ class ForwardState:
         if self._searching:
             self._mode = None  # until the search has ended: after a step that failed it begins again
             self._begin_search(trainable, closures)
-        if self._random is not None:
+        if self._random is not None and (self._generators or self._random.generators):
             self._random.generators = _once(slot.value() for slot in self._generators if is_generator(slot.value()))
 
     def snapshot(self) -> Snapshot:
         """The state in the slots that are copied."""
         slots = (self._compared if self._searching else self._writers) if self._keeps_state else []
         values, contents = self._copied(slots) if slots else ([], {})
-        random = self._random.capture() if self._replays_random and self._random is not None else None
-        return Snapshot(list(slots), values, contents, random)
+        return Snapshot(list(slots), values, contents, self.random_states())
 
     @torch.no_grad()
     def _copied(self, slots: Sequence[_Slot]) -> tuple[list[Any], dict[Address, tuple[Tensor, Tensor]]]:
@@ -172,8 +171,7 @@ class ForwardState:
         """Put the state of ``snapshot`` back into its slots."""
         if snapshot.slots:
             self._put_back(snapshot)
-        if snapshot.random is not None and self._random is not None:
-            self._random.restore(snapshot.random)
+        self.restore_random(snapshot.random)
 
     @torch.no_grad()
     def _put_back(self, snapshot: Snapshot) -> None:
@@ -182,10 +180,24 @@ class ForwardState:
         for tensor, copy in snapshot.contents.values():
             if tensor.shape != copy.shape:
                 tensor.resize_(copy.shape)
-        # What nothing has written so far may lie in read-only memory, and is looked at first.
-        written = (pair for address, pair in snapshot.contents.items() if address not in self._quiet or not _same(*pair))
+        # What nothing has written so far may lie in read-only memory, and is looked at first: all of it while writers are searched for.
+        looked_at = snapshot.contents.keys() if self._searching else self._quiet
+        written = (pair for address, pair in snapshot.contents.items() if address not in looked_at or not _same(*pair))
         for tensors, copies in _alike(written):
             torch._foreach_copy_(tensors, copies)
+
+    def random_states(self) -> list[Any] | None:
+        """The states of the random generators, as a snapshot holds them."""
+        return self._random.capture() if self._replays_random and self._random is not None else None
+
+    def restore_random(self, states: list[Any] | None) -> None:
+        """Put what ``random_states`` returned back."""
+        if states is not None and self._random is not None:
+            self._random.restore(states)
+
+    def differs_from(self, snapshot: Snapshot) -> bool:
+        """Whether any of the state in a snapshot has changed since; of a settled one, in which there are only writers and what is small."""
+        return any(_differs(slot, value, snapshot) for slot, value in zip(snapshot.slots, snapshot.values, strict=True))
 
     def settle(self, starts: Sequence[Snapshot], trainable: Sequence[nn.Parameter]) -> None:
         """After the first evaluation of closures from ``starts``: determine what it wrote, and what of ``starts`` must be put back."""

@@ -26,6 +26,9 @@ Closure: TypeAlias = Callable[[], Any]
 """Runs a forward pass and returns the scalar loss, or ``(loss, aux)``, without calling ``backward``."""
 
 
+_ALONE = nullcontext()
+
+
 class Scaler(Protocol):
     """What multiplies the loss so that its gradients do not underflow: a ``torch.amp.GradScaler``, or any object with this method."""
 
@@ -87,6 +90,7 @@ class Evaluator:
         self.scaler = scaler
         self.repeats_pass = False
         self.number = len(closures)
+        self._first_values: tuple[Tensor, Any] | None = None
         self._has_aux = has_aux
         self._in_sequence = in_sequence
         self._groups: Mapping[Literal["loss", "ascent"], _Group] = {
@@ -118,26 +122,35 @@ class Evaluator:
         if group.end is not None:
             self._go_to(group.end)  # without the flag for DDP's next broadcast, which stays as the last pass left it
 
-    def run(self, of: Literal["loss", "ascent"], weight: float, *, synchronise: bool) -> tuple[Tensor, Any]:
-        """Forward and backward through every closure, accumulating ``weight`` times its gradient.
+    def run(self, of: Literal["loss", "ascent"], weight: float | Tensor, *, synchronise: bool, returns_loss: bool = False) -> Tensor | None:
+        """Forward and backward through every closure, accumulating ``weight`` times its gradient; see ``first_values``.
 
         Returns:
-            The summed, detached loss, and the closures' aux: one, or a list for a sequence of closures.
+            With ``returns_loss`` the summed, detached loss.
         """
         group = self._groups[of]
         first = not group.starts
+        wanted = self._first_values is None
         losses: list[Tensor] = []
         auxiliary: list[Any] = []
         for i in range(len(group.closures)):
             synchronised = synchronise and i == len(group.closures) - 1
-            with self.parallelism.synchronised(synchronised) if self._averages else nullcontext():
+            with self.parallelism.synchronised(synchronised) if self._averages else _ALONE:
                 loss, aux = self._evaluate(group, i)
-                losses.append(loss.detach().clone())  # CUDA graphs of torch.compile reuse its memory in the next pass
-                auxiliary.append(aux)
+                if wanted or returns_loss:
+                    losses.append(loss.detach().clone())  # CUDA graphs of torch.compile reuse its memory in the next pass
+                    auxiliary.append(aux)
                 self.backpropagate(loss, weight)
         if first:
             self.finish_first(of)
-        return total(losses), self.aux_of(auxiliary)
+        if wanted:
+            self._first_values = total(losses), self.aux_of(auxiliary)
+        return total(losses) if returns_loss else None
+
+    def first_values(self) -> tuple[Tensor, Any]:
+        """The summed, detached loss of the first pass, and the closures' aux: one, or a list for a sequence of closures."""
+        assert self._first_values is not None  # a pass has been made
+        return self._first_values
 
     def aux_of(self, auxiliary: list[Any]) -> Any:
         """The aux that a step returns: a list for a sequence of closures, even one of length 1."""
@@ -157,8 +170,8 @@ class Evaluator:
         return self._evaluate(self._groups["loss"], i)
 
     def _evaluate(self, group: _Group, i: int) -> tuple[Tensor, Any]:
-        fresh = i == 0 and all(p.grad is None for p in self.trainable)
         self.repeats_pass = self._sharing and i < len(group.starts)
+        fresh = i == 0 and not self.repeats_pass and not self._reached()
         if self._sharing:
             if i < len(group.starts):
                 self._go_to(group.starts[i])
@@ -168,7 +181,7 @@ class Evaluator:
                     self._go_to(other.starts[0])
                 group.starts.append(self._here())
         loss, aux = self._checked(group.closures[i]())
-        if fresh and any(p.grad is not None for p in self.trainable):
+        if fresh and self._reached():
             raise ValueError("closure must only run the forward pass; it called backward() itself. Return the loss and leave that out.")
         if not loss.requires_grad:
             raise ValueError(
@@ -176,6 +189,10 @@ class Evaluator:
                 "Compute it from the model's output, without torch.no_grad() or .detach()."
             )
         return loss if loss.dim() == 0 else loss.reshape(()), aux
+
+    def _reached(self) -> bool:
+        """Whether ``.grad`` of any parameter holds something."""
+        return bool([p for p in self.trainable if p.grad is not None])
 
     def _here(self) -> _Start:
         state = self._state.snapshot()
@@ -204,15 +221,18 @@ class Evaluator:
             )
         return returned, aux
 
-    def backpropagate(self, loss: Tensor, weight: float) -> None:
+    def backpropagate(self, loss: Tensor, weight: float | Tensor) -> None:
         """Add ``weight`` times the scaled loss's gradient to ``.grad``."""
         try:
             if self.backward is not None:
-                self.backward(loss if weight == 1.0 else loss * weight)
+                self.backward(loss if isinstance(weight, float) and weight == 1.0 else loss * weight)
                 self._refuse_graphs()
                 return
             scaled = self.scaled(loss)
-            scaled.backward(None if weight == 1.0 else torch.full_like(scaled, weight))
+            if isinstance(weight, Tensor):
+                scaled.backward(weight.to(scaled.device, scaled.dtype).expand_as(scaled))
+            else:
+                scaled.backward(None if weight == 1.0 else torch.full_like(scaled, weight))
         except RuntimeError as error:
             if self.repeats_pass and "second time" in str(error):
                 raise RuntimeError(
@@ -225,8 +245,6 @@ class Evaluator:
         """Raise if gradients have a graph, which moving the parameters would break for whoever differentiates them."""
         first = next((p.grad for p in self.trainable if p.grad is not None), None)
         if self._sharing and first is not None and first.requires_grad:
-            for p in self.trainable:
-                p.grad = None if p.grad is None else p.grad.detach()
             raise RuntimeError(
                 "backward must not make gradients with a graph (create_graph=True) in a step of this penalty, which changes the parameters "
                 "that the graph was made with; got one that does, as optimizers that differentiate the gradient need it (AdaHessian, "

@@ -9,7 +9,7 @@ To add a direction of your own, register a function for its class::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
 from math import sqrt
@@ -37,16 +37,18 @@ class Ascent:
     parameters: Sequence[nn.Parameter]
     vectors: list[Tensor]
     norm: Tensor | float | Callable[[], Tensor]
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
     scale: float | Tensor = 1.0
 
-    def distance(self, power: int, radius: float) -> float | Tensor:
+    def distance(self, power: int, radius: float | Tensor) -> float | Tensor:
         """The factor of the vectors for a step of ``radius``, which is negative for a step backward."""
         if power == 2:
             return radius / self.weight / self.scale
         # The weighted vector is w·v and its norm |w|·‖v‖: only the sign of w remains, and the loss scale cancels.
-        signed = radius if self.weight > 0 else -radius
+        sign = torch.sign(self.weight) if isinstance(self.weight, Tensor) else 1.0 if self.weight > 0 else -1.0
+        signed = radius * sign
         norm = self.norm() if callable(self.norm) else self.norm
+        signed = signed.to(norm.dtype) if isinstance(signed, Tensor) and isinstance(norm, Tensor) else signed
         return safe_ratio(signed, norm) if isinstance(norm, Tensor) else signed / norm
 
 
@@ -56,7 +58,7 @@ class DirectionInputs:
 
     Args:
         parameters: those that are perturbed in this step. Of sharded ones all lists below hold this rank's shards.
-        indices: the index of each in the model.
+        places: the index of every parameter in the model; ``indices`` are those of ``parameters``.
         step: the optimizer step.
         gradients: of each, the gradient times ``weight`` and ``scale``, or none if the direction needs no gradient. Read-only
             unless ``consumable``.
@@ -68,14 +70,19 @@ class DirectionInputs:
     """
 
     parameters: Sequence[nn.Parameter]
-    indices: Sequence[int]
+    places: Mapping[nn.Parameter, int]
     step: int
     gradients: list[Tensor]
     norm: Callable[[], Tensor]
     average: list[Tensor] = field(default_factory=list)
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
     scale: float | Tensor = 1.0
     consumable: bool = False
+
+    @property
+    def indices(self) -> list[int]:
+        """The index of each parameter in the model."""
+        return [self.places[p] for p in self.parameters]
 
     def plain_gradients(self) -> list[Tensor]:
         """The gradients without weight and loss scale; new tensors."""

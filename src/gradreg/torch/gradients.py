@@ -61,13 +61,15 @@ class Gradients:
         for p, gradient in zip(self._trainable, stash, strict=True):
             p.grad = gradient
 
-    def of(self, parameters: Sequence[nn.Parameter]) -> ByParameter:
-        """The gradients of those ``parameters`` that have one, with their present placements."""
+    def held(self, parameters: Sequence[nn.Parameter]) -> tuple[list[nn.Parameter], list[Tensor]]:
+        """Those ``parameters`` that have a gradient, and their gradients with their present placements."""
         held = [(p, p.grad) for p in parameters if p.grad is not None]
-        if not held:
-            return {}
         owners = [p for p, _ in held]
-        return dict(zip(owners, placed_like([g.to_dense() if g.is_sparse else g for _, g in held], owners), strict=True))
+        return owners, placed_like([g.to_dense() if g.is_sparse else g for _, g in held], owners)
+
+    def of(self, parameters: Sequence[nn.Parameter]) -> ByParameter:
+        """``held`` as a dictionary."""
+        return dict(zip(*self.held(parameters), strict=True))
 
     def shards(self, parameters: Sequence[nn.Parameter] | None = None) -> ByParameter:
         """This rank's shards of the gradients of those ``parameters`` (all trainable ones by default) that have one."""
@@ -88,12 +90,24 @@ class Gradients:
             if gradient is not p.grad:
                 p.grad = gradient
 
+    def average(self) -> None:
+        """Average ``.grad`` over the ranks, after passes that did not; None where no rank has a gradient, as DDP leaves it."""
+        averaged = [p for p in self._trainable if self._parallelism.is_averaged(p)]
+        if self._parallelism.finds_unused:
+            reached = torch.tensor([float(p.grad is not None) for p in averaged], device=averaged[0].device)
+            shares = self._parallelism.mean_over_ranks(reached).tolist()
+            averaged = [p for p, share in zip(averaged, shares, strict=True) if share > 0.0]
+        for p in averaged:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p, requires_grad=False)
+            elif p.grad.is_sparse:
+                p.grad = p.grad.to_dense()
+        self._parallelism.average([p.grad for p in averaged if p.grad is not None], averaged)
+
     def add(self, stash: Stash) -> None:
         """Add ``stash`` to what this step has accumulated."""
         both: list[tuple[Tensor, Tensor]] = []
-        for p, before in zip(self._trainable, stash, strict=True):
-            if before is None:
-                continue
+        for p, before in [(p, g) for p, g in zip(self._trainable, stash, strict=True) if g is not None]:
             if p.grad is None:
                 p.grad = before.clone()
             elif p.grad.is_sparse:
@@ -105,9 +119,7 @@ class Gradients:
 
     def add_after_averaging(self, stash: Stash) -> None:
         """``add`` after the ranks have averaged this step's gradients: ``stash`` is averaged separately."""
-        if all(g is None for g in stash):
-            return
-        if self._parallelism.averages:
+        if self._parallelism.averages and any(g is not None for g in stash):
             whole = [
                 torch.zeros_like(p, requires_grad=False) if g is None else g.clone() for g, p in zip(stash, self._trainable, strict=True)
             ]

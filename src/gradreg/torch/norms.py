@@ -117,14 +117,16 @@ def inner_products(first: Sequence[Tensor], second: Sequence[Tensor], like: Sequ
     return a, (a + b - difference) / 2, b
 
 
-def safe_ratio(numerator: float, norm: Tensor) -> Tensor:
+def safe_ratio(numerator: float | Tensor, norm: Tensor) -> float | Tensor:
     """``numerator / norm``, and 0 where the norm is too small to be accurate, so that no perturbation is longer than the radius.
 
     Squares of numbers below 1e-19 underflow in float32, so a norm is accurate from about 1e-15 on (1e-150 in float64). On a CPU smaller
-    norms were computed again in float64, and are accurate down to 1e-36.
+    norms were computed again in float64, and are accurate down to 1e-36. There the ratio is a number, and elsewhere a tensor.
     """
-    smallest = 1e-36 if norm.dtype == torch.float32 and reading_is_free(norm) else _underflowing(norm.dtype)
-    return numerator / torch.threshold(norm, smallest, torch.inf)
+    if reading_is_free(norm):
+        read = float(norm)
+        return 0.0 if read <= (1e-36 if norm.dtype == torch.float32 else _underflowing(norm.dtype)) else numerator / read
+    return numerator / torch.threshold(norm, _underflowing(norm.dtype), torch.inf)
 
 
 def ratio_or_zero(numerator: float | Tensor, norm: Tensor) -> Tensor:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from gradreg.torch.norms import is_sharded
 
 REMEDY = "Pass all micro-batches to one backward([...]) call outside of no_sync(), or"
 
@@ -34,6 +36,7 @@ class Parallelism:
             )
         self._sharded: list[Any] = [m for m in modules if hasattr(m, "reshard") and hasattr(m, "unshard")]
         self._replicas: list[Any] = [m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel)]
+        self._parameters = list(model.parameters())
         self._groups = {p: m.process_group for m in self._replicas for p in m.parameters()}
         self.averages = bool(self._replicas)
         """Whether there is a DDP module, whose gradients differ between ranks until they are averaged."""
@@ -80,6 +83,15 @@ class Parallelism:
         """Whether an averaged gradient lives in a buffer that the next average overwrites (``gradient_as_bucket_view``)."""
         return any(replica.gradient_as_bucket_view for replica in self._replicas)
 
+    @property
+    def finds_unused(self) -> bool:
+        """Whether there may be parameters that some ranks do not use (``find_unused_parameters``)."""
+        return any(replica.find_unused_parameters for replica in self._replicas)
+
+    def is_averaged(self, parameter: nn.Parameter) -> bool:
+        """Whether a DDP module averages the gradient of ``parameter``."""
+        return parameter in self._groups
+
     def average(self, tensors: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
         """Average ``tensors``, one for each of ``parameters``, over the ranks of their DDP module, in place; one all-reduce a dtype.
 
@@ -98,6 +110,33 @@ class Parallelism:
             all_reduce(flat, group=group)
             flat /= group.size()
             torch._foreach_copy_(these, [f.view_as(t) for f, t in zip(flat.split([t.numel() for t in these]), these, strict=True)])
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of ``value``, which is overwritten, over the ranks of DDP."""
+        if self._replicas:
+            from torch.distributed import all_reduce
+
+            group = self._replicas[0].process_group
+            all_reduce(value, group=group)
+            value /= group.size()
+        return value
+
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """The mean of ``value`` over all ranks that see another part of the batch, or another part of the parameters."""
+        groups = list(dict.fromkeys(replica.process_group for replica in self._replicas))
+        meshes = [cast(Any, p).device_mesh for p in self._parameters if is_sharded(p)]
+        if meshes:
+            mesh = max(meshes, key=lambda mesh: mesh.size())
+            groups += [mesh.get_group(dimension) for dimension in range(mesh.ndim)]
+        if not groups:
+            return value
+        from torch.distributed import all_reduce
+
+        value = value.clone()
+        for group in groups:
+            all_reduce(value, group=group)
+            value /= group.size()
+        return value
 
     def forward_synchronisation(self) -> list[bool]:
         """Whether the next forward pass of each DDP module broadcasts its buffers; this is part of the state that a pass starts from."""

@@ -98,11 +98,10 @@ class Perturbation:
             self.restore()  # again, because an interrupt may have come during the first time
             raise
 
-    @torch.no_grad()
     def perturb(
         self, parameters: Sequence[nn.Parameter], vectors: list[Tensor], step: float | Tensor, *, check_rounding: bool = True
     ) -> None:
-        """Add step·v to the parameters, which an earlier call may have perturbed already.
+        """Under ``torch.no_grad()``, add step·v to the parameters, which an earlier call may have perturbed already.
 
         ``step`` is a number, or a 0-dimensional tensor, which avoids a device sync. ``vectors`` are only read; for sharded parameters they
         are this rank's shards. Without parameters (if the selected ones have no gradient in this step) nothing is perturbed.
@@ -114,16 +113,15 @@ class Perturbation:
             self._drop_copies()
             return
         here = local_shards(parameters)
-        swapped = [_can_be_swapped(p, v) for p, v in zip(parameters, vectors, strict=True)]
+        large = {i for i, p in enumerate(parameters) if p.numel() >= _LARGE and _can_be_swapped(p, vectors[i])}
         # Allocate and compute everything before anything is registered or perturbed, so that running out of memory changes nothing.
-        buffers = [self._buffer_of(p, shard) for p, shard in zip(parameters, here, strict=True)]
-        copied = [i for i, swap in enumerate(swapped) if not swap]
+        buffers = self._buffers_of(parameters, here)
         new: list[_Swapped] = []
-        if len(copied) < len(swapped):
-            for p, v, b, swap in zip(parameters, vectors, buffers, swapped, strict=True):
-                if swap:
-                    _added(p.data, v, step, b)
-                    new.append(_Swapped(p, p.data, b, p._version))
+        for i in large:
+            p, original = parameters[i], parameters[i].data
+            _added(original, vectors[i], step, buffers[i])
+            new.append(_Swapped(p, original, buffers[i], p._version))
+        copied = [i for i in range(len(parameters)) if i not in large]
         copies = [buffers[i] for i in copied]
         if copied:
             torch._foreach_copy_(copies, [here[i] for i in copied])
@@ -149,7 +147,7 @@ class Perturbation:
         fresh = [p for p in parameters if id(p) not in known]
         if fresh:
             shards = local_shards(fresh)
-            copies = [self._buffer_of(p, shard) for p, shard in zip(fresh, shards, strict=True)]
+            copies = self._buffers_of(fresh, shards)
             torch._foreach_copy_(copies, shards)
             self._copied = [*self._copied, _Copied(list(fresh), shards, copies, [])]
         _add(local_shards(parameters), vectors, step, None)
@@ -186,9 +184,17 @@ class Perturbation:
         self._drop_copies()
         self._swapped, self._copied = [], []
 
-    @torch.no_grad()
     def recover(self) -> None:
-        """Restore what an interrupted step left perturbed, but keep what was written since (a loaded checkpoint, for example)."""
+        """Restore what an interrupted step left perturbed, but keep what was written since (a loaded checkpoint, for example).
+
+        Writes are told by the parameter's version, which ``load_state_dict``, optimizers and in-place operations raise. What was written
+        through ``p.data`` (``p.data.copy_(...)``) raises none and cannot be told from the perturbation: it is lost.
+        """
+        if self.is_perturbed:
+            self._recover()
+
+    @torch.no_grad()
+    def _recover(self) -> None:
         for one in self._swapped:
             if one.is_untouched():
                 one.point_back()
@@ -201,18 +207,21 @@ class Perturbation:
                     shard.copy_(copy)
         self._swapped, self._copied = [], []
 
-    def _buffer_of(self, parameter: Tensor, shard: Tensor) -> Tensor:
-        buffer = self._buffers.get(parameter)
-        if buffer is None or buffer.shape != shard.shape or buffer.dtype != shard.dtype or buffer.device != shard.device:
-            buffer = self._buffers[parameter] = torch.empty_like(shard, requires_grad=False)
-        return buffer
+    def _buffers_of(self, parameters: Sequence[Tensor], shards: Sequence[Tensor]) -> list[Tensor]:
+        buffers: list[Tensor] = []
+        for p, shard in zip(parameters, shards, strict=True):
+            buffer = self._buffers.get(p)
+            if buffer is None or buffer.shape != shard.shape or buffer.dtype != shard.dtype or buffer.device != shard.device:
+                buffer = self._buffers[p] = torch.empty_like(shard, requires_grad=False)
+            buffers.append(buffer)
+        return buffers
 
 
 def _can_be_swapped(p: nn.Parameter, vector: Tensor) -> bool:
-    """Whether ``p`` is a large CPU tensor whose memory nothing else uses."""
-    if p.numel() < _LARGE or type(p) is not nn.Parameter or p.device.type != "cpu" or vector.dtype != p.dtype:
+    """Whether ``p`` is a CPU tensor whose memory nothing else uses."""
+    if type(p) is not nn.Parameter or p.device.type != "cpu" or vector.dtype != p.dtype:
         return False
-    if not p.data.is_contiguous() and not p.data.is_contiguous(memory_format=torch.channels_last):
+    if not p.is_contiguous() and not p.is_contiguous(memory_format=torch.channels_last):
         return False
     storage = p.untyped_storage()
     if storage.size() != p.numel() * p.element_size() or storage.is_shared():
@@ -288,5 +297,5 @@ def _warn_of_rounding(before: Sequence[Tensor], after: Sequence[Tensor], vectors
     warnings.warn(
         f"{names} parameters round the perturbation: its cosine with the one asked for is {cosine:.2f} and its norm "
         f"{(changed / asked) ** 0.5:.2f} of it. {remedy}",
-        stacklevel=6,
+        stacklevel=10,
     )

@@ -13,6 +13,7 @@ from gradreg.penalties import GradientPenalty
 from gradreg.plan import PLAIN, Plan, StepValues
 from gradreg.registry import check_known
 from gradreg.schedules import Schedule
+from gradreg.torch.auto_radius import RadiusControl
 from gradreg.torch.buffers import ForwardState
 from gradreg.torch.closures import Closure, Evaluator, Scaler, as_closures
 from gradreg.torch.decoupled import Correction
@@ -140,7 +141,11 @@ class GradientRegularizer:
         self._state = State(own_names(model), remembered_kinds(penalty))
         self._mask = CoordinateMask(mask, self._state, self._indices) if mask is not None and mask.level == "coordinates" else None
         self._correction = Correction()
-        self._remembers = penalty is not None and penalty.has_memory
+        self._remembers = penalty is not None and penalty.keeps_tensors
+        rule = None if penalty is None else penalty.auto_radius
+        self._radius = None
+        if penalty is not None and rule is not None:
+            self._radius = RadiusControl(rule, penalty.guards, self._perturbed, parallelism)
         self._decoupled = penalty is not None and penalty.decoupled
         self._averages = parallelism.averages
         self._parallelism = parallelism
@@ -177,14 +182,18 @@ class GradientRegularizer:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold to resume: plain numbers and, for a penalty with state, ``memory``: tensors by parameter name.
 
+        For an ``AutoRadius`` also ``radius``: its state in plain numbers, read from the device.
+
         Raises:
             RuntimeError: between ``backward`` and ``decoupled_step``, where half a step is pending.
         """
         self._perturbation.recover()
         self._correction.check_applied("state_dict()")
         state: dict[str, Any] = {"step": self._step, "evaluations": self._evaluations}
-        if self.penalty is not None and self.penalty.has_memory:
+        if self._remembers:
             state["memory"] = self._state.state_dict()
+        if self._radius is not None:
+            state["radius"] = self._radius.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,14 +202,15 @@ class GradientRegularizer:
         Raises:
             ValueError: a missing or unknown key, a negative count, or a memory that does not fit the model.
         """
-        remembers = self.penalty is not None and self.penalty.has_memory
-        keys = ["step", "evaluations", *(["memory"] if remembers else [])]
+        keys = ["step", "evaluations", *(["memory"] if self._remembers else []), *(["radius"] if self._radius is not None else [])]
         if set(state) != set(keys):
             named = " and ".join(keys)
             raise ValueError(f"state must have the keys {named}; got {sorted(state)}. Pass what state_dict() returned.")
         step = checks.whole("step", state["step"], minimum=0)
         evaluations = checks.non_negative("evaluations", state["evaluations"])
-        if remembers:
+        if self._radius is not None:
+            self._radius.load_state_dict(state["radius"])
+        if self._remembers:
             self._state.load_state_dict(state["memory"])
         self._step, self._evaluations = step, _whole(evaluations)
         self._correction = Correction()
@@ -313,7 +323,8 @@ class GradientRegularizer:
             self._correction.check_applied("the next backward()")
         if penalty is not None and ascents is not None:
             penalty.check_ascent("closures")
-        values = None if penalty is None else penalty.at(number)
+        control = self._radius
+        values = None if penalty is None else penalty.at(number, radius=None if control is None else control.radius)
         plan = PLAIN if penalty is None or values is None else penalty.plan(values, separate_ascent=ascents is not None)
         if self._averages:
             self._check_averaging(plan)
@@ -333,6 +344,8 @@ class GradientRegularizer:
         )
         if self._remembers:
             self._state.discard_staged()
+        if control is not None:
+            control.begin()
         try:
             with torch.enable_grad():
                 result = self._result(evaluator, perturbed, values, plan)
@@ -346,6 +359,8 @@ class GradientRegularizer:
             self._state.commit(finite_only=scaler is not None)
         if self._decoupled:
             self._correction.keep(result.correction, finite_only=scaler is not None)
+        if control is not None and values is not None:
+            control.commit(values, scaled=scaler is not None)
         self._record(number, values, plan, result, share)
         return (result.loss, result.aux) if has_aux else result.loss
 
@@ -371,6 +386,7 @@ class GradientRegularizer:
             measure_norm=self.measure_norm,
             check_rounding=_is_full(penalty, values),
             must_reach=self._watch.first,
+            radius=self._radius if self._radius is not None and values is not None and self._radius.measures(values) else None,
         )
         if not self._watch.first or all(p.offset == 0 for p in plan.passes):
             return step.run()
@@ -380,7 +396,7 @@ class GradientRegularizer:
     def _check_averaging(self, plan: Plan) -> None:
         """Raise if the step needs gradients averaged over the ranks and the caller has switched that off."""
         penalty, remedy = self.penalty, "build the regularizer with scope='local'"
-        if self.scope == "global" and plan != PLAIN and not plan.reuses:
+        if self.scope == "global" and not plan.is_one_plain_pass:
             self._parallelism.check_averaging("scope must be 'local'", "'global'", remedy)
         if penalty is not None and (penalty.has_memory or penalty.keeps_plain_apart):
             rule = "penalty must neither remember gradients nor mix them otherwise than by a sum"
@@ -406,7 +422,7 @@ def _is_full(penalty: GradientPenalty | None, values: StepValues | None) -> bool
     """Whether the radius of a step is at least half its largest: the start of a warm-up says nothing about rounding."""
     if penalty is None or values is None or penalty.radius is None:
         return False
-    return not isinstance(penalty.radius, Schedule) or values.radius >= penalty.radius.bounds()[1] / 2
+    return penalty.auto_radius is not None or not isinstance(penalty.radius, Schedule) or values.radius >= penalty.radius.bounds()[1] / 2
 
 
 def _is_scale_free(penalty: GradientPenalty) -> bool:

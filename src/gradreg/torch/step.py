@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import Pass, Plan, StepValues
+from gradreg.torch.auto_radius import RadiusControl, RadiusMeasurement
 from gradreg.torch.closures import Evaluator
 from gradreg.torch.directions import Ascent, DirectionInputs, ascent_direction
 from gradreg.torch.gradients import ByParameter, Gradients
@@ -63,6 +64,7 @@ class Step:
         measure_norm: measure the norm of the gradient where nothing else needs it.
         check_rounding: whether the radius is large enough to judge rounding by.
         must_reach: whether a first pass that gives no perturbed parameter a gradient is an error.
+        radius: measures this step for a radius that sets itself; None for none.
     """
 
     penalty: GradientPenalty | None
@@ -80,24 +82,30 @@ class Step:
     measure_norm: bool
     check_rounding: bool
     must_reach: bool
+    radius: RadiusControl | None = None
+
+    @property
+    def averages_last(self) -> bool:
+        """Whether the ranks average their gradients after the passes, because each measures its own first."""
+        return self.radius is not None and self.evaluator.parallelism.averages and not self.average_direction
 
     def run(self) -> Result:
         """Make the passes; ``.grad`` holds their result added to what it held before.
 
         Raises whatever a closure raises; parameters, ``.grad`` and the model's state are then restored.
         """
-        return self._one_pass() if self.plan.passes == (Pass(),) else self._several_passes()
+        return self._one_pass() if self.plan.is_one_plain_pass else self._several_passes()
 
     def _one_pass(self) -> Result:
         """As without a penalty, except for EMAs that are updated and gradients that are reused."""
         remembers = self.penalty is not None and self.penalty.direction.averages is not None
         if not remembers and not self.plan.reuses:
             alone = self.measure_norm and all(p.grad is None for p in self.evaluator.trainable)
-            loss, aux = self.evaluator.run("loss", 1.0, synchronise=True)
-            return Result(loss, aux, self._plain_norm() if alone else NAN)
+            self.evaluator.run("loss", 1.0, synchronise=True)
+            return Result(*self.evaluator.first_values(), self._plain_norm() if alone else NAN)
         with self.gradients.stashed(overwritten=True) as earlier:
-            loss, aux = self.evaluator.run("loss", 1.0, synchronise=True)
-            result = Result(loss, aux, self._plain_norm() if self.measure_norm else NAN)
+            self.evaluator.run("loss", 1.0, synchronise=True)
+            result = Result(*self.evaluator.first_values(), self._plain_norm() if self.measure_norm else NAN)
             self._update_ema()
             if self.plan.reuses:
                 self._add_reused()
@@ -105,7 +113,8 @@ class Step:
         return result
 
     def _plain_norm(self) -> Tensor:
-        return self.evaluator.unscaled(gradient_norm(list(self.gradients.of(self.perturbed).values())))
+        _, gradients = self.gradients.held(self.perturbed)
+        return self.evaluator.unscaled(gradient_norm(gradients))
 
     def _add_reused(self) -> None:
         assert self.penalty is not None
@@ -128,15 +137,19 @@ class Step:
             with self.perturbation.restoring():
                 for i, this in enumerate(self.plan.passes):
                     last = i == len(self.plan.passes) - 1
-                    if last and not alone and any(g is not None for g in earlier):
+                    if last and not alone:
                         self.gradients.add(earlier)  # before the pass, so that both are averaged over the ranks
                     work.make(i, this, last)
+            if work.measurement is not None:
+                work.measurement.guard(None if alone else earlier, all_passes=sum(p.offset != 0 for p in self.plan.passes) > 1)
+            if self.averages_last:
+                self.gradients.average()
             if alone:
                 self._mix(work)
                 if self.penalty.direction.averages == "results":
                     self._update_ema()
                 self.gradients.add_after_averaging(earlier)
-        return work.result
+        return work.result()
 
     def _mix(self, work: _Work) -> None:
         """Turn what the passes accumulated into the result, with the plain gradient that was held apart.
@@ -153,7 +166,9 @@ class Step:
         shards = self.gradients.shards()
         apart = {p: apart[p] if p in apart else torch.zeros_like(p, requires_grad=False) for p in shards}
         inputs = MixingInputs(list(shards.values()), local_shards(list(apart.values())), list(shards))
-        if self.plan.plain_weight != 0.0:
+        if isinstance(self.plan.plain_weight, Tensor):
+            torch._foreach_add_(inputs.result, torch._foreach_mul(inputs.plain, self.plan.plain_weight))
+        elif self.plan.plain_weight != 0.0:
             torch._foreach_add_(inputs.result, inputs.plain, alpha=self.plan.plain_weight)
         if penalty.reuse is not None:
             self.state.stage(REUSED, inputs.like, self._without_scale(orthogonal_part(inputs)))
@@ -162,7 +177,7 @@ class Step:
             torch._foreach_add_(inputs.plain, inputs.result, alpha=0.0)  # adds 0, or NaN where a pass overflowed, which a scaler must see
             for p in apart:
                 p.grad = apart[p]
-            work.result.correction = dict(zip(apart, self._without_scale(inputs.result), strict=True))
+            work.correction = dict(zip(apart, self._without_scale(inputs.result), strict=True))
         else:
             mix(penalty.mixing, inputs)
 
@@ -198,15 +213,18 @@ class _Work:
         self.penalty = penalty
         self.values = values
         self.apart: ByParameter = {}
-        self._result: Result | None = None
+        self.correction: ByParameter = {}
+        self._norm: Tensor | float = NAN
+        self._cosine: Tensor | float = NAN
         self._alignment: Alignment | None = None
+        self.measurement: RadiusMeasurement | None = None
+        self._measured = False
         self._overflow = False
         self._offset: float = 0
 
-    @property
     def result(self) -> Result:
-        assert self._result is not None  # a plan has a pass
-        return self._result
+        """The results, after all passes."""
+        return Result(*self.step.evaluator.first_values(), self._norm, self._cosine, self.correction)
 
     def make(self, i: int, this: Pass, last: bool) -> None:
         """Make pass ``i`` of the plan: perturb the parameters to its offset, run it, and handle its gradient."""
@@ -215,33 +233,49 @@ class _Work:
             step.perturbation.mirror()
             self._offset = this.offset
         elif this.offset != 0 and self._offset == 0:
-            self._perturb(self._direction_without_gradient(), this.offset)  # the plan has no pass that gives a direction
+            with torch.no_grad():
+                self._perturb(self._direction_without_gradient(), this.offset)  # the plan has no pass that gives a direction
         if this.gives_direction or (this.offset == 0 and this.keeps != "sum"):
             self._make_first(i, this)
             return
         measured = self._alignment if this.offset != 0 else None
-        if measured is not None:
-            measured.before_pass()
+        measurement = self.measurement if this.offset != 0 and not self._measured else None
+        for one in (measured, measurement):
+            if one is not None:
+                one.before_pass()
         weight = NAN if self._overflow else this.weight  # after an overflow nothing is perturbed, and NaN tells the scaler
-        loss, aux = step.evaluator.run(this.of, weight, synchronise=last)
-        if self._result is None:
-            self._result = Result(loss, aux)
-            if this.offset == 0:
-                self._look_at_plain(this)
+        whole = last or (measurement is not None and step.average_direction)  # the alignment is that of averaged gradients
+        synchronise = whole and not step.averages_last
+        loss = step.evaluator.run(this.of, weight, synchronise=synchronise, returns_loss=measurement is not None)
+        if i == 0 and this.offset == 0:
+            self._look_at_plain(this)
         if measured is not None:
-            self._result.cosine = measured.after_pass(this.weight)
+            self._cosine = measured.after_pass(this.weight)
             self._alignment = None
+        if measurement is not None and loss is not None:
+            rise = (loss - step.evaluator.first_values()[0]) * (1.0 if this.offset > 0 else -1.0)
+            self._cosine = measurement.after_pass(weight, rise)
+            self._measured = True
 
     def _look_at_plain(self, this: Pass) -> None:
         """Measure the norm, and prepare the cosine, of a plain pass that gives no direction."""
         step = self.step
-        first = step.gradients.of(step.perturbed)
-        self.result.norm = self._unweighted(gradient_norm(list(first.values())), this.weight) if step.measure_norm else NAN
+        parameters, first = step.gradients.held(step.perturbed)
+        if step.measure_norm:
+            self._norm = self._unweighted(gradient_norm(first), this.weight)
         if step.measure_cosine and first and all(p.of == "loss" for p in step.plan.passes):
-            self._alignment = Alignment(list(first), list(first.values()), this.weight)
+            self._alignment = Alignment(parameters, first, this.weight)
+
+    def _begin_measurement(self, parameters: Sequence[nn.Parameter], this: Pass) -> None:
+        """Prepare what a radius that sets itself is measured by: ``.grad`` holds the gradient of ``this`` pass, the plain one."""
+        step = self.step
+        if step.radius is None or not parameters:
+            return
+        stays = this.keeps == "nothing" and self.penalty.direction.is_gradient and not step.evaluator.parallelism.reuses_gradients
+        self.measurement = RadiusMeasurement(step.radius, step.evaluator, step.gradients, parameters, this.weight, copies=not stays)
 
     def _unweighted(self, norm: Tensor, weight: float) -> Tensor:
-        norm = norm if weight == 1.0 else norm / abs(weight)
+        norm = norm if isinstance(weight, float) and weight == 1.0 else norm / abs(weight)
         return norm if self.step.evaluator.scaler is None else self.step.evaluator.unscaled(norm)
 
     def _make_first(self, i: int, this: Pass) -> None:
@@ -249,26 +283,25 @@ class _Work:
         step, evaluator = self.step, self.step.evaluator
         kept = step.gradients.stash(overwritten=step.average_direction) if i > 0 else None
         synchronise = this.gives_direction and step.average_direction
-        loss, aux = evaluator.run(this.of, this.weight, synchronise=synchronise)
-        if self._result is None:
-            self._result = Result(loss, aux)
-        first = step.gradients.of(step.perturbed)
+        evaluator.run(this.of, this.weight, synchronise=synchronise)
+        parameters, first = step.gradients.held(step.perturbed)
         if step.must_reach and step.perturbed and not first and this.gives_direction:
             raise ValueError(
                 f"closure must reach a perturbed parameter; got a loss that gave none of the {len(step.perturbed)} a gradient (or hooks of "
                 "the backward pass that took them away, as optimizers that step inside of it do). Select parameters that the loss depends "
                 "on: parameters=lambda name, p: ..."
             )
-        vectors = list(first.values())
-        norm = _Lazily(vectors)
+        norm = _Lazily(first)
         climbs = this.offset != 0
         if step.measure_norm and not climbs:
             norm()
         agreed: ByParameter = {}
         if not climbs and self._looks_at_gradients(this):
             agreed = step.gradients.all_reduced(averaged=synchronise)
-        if step.measure_cosine and first and not climbs:
-            self._alignment = Alignment(list(first), vectors, this.weight)
+        if step.radius is not None and not climbs:
+            self._begin_measurement(parameters, this)
+        elif step.measure_cosine and first and not climbs:
+            self._alignment = Alignment(parameters, first, this.weight)
         if evaluator.scaler is not None and not torch.isfinite(norm()):
             self._overflow = True
         factor: float | Tensor | None = None
@@ -278,12 +311,13 @@ class _Work:
         if this.gives_direction and self._overflow:
             self._offset = step.plan.passes[i + 1].offset
         elif this.gives_direction:
-            ascent = self._direction(this, first, norm, agreed)
-            self._perturb(ascent, step.plan.passes[i + 1].offset - this.offset)
-            del ascent
+            with torch.no_grad():
+                ascent = self._direction(this, parameters, first, norm, agreed)
+                self._perturb(ascent, step.plan.passes[i + 1].offset - this.offset)
+                del ascent
         if not climbs and norm.measured is not None:
-            self._result.norm = self._unweighted(norm.measured, this.weight)
-        del first, vectors, norm  # or the first gradient would live on beside the second
+            self._norm = self._unweighted(norm.measured, this.weight)
+        del first, norm  # or the first gradient would live on beside the second
         self._put_by(this, agreed, factor)
         if kept is not None:
             step.gradients.restore(kept)
@@ -313,23 +347,23 @@ class _Work:
         step, parameters = self.step, self.step.perturbed
         remembers = self.penalty.direction.averages is not None
         average = step.state.shards(AVERAGE, parameters) if remembers else []
-        inputs = DirectionInputs(parameters, self._indices(parameters), self.values.step, [], lambda: torch.zeros(()), average)
+        inputs = DirectionInputs(parameters, step.indices, self.values.step, [], lambda: torch.zeros(()), average)
         return self._masked(ascent_direction(self.penalty.direction, inputs), {})
 
-    @torch.no_grad()
-    def _direction(self, this: Pass, first: ByParameter, norm: _Lazily, agreed: ByParameter) -> Ascent:
-        """The direction from the gradient ``first``; EMAs are updated with ``agreed``."""
-        step, parameters = self.step, list(first)
-        shards = local_shards(list(first.values()))
-        counted = set(step.perturbed)
-        found = {p: g for p, g in agreed.items() if p in counted}
-        agreed_shards = dict(zip(found, local_shards(list(found.values())), strict=True)) if found else {}
+    def _direction(self, this: Pass, parameters: list[nn.Parameter], first: list[Tensor], norm: _Lazily, agreed: ByParameter) -> Ascent:
+        """The direction from the gradients ``first`` of ``parameters``; EMAs are updated with ``agreed``."""
+        step, shards = self.step, local_shards(first)
+        agreed_shards: ByParameter = {}
+        if agreed:
+            counted = set(step.perturbed)
+            found = {p: g for p, g in agreed.items() if p in counted}
+            agreed_shards = dict(zip(found, local_shards(list(found.values())), strict=True))
         average: list[Tensor] = []
         if self.penalty.direction.averages == "gradients" and agreed_shards and this.offset == 0:
             average = self._staged_average(this, agreed_shards, parameters)
         inputs = DirectionInputs(
             parameters,
-            self._indices(parameters),
+            step.indices,
             self.values.step,
             shards,
             norm,
@@ -348,9 +382,6 @@ class _Work:
         self.step.state.stage(AVERAGE, parameters, fresh)
         by_parameter = dict(zip(parameters, fresh, strict=True))
         return [by_parameter[p] for p in wanted]
-
-    def _indices(self, parameters: Sequence[nn.Parameter]) -> list[int]:
-        return [self.step.indices[p] for p in parameters]
 
     def _masked(self, ascent: Ascent, agreed: Mapping[nn.Parameter, Tensor] | None) -> Ascent:
         """``ascent`` with zeros in unperturbed coordinates, chosen from ``agreed`` or, with None, as before; its norm is unchanged."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
-from operator import is_, itemgetter
+from itertools import chain, pairwise
+from operator import is_, itemgetter, methodcaller
 
 import torch
 from torch import nn
@@ -17,14 +17,16 @@ from gradreg.torch.perturbation import Perturbation
 _HOOKS = ("_post_accumulate_grad_hooks", "_in_backward_optimizers")
 """Attributes of a parameter that has hooks which run when its gradient is ready."""
 
+_VALUES = methodcaller("values")
+
 
 class Watch:
     """The modules and parameters of ``model`` as they were when the regularizer was built."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        held = [dictionary for m in model.modules() for dictionary in (m._parameters, m._modules)]
-        self._members = [(dictionary, list(dictionary.values())) for dictionary in held]
+        self._held = [dictionary for m in model.modules() for dictionary in (m._parameters, m._modules)]
+        self._members = self._present()
         self._known = set(model.parameters())
         self.first = True
         """Whether no step that perturbs parameters has succeeded yet."""
@@ -35,7 +37,8 @@ class Watch:
         Raises:
             ValueError: naming one of them and the remedy.
         """
-        if all(len(now) == len(then) and all(map(is_, now.values(), then)) for now, then in self._members):
+        present = self._present()
+        if len(present) == len(self._members) and all(map(is_, present, self._members)):
             return
         joined = [name for name, p in self._model.named_parameters() if p.requires_grad and p not in self._known]
         if joined:
@@ -44,6 +47,10 @@ class Watch:
                 "one (a layer that was added, an embedding that was resized, load_state_dict(assign=True)). Build a new "
                 "GradientRegularizer, and load_state_dict() the old one's state into it."
             )
+
+    def _present(self) -> list[nn.Parameter | nn.Module | None]:
+        """The parameters and children of every module that was there."""
+        return list(chain.from_iterable(map(_VALUES, self._held)))
 
     @contextmanager
     def first_step(self, perturbation: Perturbation) -> Iterator[None]:

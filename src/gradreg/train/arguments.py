@@ -8,8 +8,9 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, NoReturn, get_type_hints
 
-from gradreg import checks
+from gradreg import checks, own_code
 from gradreg.train.configuration import Config
+from gradreg.train.data.configuration import DataConfig
 from gradreg.train.recipe import FREE
 from gradreg.train.strict_yaml import read_yaml
 
@@ -43,7 +44,7 @@ class CommandParser:
         Raises:
             ValueError: an unknown option (the nearest known one is named), or an invalid value.
         """
-        own, _ = separate(argv)
+        own, _ = separate(argv, self._taken())
         if {"-h", "--help"} & set(own):
             self._print_help()
         known = [option.removeprefix("--") for option, _ in self._options]
@@ -63,16 +64,22 @@ class CommandParser:
     def settings(self, argv: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
         """The plain keys of ``base``, a recipe's, with those that ``argv`` gives laid over them; ``recipe.configuration`` parses them."""
         settings: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
-        _, typed = separate(argv)
+        _, typed = separate(argv, self._taken())
+        before: Any = base.get("data")
         for one in typed:
             if one.mapping in FREE:
                 continue
-            before = settings.get(one.mapping)
-            block = before if isinstance(before, Mapping) else {}
+            held = settings.get(one.mapping)
+            block = held if isinstance(held, Mapping) else {}
             if one.path:
                 settings[one.mapping] = {**block, one.path[0]: one.value}
             else:
                 settings[one.mapping] = {**block, **one.value} if isinstance(one.value, Mapping) else one.value
+        data = settings.get("data")
+        if isinstance(data, dict):
+            if isinstance(before, Mapping) and before.get("options") and data.get("name") != before.get("name"):
+                settings["data"] = data = {key: value for key, value in data.items() if key != "options" or value != before["options"]}
+            self._check_options_of_data(argv, data.get("name"))
         # After the blocks, because a block may contain options too, as in --optimizer '{name: adamw, options: {eps: 1e-6}}'.
         for key in FREE:
             keys = [one for one in typed if one.mapping == key]
@@ -81,6 +88,16 @@ class CommandParser:
             if keys and isinstance(inside, dict):
                 inside[option] = changed(inside.get(option, _DEFAULTS.get(option)), keys)
         return settings
+
+    def _taken(self) -> list[str]:
+        return [option for option, _ in self._options if option.startswith("--")]
+
+    def _check_options_of_data(self, argv: Sequence[str], data: Any) -> None:
+        """Raise for an option that is no key of ``data``, unless that is a data set of one's own, whose option it may be."""
+        for word in argv:
+            option = word.partition("=")[0]
+            if not own_code.is_own(data) and _is_option_of_data(option.removeprefix("--")):
+                raise ValueError(checks.unknown("option", option, [f"--{key}" for key in keys_of_configuration() if key not in _BLOCKS]))
 
     def _print_help(self) -> NoReturn:
         from jsonargparse import ArgumentParser
@@ -109,8 +126,12 @@ class Typed:
     value: Any
 
 
-def separate(argv: Sequence[str]) -> tuple[list[str], list[Typed]]:
+def separate(argv: Sequence[str], taken: Sequence[str] = ()) -> tuple[list[str], list[Typed]]:
     """The arguments that are not keys of the configuration, and the overrides of keys with their values, in order.
+
+    Args:
+        argv: the arguments.
+        taken: options of the command itself, which go before keys of the same name.
 
     Raises:
         ValueError: an option without a value, or whose value is not YAML.
@@ -124,8 +145,9 @@ def separate(argv: Sequence[str]) -> tuple[list[str], list[Typed]]:
     for word in waiting:
         option, has_value, text = word.partition("=")
         key = option.removeprefix("--")
+        key = key_of(key) if option.startswith("--") else key
         mapping = next((free for free in FREE if f"{key}.".startswith(f"{free}.")), None)
-        if not option.startswith("--") or (mapping is None and key not in keys_of_configuration()):
+        if not option.startswith("--") or option in taken or (mapping is None and key not in keys_of_configuration()):
             own.append(word)
             continue
         if not has_value:
@@ -161,6 +183,20 @@ def keys_of_configuration() -> tuple[str, ...]:
         return found
 
     return tuple(keys(Config, ""))
+
+
+def key_of(key: str) -> str:
+    """The key of a configuration that ``key`` stands for: what ``data`` does not have is an option of a data set of one's own.
+
+    >>> key_of("data.width"), key_of("data.name")
+    ('data.options.width', 'data.name')
+    """
+    return key.replace("data.", "data.options.", 1) if _is_option_of_data(key) else key
+
+
+def _is_option_of_data(key: str) -> bool:
+    """Whether ``key`` is in the block ``data`` but none of its own: an option of a data set of one's own, or a mistake."""
+    return key.startswith("data.") and key.split(".")[1] not in get_type_hints(DataConfig)
 
 
 _BLOCKS = [name for name, kind in get_type_hints(Config).items() if is_dataclass(kind)]

@@ -7,11 +7,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from gradreg import checks, folders
+from gradreg.study.tasks import Metric
 from gradreg.train import recipe as recipes
 from gradreg.train.arguments import CommandParser
 from gradreg.train.configuration import Config
@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     if devices.processes > 1 and folder is None:
         raise ValueError("--out must be given with several processes, which write one folder; got none. Write --out runs/NAME.")
     console = Console(file=_Outlived(sys.stdout), soft_wrap=True, quiet=not devices.main, highlight=False)  # type: ignore[arg-type]
+    metric = config.objective.judged
     penalty = config.resolved_penalty(1)  # the number of steps in an epoch is not known before the data are loaded
     live = console.is_terminal and not console.is_dumb_terminal and console.width >= _LIVE_WIDTH
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -64,9 +65,9 @@ def main(argv: Sequence[str]) -> int:
 
         def show(epoch: Epoch) -> None:
             if live:
-                progress.update(task, completed=epoch.epoch, description=f"loss {epoch.train_loss:.4f}  {accuracies(asdict(epoch))}")
+                progress.update(task, completed=epoch.epoch, description=f"loss {epoch.train_loss:.4f}  {judged(epoch.to_dict(), metric)}")
             else:
-                report(f"epoch {epoch.epoch}/{config.epochs}: loss {epoch.train_loss:.4f}, {accuracies(asdict(epoch))}")
+                report(f"epoch {epoch.epoch}/{config.epochs}: loss {epoch.train_loss:.4f}, {judged(epoch.to_dict(), metric)}")
 
         def report(message: str) -> None:
             progress.console.print(checks.printable(message), markup=False)
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
             return 128 + stopped.signal_number
         finally:
             devices.close()
-    for line in _conclusion(result, folder):
+    for line in _conclusion(result, folder, metric):
         report(line)
     return 1 if result["diverged"] else 0
 
@@ -119,10 +120,10 @@ class _Outlived:
                 self._stream = None
 
 
-def accuracies(found: Mapping[str, Any]) -> str:
-    """The accuracies of an epoch or a result, in percent: on the validation images, if there are any, and on the test images."""
-    named = {split: found.get(f"{split}_accuracy") for split in ("validation", "test")}
-    return ", ".join(f"{split} accuracy {100 * value:.2f} %" for split, value in named.items() if value is not None)
+def judged(found: Mapping[str, Any], metric: Metric) -> str:
+    """The metric of an epoch or a result: on the validation images, if there are any, and on the test images."""
+    named = {"validation": found.get(metric.validation), "test": found.get(metric.test)}
+    return ", ".join(f"{split} {metric.text(value)}" for split, value in named.items() if value is not None)
 
 
 def _interrupted(folder: str, argv: Sequence[str]) -> tuple[Path, str, Config]:
@@ -136,8 +137,8 @@ def _interrupted(folder: str, argv: Sequence[str]) -> tuple[Path, str, Config]:
     return Path(folder), Path(folder).name, RunFolder(Path(folder)).configuration()
 
 
-def _conclusion(result: dict[str, Any], folder: Path) -> list[str]:
+def _conclusion(result: dict[str, Any], folder: Path, metric: Metric) -> list[str]:
     cost = f"{result['gradient_evaluations']:g} gradient evaluations, {result['seconds']:.1f} s of training"
     if result["diverged"]:
         return [f"diverged by epoch {result['epochs']}: its loss is not finite, or more than twice that of the untrained model ({cost})"]
-    return [f"{accuracies(result)}, train loss {result['train_loss']:.4f} ({cost})", f"run folder: {folder}"]
+    return [f"{judged(result, metric)}, train loss {result['train_loss']:.4f} ({cost})", f"run folder: {folder}"]

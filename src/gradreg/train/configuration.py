@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
-from gradreg import checks
+from gradreg import checks, own_code
 from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
 from gradreg.train.data.configuration import AugmentationConfig, DataConfig
+from gradreg.train.objective import Objective
 from gradreg.train.optimization import OptimizerConfig, ScheduleConfig
 from gradreg.train.penalty import PenaltyConfig, RecipePenalty
 from gradreg.train.weight_decay import WeightDecayConfig
@@ -28,7 +31,8 @@ class CheckpointConfig:
         every_minutes: minutes from one checkpoint to the next, > 0, also in the middle of an epoch; null writes none by the clock.
         keep: how many of the newest are kept, >= 1; if one is damaged, the run resumes from the one before it.
         final: whether one is written at the end of the run too, with the optimizer's state.
-        best: whether the weights of the best epoch (on the validation images; without any, on the test set) are kept as best.safetensors.
+        best: whether the weights of the best epoch (by the metric on the validation images; without any, on the test set) are kept as
+            best.safetensors.
     """
 
     every_epochs: int | None = None
@@ -56,7 +60,11 @@ class Config:
     Args:
         data: the data and how they are split.
         augmentation: what is done to the images.
-        model: "name" and the model's own options, as timm.create_model takes them.
+        model: "name" and the model's own options, as timm.create_model takes them; or a function of your own that makes it, "mine:build".
+        loss: a function of outputs and targets that returns the mean over a batch, by "name" ("mine:loss", or
+            "torch.nn.functional:mse_loss") and its options; null is cross entropy.
+        metric: what epochs are ranked and studies judge by: "name" ("mine:metric", a function of outputs and targets; or "loss"), "mode"
+            (max or min), and optional "percent", "label", "finish" and the function's own options; null is accuracy.
         optimizer: the optimizer.
         schedule: the learning rate over the run.
         weight_decay: weight decay over the run; if left out, it is optimizer.weight_decay throughout.
@@ -82,11 +90,14 @@ class Config:
         trackers: where metrics go besides metrics.jsonl: tensorboard, wandb, mlflow.
         threads: CPU threads of PyTorch, >= 1; null does not change them. Small models run fastest on one.
         device: "auto" takes the accelerator if there is one; or "cpu", "cuda", "cuda:1", "mps".
+        code: written by gradreg: the files of functions of your own, with digests of their content.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     model: dict[str, Any] = field(default_factory=lambda: {"name": "mlp"})
+    loss: dict[str, Any] | None = None
+    metric: dict[str, Any] | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     weight_decay: WeightDecayConfig = field(default_factory=WeightDecayConfig)
@@ -109,6 +120,7 @@ class Config:
     trackers: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
     threads: int | None = None
     device: str = "auto"
+    code: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         checks.whole("epochs", self.epochs, minimum=1)
@@ -149,6 +161,47 @@ class Config:
             )
         self._penalty = PenaltyConfig.parse(self.penalty)
         self.flooded()
+        self._check_own()
+
+    def _check_own(self) -> None:
+        """Import the functions of one's own, and raise for what does not fit them, and for what they make meaningless."""
+        if self.data.options and not self.data.is_own:
+            raise ValueError(checks.unknown("key in data", next(iter(self.data.options)), list(vars(self.data))))
+        self.code = own_code.located(own_names(vars(self)), recorded=self.code)
+        self.objective.check()
+        if self.data.is_own:
+            from gradreg.train.data import samples
+
+            samples.check(self.data, self.code)
+            if self.augmentation != AugmentationConfig():
+                different = next(key for key, value in vars(AugmentationConfig()).items() if getattr(self.augmentation, key) != value)
+                raise ValueError(
+                    f"augmentation.{different} must be left out for {self.data.name!r}, which makes its samples itself; got "
+                    f"{getattr(self.augmentation, different)!r}. Augment in its __getitem__."
+                )
+        if own_code.is_own(self.model["name"]):
+            from gradreg.train.models import own
+
+            own.check(self.model, self.code)
+        if self.loss is not None and self.label_smoothing:
+            raise ValueError(f"label_smoothing must be 0 with a loss of your own, which may smooth by itself; got {self.label_smoothing}.")
+        if self.loss is not None and isinstance(self.flooded(), IndividualFlooding):
+            raise ValueError("flooding must be 'batch' with a loss of your own, which returns one number for a batch; got 'individual'.")
+        other = "data set" if self.data.is_own else "loss" if self.loss is not None else None
+        if other is not None and self.weight_decay.schedule == "auto" and self.weight_decay.trigger != "loss":
+            raise ValueError(
+                f"weight_decay.trigger must be 'loss' with a {other} of your own, which need not have an accuracy; got "
+                f"{self.weight_decay.trigger!r}."
+            )
+        if other is not None and self.weight_decay.convention == "authors":
+            raise ValueError(
+                f"weight_decay.convention must be 'torch' with a {other} of your own, which need not have classes; got 'authors'."
+            )
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The loss and the metric."""
+        return Objective(self.loss, self.metric, self.label_smoothing, self.code)
 
     def steps_per_epoch(self, images: int | None = None) -> int:
         """Optimizer steps in an epoch.
@@ -159,6 +212,10 @@ class Config:
         Raises:
             ValueError: ``images`` is None for data that are not counted before they are loaded.
         """
+        if images is None and self.data.is_own:
+            from gradreg.train.data import samples
+
+            images = samples.training_samples(self.data, self.code, seed=self.seed)
         return math.ceil((self.data.training_images() if images is None else images) / self.batch_size)
 
     def resolved_penalty(self, steps_per_epoch: int | None = None) -> RecipePenalty:
@@ -182,3 +239,12 @@ class Config:
                 f"flooding must have a name, batch or individual; got {self.flooding}. Write {{name: batch, level: 0.1}}, say."
             )
         return flooding_from_dict({"flooding" if key == "name" else key: value for key, value in self.flooding.items()})
+
+
+def own_names(blocks: Mapping[str, Any]) -> list[str]:
+    """The functions of one's own that the blocks of a configuration name."""
+    data: DataConfig = blocks["data"]
+    named = [blocks["model"].get("name"), data.name, data.collate]
+    for block in (blocks["loss"], blocks["metric"]):
+        named += [] if block is None else [block.get("name"), block.get("finish")]
+    return [name for name in named if own_code.is_own(name)]

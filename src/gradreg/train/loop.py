@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gradreg.flooding import IndividualFlooding
@@ -21,11 +20,11 @@ from gradreg.train.checkpoints.policy import Saver
 from gradreg.train.checkpoints.save_and_load import TrainingState, unwrapped
 from gradreg.train.configuration import Config
 from gradreg.train.data import loader
-from gradreg.train.data.loader import Batch, Data, EvaluationSet
+from gradreg.train.data.loader import AnyBatch, Data, EvaluationBatches
 from gradreg.train.devices import Devices
-from gradreg.train.evaluation import Evaluation, autocast, evaluate, inputs
+from gradreg.train.evaluation import Evaluation, autocast, evaluate, widened
 from gradreg.train.optimization import squared_norm, warn_of_harm
-from gradreg.train.outcome import Epoch, Outcome
+from gradreg.train.outcome import Epoch, Outcome, best_of
 from gradreg.train.penalty import RecipePenalty
 
 OnStep = Callable[[int, nn.Module, Data], None]
@@ -80,7 +79,19 @@ def train(
         first_loss=progress.first_loss,
         ema=None if ema is None else ema.module,
         best=run.state.best,
+        metric=config.objective.judged,
+        own_loss=config.objective.own_loss,
     )
+
+
+def load_data(config: Config, devices: Devices) -> Data:
+    """The data of a run: images of a known set, or samples of a data set of one's own."""
+    place = {"seed": config.seed, "device": devices.device, "rank": devices.rank, "processes": devices.processes}
+    if config.data.is_own:
+        from gradreg.train.data import samples
+
+        return samples.load(config.data, code=config.code, **place)
+    return loader.load(config.data, config.augmentation, **place)
 
 
 class Run:
@@ -91,10 +102,9 @@ class Run:
         self.devices = devices
         torch.manual_seed(config.seed)
         random.seed(config.seed)
-        self.data = loader.load(
-            config.data, config.augmentation, seed=config.seed, device=devices.device, rank=devices.rank, processes=devices.processes
-        )
-        model = models.create(config.model, classes=self.data.classes, image_shape=self.data.image_shape)
+        self.data = load_data(config, devices)
+        model = models.create(config.model, classes=self.data.classes, image_shape=self.data.image_shape, code=config.code)
+        self.loss = config.objective.build_loss()
         if devices.rank > 0:  # after the same initial weights everywhere, different dropout masks on each process
             torch.manual_seed(config.seed + 1_000_003 * devices.rank)
         if config.ema is not None and config.parallel == "fsdp":
@@ -152,7 +162,7 @@ class Run:
                 progress.seconds = spent + time.perf_counter() - started
                 saver.after_step(self.state)
 
-    def _step(self, batch: Batch) -> Tensor:
+    def _step(self, batch: AnyBatch) -> Tensor:
         """One optimizer step on this process's part of a batch; the loss before it, to be averaged over the processes."""
         config, state = self.config, self.state
         step = state.regularizer.step
@@ -182,7 +192,7 @@ class Run:
             state.ema.update_parameters(unwrapped(state.model))
         return loss
 
-    def _set_weight_decay(self, step: int, batch: Batch) -> None:
+    def _set_weight_decay(self, step: int, batch: AnyBatch) -> None:
         """Set the coefficient for the update of ``step``; if due, measure loss and accuracy without L2 on ``batch``, that update's."""
         weight_decay, model, precision = self.state.weight_decay, self.state.model, self.config.precision
         if weight_decay is None:
@@ -192,19 +202,21 @@ class Run:
             return
         model.eval()
         with torch.no_grad():
-            with autocast(precision, batch.images.device):
-                logits = model(inputs(batch.images, precision))
-            logits = logits if precision == "fp64" else logits.float()
-            right = (logits.argmax(dim=1) == batch.labels).to(logits.dtype).mean()
-            measured = torch.stack([cross_entropy(logits, batch.labels), right]) * (self.devices.processes * batch.share)
+            given, labels = batch.labeled(precision)
+            with autocast(precision, self.devices.device):
+                outputs = widened(model(given), precision)
+            found = self.loss.total(outputs, labels, batch.size) / batch.size
+            classified = not self.config.data.is_own and not self.config.objective.own_loss
+            right = (outputs.argmax(dim=1) == labels).to(outputs.dtype).mean() if classified else torch.zeros_like(found)
+            measured = torch.stack([found, right]) * (self.devices.processes * batch.share)
         model.train()
         loss, accuracy = self.devices.mean(measured).tolist()
         if math.isfinite(loss):  # a diverged run ends with its epoch; until then its measurements mean nothing
             weight_decay.set(step, loss=loss, accuracy=accuracy)
 
-    def _closures(self, batch: Batch, fraction: float) -> list[Callable[[], Tensor]]:
+    def _closures(self, batch: AnyBatch, fraction: float) -> list[Callable[[], Tensor]]:
         """One closure for each micro-batch of the first ``fraction`` of the images; their gradients, averaged over processes, add up."""
-        size = math.ceil(fraction * len(batch.labels))
+        size = math.ceil(fraction * batch.size)
         # The same number on every process, even if one has an image more, because each closure involves collective operations.
         parts = min(self.config.accumulation, math.ceil(fraction * batch.fewest))
         whole = self.devices.processes * batch.share
@@ -214,18 +226,17 @@ class Run:
             for start, end in itertools.pairwise(ends)
         ]
 
-    def _closure(self, batch: Batch, rows: slice, weight: float, *, first: bool) -> Callable[[], Tensor]:
+    def _closure(self, batch: AnyBatch, rows: slice, weight: float, *, first: bool) -> Callable[[], Tensor]:
         config, model = self.config, self.state.model
-        images, targets = inputs(batch.images[rows], config.precision), batch.targets[rows]
+        given, targets = batch.part(rows, config.precision)
         if config.channels_last:
-            images = images.to(memory_format=torch.channels_last)
+            given = given.to(memory_format=torch.channels_last)
 
         def closure() -> Tensor:
             with autocast(config.precision, self.devices.device):
-                logits = model(images)
-            logits = logits if config.precision == "fp64" else logits.float()
+                outputs = widened(model(given), config.precision)
             reduction = "none" if isinstance(self.flooding, IndividualFlooding) else "mean"
-            loss = cross_entropy(logits, targets, label_smoothing=config.label_smoothing, reduction=reduction)
+            loss = self.loss.training(outputs, targets, reduction=reduction)
             loss = loss if self.flooding is None else self.flooding(loss)
             loss = loss if weight == 1.0 else weight * loss
             if first and config.optimizer.l2_in_loss:
@@ -234,8 +245,16 @@ class Run:
 
         return closure
 
-    def _evaluate(self, model: nn.Module, samples: EvaluationSet) -> Evaluation:
-        return evaluate(model, samples, batch_size=self.evaluation_batch_size, devices=self.devices, precision=self.config.precision)
+    def _evaluate(self, model: nn.Module, samples: EvaluationBatches) -> Evaluation:
+        config = self.config
+        return evaluate(
+            model,
+            samples,
+            batch_size=self.evaluation_batch_size,
+            devices=self.devices,
+            precision=config.precision,
+            objective=config.objective,
+        )
 
     def _record(self, epoch: int, train_loss: float, images_per_second: float) -> None:
         state, optimizer = self.state, self.state.optimizer
@@ -245,6 +264,10 @@ class Run:
         averaged_validation = None
         if state.ema is not None and self.data.validation is not None:
             averaged_validation = self._evaluate(state.ema.module, self.data.validation)
+        evaluated = {"test": test, "validation": validation, "ema_test": averaged, "ema_validation": averaged_validation}
+        values = {
+            f"{split}_{name}": value for split, found in evaluated.items() if found is not None for name, value in found.metrics.items()
+        }
         metrics = state.progress.metrics
         record = Epoch(
             epoch=epoch,
@@ -252,27 +275,31 @@ class Run:
             gradient_evaluations=metrics["evaluations"],
             train_loss=train_loss,
             test_loss=test.loss,
-            test_accuracy=test.accuracy,
-            test_top5=test.top5,
+            test_accuracy=values.pop("test_accuracy", None),
+            test_top5=values.pop("test_top5", None),
             lr=optimizer.param_groups[0]["lr"],
             gradient_norm=metrics["gradient_norm"],
             strength=metrics["strength"],
             radius=None if math.isnan(metrics["radius"]) else metrics["radius"],
             weight_decay=state.progress.weight_decay,
             validation_loss=None if validation is None else validation.loss,
-            validation_accuracy=None if validation is None else validation.accuracy,
+            validation_accuracy=values.pop("validation_accuracy", None),
             ema_test_loss=None if averaged is None else averaged.loss,
-            ema_test_accuracy=None if averaged is None else averaged.accuracy,
-            ema_validation_accuracy=None if averaged_validation is None else averaged_validation.accuracy,
-            validation_top5=None if validation is None else validation.top5,
+            ema_test_accuracy=values.pop("ema_test_accuracy", None),
+            ema_validation_accuracy=values.pop("ema_validation_accuracy", None),
+            validation_top5=values.pop("validation_top5", None),
             ema_validation_loss=None if averaged_validation is None else averaged_validation.loss,
             unreadable_images=self.data.unreadable,
+            own=values,
             seconds=state.progress.seconds,
             images_per_second=images_per_second,
         )
+        metric = self.config.objective.judged
+        record.check(metric)
         history = state.progress.history
-        best_before = max((e.judged_by[1] for e in history if e.finite), default=-1.0)
+        best_before = best_of(history, metric)
         history.append(record)
-        if self.config.checkpoint.best and record.finite and record.judged_by[1] > best_before:
+        better = best_before is None or metric.is_better(record.judged_by(metric)[1], best_before.judged_by(metric)[1])
+        if self.config.checkpoint.best and record.finite and better:
             weights = state.weights()
             state.best = weights if self.devices.main else None

@@ -287,7 +287,7 @@ def warn_of_harm(optimizer: OptimizerConfig, schedule: ScheduleConfig, penalty: 
     warming = schedule.warmup_epochs * steps_per_epoch
     if penalty is None or not warming or not optimizer.adaptive:
         return
-    if penalty.strength_at(0) < penalty.strength_at(warming):
+    if penalty.nominal_at(0).strength < penalty.nominal_at(warming).strength:
         return
     warnings.warn(
         f"{optimizer.name} with a learning-rate warm-up and a penalty that is whole from step 0 can train worse than without the "

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+
+from gradreg.study.tasks import Metric
+from gradreg.train.objective import ACCURACY
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,15 +23,15 @@ class Epoch:
         step: optimizer steps done.
         gradient_evaluations: gradient evaluations done, in passes over a whole batch (see ``GradientPenalty.evaluations_at``).
         train_loss: mean loss over the epoch's batches, of each step's first pass, at the unperturbed weights.
-        test_loss: mean cross entropy over the test set after the epoch.
-        test_accuracy: share of the test set classified correctly, 0 to 1.
-        test_top5: share of the test set whose class is among the five likeliest, 0 to 1.
+        test_loss: mean loss over the test set after the epoch.
+        test_accuracy: share of the test set classified correctly, 0 to 1; None if the run is judged by another metric.
+        test_top5: share of the test set whose class is among the five likeliest, 0 to 1; None as test_accuracy.
         lr: learning rate of the next step.
         gradient_norm: norm of the last step's first gradient.
         strength: the penalty's strength at the last step.
         radius: the penalty's radius at the last step; None without one.
         weight_decay: largest coefficient of weight decay at the last step; what the optimizer makes of it is its own business.
-        validation_loss: mean cross entropy over the validation images; None without any.
+        validation_loss: mean loss over the validation images; None without any.
         validation_accuracy: share of them classified correctly, 0 to 1; None without any.
         ema_test_loss: as test_loss, of the running mean of the weights; None without one.
         ema_test_accuracy: as test_accuracy, of the running mean of the weights.
@@ -35,6 +39,7 @@ class Epoch:
         validation_top5: share of the validation images whose class is among the five likeliest, 0 to 1; None without any.
         ema_validation_loss: as validation_loss, of the running mean of the weights.
         unreadable_images: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
+        own: the recipe's own metric as ``test_m``, ``validation_m``, ``ema_test_m`` and ``ema_validation_m``; empty without one.
         seconds: seconds spent training so far, without evaluation.
         images_per_second: training images over seconds, in this epoch; of the rest of it where a run resumed in its middle.
     """
@@ -44,8 +49,8 @@ class Epoch:
     gradient_evaluations: float
     train_loss: float
     test_loss: float
-    test_accuracy: float
-    test_top5: float
+    test_accuracy: float | None
+    test_top5: float | None
     lr: float
     gradient_norm: float
     strength: float
@@ -59,20 +64,61 @@ class Epoch:
     validation_top5: float | None = None
     ema_validation_loss: float | None = None
     unreadable_images: int = 0
+    own: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     images_per_second: float = 0.0
 
     @property
     def finite(self) -> bool:
-        """Whether the losses are finite: in training, on the test set and on the validation images."""
-        return all(math.isfinite(loss) for loss in (self.train_loss, self.test_loss, self.validation_loss) if loss is not None)
+        """Whether the losses are finite, in training, on the test set and on the validation images, and the recipe's own metric there."""
+        judged = [value for name, value in self.own.items() if not name.startswith("ema_")]
+        return all(math.isfinite(value) for value in (self.train_loss, self.test_loss, self.validation_loss, *judged) if value is not None)
 
-    @property
-    def judged_by(self) -> tuple[str, float]:
-        """Name and value of the accuracy that ranks epochs: on the validation images, or without any on the test set."""
-        if self.validation_accuracy is not None:
-            return "validation_accuracy", self.validation_accuracy
-        return "test_accuracy", self.test_accuracy
+    def judged_by(self, metric: Metric = ACCURACY) -> tuple[str, float]:
+        """Name and value of the metric that ranks epochs: on the validation images, or without any on the test set."""
+        values = self.to_dict()
+        name = metric.test if values.get(metric.validation) is None else metric.validation
+        return name, values[name]
+
+    def check(self, metric: Metric) -> None:
+        """Raise for a metric that is not a number though the losses are.
+
+        Raises:
+            ValueError: naming the metric, the epoch and the loss.
+        """
+        for split, loss in (("test", self.test_loss), ("validation", self.validation_loss)):
+            if loss is not None and math.isfinite(loss) and math.isnan(self.own.get(f"{split}_{metric.name}", 0.0)):
+                raise ValueError(
+                    f"metric {metric.name!r} must be a number; got nan on the {split} set after epoch {self.epoch}, where the loss is "
+                    f"{loss:g}. Return 0.0, say, where it is not defined."
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every value by its name, those of the recipe's own metric among them, in place of the accuracies that there are not."""
+        values = asdict(self)
+        own = values.pop("own")
+        if self.test_accuracy is None:
+            values = {name: value for name, value in values.items() if not name.endswith(("_accuracy", "_top5"))}
+        return {**values, **own}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Epoch:
+        """The epoch whose ``to_dict`` gave ``values``."""
+        known = {f.name for f in fields(cls)} - {"own"}
+        absent = {"test_accuracy": None, "test_top5": None}
+        own = {name: value for name, value in values.items() if name not in known}
+        if any(not name.removeprefix("ema_").startswith(("test_", "validation_")) for name in own):
+            raise ValueError(f"an epoch must have values of its splits; got {', '.join(own)}")
+        return cls(**{**absent, **{name: value for name, value in values.items() if name in known}}, own=own)
+
+
+def best_of(history: Sequence[Epoch], metric: Metric) -> Epoch | None:
+    """The first of the epochs with the best ``Epoch.judged_by``; None if the losses of none are finite."""
+    best: Epoch | None = None
+    for epoch in history:
+        if epoch.finite and (best is None or metric.is_better(epoch.judged_by(metric)[1], best.judged_by(metric)[1])):
+            best = epoch
+    return best
 
 
 @dataclass(frozen=True)
@@ -86,6 +132,8 @@ class Outcome:
         first_loss: loss of the first step, of the untrained model.
         ema: the model with the EMA of the weights; None without one.
         best: the weights of the best epoch by name; None where they are not kept.
+        metric: what epochs are ranked by.
+        own_loss: whether the loss is not ours, so that its scale is not known.
     """
 
     model: nn.Module
@@ -94,39 +142,39 @@ class Outcome:
     first_loss: float
     ema: nn.Module | None = None
     best: dict[str, Tensor] | None = None
+    metric: Metric = ACCURACY
+    own_loss: bool = False
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss became non-finite, or ended above twice that of the untrained model."""
+        """Whether the loss became non-finite, or, if it is ours, ended above twice that of the untrained model."""
         last = self.history[-1]
-        return not last.finite or last.train_loss > 2 * self.first_loss
+        return not last.finite or (not self.own_loss and last.train_loss > 2 * self.first_loss)
 
     @property
     def best_epoch(self) -> Epoch:
-        """The first epoch with the highest accuracy, as ``Epoch.judged_by`` has it."""
-        return max(self.history, key=lambda epoch: epoch.judged_by[1] if epoch.finite else -1.0)
+        """The first epoch with the best metric, as ``Epoch.judged_by`` has it."""
+        return best_of(self.history, self.metric) or self.history[0]
 
     def summary(self) -> dict[str, Any]:
         """The last epoch in plain values, and which one was best; the accuracy and losses are None for a run that diverged."""
         last, best = self.history[-1], self.best_epoch
-        name, value = best.judged_by
-        ended = {
-            "test_accuracy": last.test_accuracy,
-            "test_top5": last.test_top5,
-            "train_loss": last.train_loss,
-            "test_loss": last.test_loss,
-            "validation_accuracy": last.validation_accuracy,
-            "validation_top5": last.validation_top5,
-            "validation_loss": last.validation_loss,
-            "ema_test_accuracy": last.ema_test_accuracy,
-            "ema_validation_accuracy": last.ema_validation_accuracy,
-        }
+        name, value = best.judged_by(self.metric)
+        values, test = last.to_dict(), self.metric.test
+        ended = {key: values[key] for key in _ENDED if key in values} | last.own
         return {
             "epochs": last.epoch,
             "steps": last.step,
             "gradient_evaluations": last.gradient_evaluations,
             **(dict.fromkeys(ended) if self.diverged else ended),
-            "best": None if self.diverged else {"epoch": best.epoch, "by": name, name: value, "test_accuracy": best.test_accuracy},
+            "best": None if self.diverged else {"epoch": best.epoch, "by": name, name: value, test: best.to_dict()[test]},
             "seconds": last.seconds,
             "diverged": self.diverged,
         }
+
+
+_ENDED = (
+    *("test_accuracy", "test_top5", "train_loss", "test_loss", "validation_accuracy", "validation_top5", "validation_loss"),
+    *("ema_test_accuracy", "ema_validation_accuracy"),
+)
+"""The values of the last epoch that a result has."""

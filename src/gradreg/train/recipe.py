@@ -11,23 +11,24 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-from gradreg import checks
-from gradreg.train.configuration import Config
+from gradreg import checks, own_code
+from gradreg.train.configuration import Config, own_names
+from gradreg.train.data.configuration import DataConfig
 from gradreg.train.strict_yaml import read_text, read_yaml
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-FREE = ("model", "penalty", "flooding", "optimizer.options", "schedule.options")
-"""The mappings whose keys are defined by models, penalties and timm. jsonargparse would parse the strings in them as YAML a second time:
-the text "1e3" would become a number."""
+FREE = ("model", "data.options", "loss", "metric", "penalty", "flooding", "optimizer.options", "schedule.options", "code")
+"""The mappings whose keys are defined by models, penalties, timm and functions of one's own. jsonargparse would parse the strings in them
+as YAML a second time: the text "1e3" would become a number."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,14 @@ class Recipe:
         description: a description of one or two lines.
         base: the keys of ``Config`` that the recipe sets, nested plain values.
         variants: name -> changed keys; empty if the recipe has none.
+        folder: that of its file, where functions of one's own are looked for first; None for a shipped recipe.
     """
 
     name: str
     description: str
     base: dict[str, Any]
     variants: dict[str, dict[str, Any]]
+    folder: Path | None = None
 
     def settings(self, variant: str | None = None, *, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The nested keys of ``base`` (by default the recipe's own), merged with the changes of ``variant``.
@@ -68,7 +71,7 @@ class Recipe:
             ValueError, TypeError: as ``configuration``; if the recipe itself is wrong, the error names it.
         """
         try:
-            return configuration(settings)
+            return configuration(settings, self.folder)
         except (ValueError, TypeError):
             self.check(variant)
             raise
@@ -80,7 +83,7 @@ class Recipe:
             ValueError, TypeError: naming the recipe, the variant and the key, the rule, the value received and the remedy.
         """
         try:
-            configuration(self.settings(variant))
+            configuration(self.settings(variant), self.folder)
         except (ValueError, TypeError) as error:
             where = f"recipe {self.name!r}" + (f", variant {variant!r}" if variant else "")
             raise type(error)(f"{where}: {error}") from error
@@ -101,11 +104,13 @@ def load(name_or_path: str) -> Recipe:
     looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     if not looks_like_path and name_or_path in shipped():
         return read_recipe(name_or_path, (_folder() / f"{name_or_path}.yaml").read_text(encoding="utf-8"))
+    if path.exists() and not path.is_file() and looks_like_path:
+        raise ValueError(f"{name_or_path!r} must be a file with a recipe in YAML; it is a folder, or no plain file. Name the file in it.")
     if not path.is_file():
         raise ValueError(f"{checks.unknown('recipe', name_or_path, shipped())} Or give the path of a YAML file.")
     text = read_text(path)
     try:
-        return read_recipe(path.stem, text)
+        return replace(read_recipe(path.stem, text), folder=path.parent)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -121,7 +126,10 @@ def read_recipe(name: str, text: str) -> Recipe:
     variants = content.pop("variants", None) or {}
     if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
         raise TypeError(f"variants of recipe {name!r} must map names to changed keys, as in sam: {{penalty: {{name: sam, rho: 0.1}}}}.")
+    own = _name_of_data(content)
+    content = _with_options_of_data(content, own)
     _check_keys(f"recipe {name!r}:", content, extra=("description", "variants"))
+    variants = {variant: _with_options_of_data(changes, _name_of_data(changes, own)) for variant, changes in variants.items()}
     for variant, changes in variants.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", variant):
             raise ValueError(f"a variant's name must be made of letters, digits, '.', '_' and '-'; got {checks.describe(variant)}.")
@@ -145,14 +153,19 @@ def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return _merged(settings, changes, _default_names())
 
 
-def configuration(settings: Mapping[str, Any]) -> Config:
+def configuration(settings: Mapping[str, Any], folder: Path | None = None) -> Config:
     """The typed, checked configuration of nested plain keys; strings are parsed as YAML where the key's type is not a string.
+
+    Args:
+        settings: the keys.
+        folder: where functions of one's own are looked for first; None for the working directory.
 
     Raises:
         ValueError, TypeError: naming the key, the rule, the value received and the remedy.
     """
     for key, value in settings.items():
         _check_plain(str(key), value)
+    settings = _with_options_of_data(settings, _name_of_data(settings))
     _check_shape(Config, settings)
     typed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
     free: dict[str, Any] = {}
@@ -167,7 +180,10 @@ def configuration(settings: Mapping[str, Any]) -> Config:
     for key, value in free.items():
         block, _, option = key.rpartition(".")
         setattr(built[block] if block else built, option, value)
-    return Config(**{f.name: built[f.name] for f in fields(Config)})
+    found = {f.name: built[f.name] for f in fields(Config)}
+    if folder is not None and isinstance(found["model"], Mapping):
+        found["code"] = own_code.located(own_names(found), beside=folder, recorded=found["code"])
+    return Config(**found)
 
 
 @contextmanager
@@ -256,6 +272,30 @@ def _check_plain(where: str, value: object, around: tuple[int, ...] = ()) -> Non
         )
     elif value != value and not where.startswith("penalty."):  # penalties check their own numbers
         raise ValueError(f"{where} must be finite; got nan.")
+
+
+def _name_of_data(content: Mapping[str, Any], default: Any = None) -> Any:
+    block = content.get("data")
+    return block.get("name", default) if isinstance(block, Mapping) else default
+
+
+def _with_options_of_data(content: Mapping[str, Any], name: Any) -> dict[str, Any]:
+    """``content`` with those keys of its block ``data`` that are options of a data set of one's own under ``data.options``.
+
+    Raises:
+        ValueError: an option that is in both places.
+    """
+    block = content.get("data")
+    own = own_code.is_own(name) and isinstance(block, Mapping)
+    further = {key: value for key, value in block.items() if key not in _types(DataConfig)} if own else {}  # type: ignore[union-attr]
+    if not further:
+        return dict(content)
+    options = block.get("options") or {}  # type: ignore[union-attr]
+    for key in further:
+        if key in options:
+            raise ValueError(f"data.{key} must be given once; got it in data and in data.options. Remove one.")
+    kept = {key: value for key, value in block.items() if key not in further}  # type: ignore[union-attr]
+    return {**content, "data": {**kept, "options": {**options, **further}}}
 
 
 def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:

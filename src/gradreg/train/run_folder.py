@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
@@ -56,17 +57,14 @@ class RunFolder:
             ValueError: the file is damaged.
         """
         file = self.path / RESULT
-        if not file.is_file():
+        if not os.path.lexists(file):
             return None
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(found, dict) or not isinstance(found.get("diverged"), bool):
-                raise ValueError("it does not say whether the run diverged")
-        except ValueError as error:
+        remedy = f"Remove it, and resume the run with gradreg train --resume {self.path}, which writes it again."
+        found = files.read_json(file, holds="the result of a run", remedy=remedy)
+        if not isinstance(found.get("diverged"), bool):
             raise ValueError(
-                f"{str(file)!r} must hold the result of a run; it is damaged: {error}. Remove it, and resume the run with gradreg train "
-                f"--resume {self.path}, which writes it again."
-            ) from error
+                f"{str(file)!r} must hold the result of a run; it is damaged: it does not say whether the run diverged. {remedy}"
+            )
         return found
 
     def history(self) -> list[Epoch]:
@@ -81,7 +79,7 @@ class RunFolder:
             if not line.endswith(b"\n"):
                 break
             try:
-                found.append(Epoch(**_from_json(json.loads(line))))
+                found.append(Epoch.from_dict(_from_json(files.parse_json(line))))
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f"line {number} of {str(file)!r} must be the record of an epoch; it is damaged: {error}. Restore the file; or, if the "
@@ -126,9 +124,11 @@ class RunFolder:
                 )
             return
         different = differences(self._held(), asdict(config))
+        different = [key for key in different if not (key.startswith("code.") and key.endswith(".file"))]  # a file may have been moved
         if different:
+            changed = " (the content of that file has changed)" if all(key.startswith("code.") for key in different) else ""
             raise ValueError(
-                f"{str(self.path)!r} holds a run of another configuration; it differs in {', '.join(different)}. "
+                f"{str(self.path)!r} holds a run of another configuration; it differs in {', '.join(different)}{changed}. "
                 "Choose another --out, or remove that folder."
             )
 
@@ -215,8 +215,8 @@ class RunFolder:
                 trackers = Trackers(config, self.path, first_step=history[-1].step if history else 0)
 
         def record(epoch: Epoch) -> None:
-            _append(self.path / METRICS, _metrics_line(epoch))
-            _append(self.path / TIMINGS, _timings_line(epoch))
+            files.append_text(self.path / METRICS, _metrics_line(epoch))
+            files.append_text(self.path / TIMINGS, _timings_line(epoch))
             if trackers is not None:
                 trackers.log(epoch)
             on_epoch(epoch)
@@ -270,7 +270,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
 
 
 def _metrics_line(epoch: Epoch) -> str:
-    return _line({key: value for key, value in asdict(epoch).items() if key not in _TIMES})
+    return _line({key: value for key, value in epoch.to_dict().items() if key not in _TIMES})
 
 
 def _timings_line(epoch: Epoch) -> str:
@@ -281,11 +281,6 @@ def _line(values: dict[str, Any]) -> str:
     """One line of JSON, which has no NaN or infinity: these are written as strings, so that a diverged run's lines are still JSON."""
     plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
     return json.dumps(plain, allow_nan=False) + "\n"
-
-
-def _append(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line)
 
 
 def _from_json(values: dict[str, Any]) -> dict[str, Any]:

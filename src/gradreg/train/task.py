@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from gradreg.penalties import GradientPenalty
-from gradreg.study.tasks import Metric, OnProgress, Task, Variant
+from gradreg.study.tasks import OnProgress, Task, Variant
+from gradreg.train import arguments
 from gradreg.train import recipe as recipes
 from gradreg.train.configuration import Config
-
-ACCURACY = Metric("accuracy", "max", percent=True)
+from gradreg.train.objective import Objective
 
 
 class RecipeTask(Task):
@@ -32,21 +32,29 @@ class RecipeTask(Task):
         self.base = dict(recipe.base if base is None else base)
         self.name = recipe.name
         self.description = recipe.description
-        self.metric = ACCURACY
+        self.metric = Objective(metric=self.base.get("metric")).judged
 
     @cached_property
     def variants(self) -> Mapping[str, Variant]:
         """The recipe's variants; of one without, its own penalty if it has one."""
         if self.recipe.variants:
             settings = {name: self.recipe.settings(name, base=self.base) for name in self.recipe.variants}
-            return {name: RecipeVariant(self.recipe.configuration(keys, name)) for name, keys in settings.items()}
-        own = RecipeVariant(self.recipe.configuration(self.base))
+            return {name: self._variant(self.recipe.configuration(keys, name)) for name, keys in settings.items()}
+        own = self._variant(self.recipe.configuration(self.base))
         return {} if own.is_plain else {str(self.base["penalty"].get("name", "penalty")): own}
 
     def variant(self, penalty: GradientPenalty | Mapping[str, Any] | None, options: Mapping[str, Any]) -> RecipeVariant:
         block = penalty.to_dict() if isinstance(penalty, GradientPenalty) else penalty
         keys = recipes.merge({**self.base, "penalty": None}, {"penalty": block, **_nested(options)})
-        return RecipeVariant(self.recipe.configuration(keys))
+        return self._variant(self.recipe.configuration(keys))
+
+    def _variant(self, config: Config) -> RecipeVariant:
+        if config.objective.judged != self.metric:
+            raise ValueError(
+                f"metric must be the same for all variants of recipe {self.name!r}, which are compared by it; got {config.metric} beside "
+                f"{self.base.get('metric')}. Move it out of the variant."
+            )
+        return RecipeVariant(config)
 
     def configured(self, options: Mapping[str, Any]) -> RecipeTask:
         return RecipeTask(self.recipe, recipes.merge(self.base, _nested(options)))
@@ -107,7 +115,7 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
     """``{"optimizer.lr": 0.1}`` as ``{"optimizer": {"lr": 0.1}}``."""
     changes: dict[str, Any] = {}
     for key, value in options.items():
-        *blocks, last = key.split(".")
+        *blocks, last = arguments.key_of(key).split(".")
         inside = changes
         for block in blocks:
             inside = inside.setdefault(block, {})

@@ -82,7 +82,7 @@ class WeightDecayConfig:
         )
 
     def build(
-        self, model: nn.Module, config: OptimizerConfig, *, epochs: int, steps_per_epoch: int, classes: int
+        self, model: nn.Module, config: OptimizerConfig, *, epochs: int, steps_per_epoch: int, classes: int | None
     ) -> tuple[Optimizer, WeightDecay | None]:
         """The optimizer, and what changes its weight decay from step to step; None if that is ``config.weight_decay`` throughout."""
         if self.schedule == "constant" and self.start is None and not self.cautious:
@@ -96,7 +96,10 @@ class WeightDecayConfig:
         if self.schedule == "auto":
             momentum = max(group.get("momentum", 0.0) for group in optimizer.param_groups)
             auto = self.auto(learning_rate=effective_learning_rate(config.lr, momentum))
-            scale = 2.0 * classes if self.convention == "authors" else 1.0
+            scale = 1.0
+            if self.convention == "authors":
+                assert classes is not None  # checked by Config
+                scale = 2.0 * classes
             return optimizer, WeightDecay(optimizer, auto, scale=scale, cautious=self.cautious)
         schedule: Schedule = Constant(value=start)
         if self.schedule == "cosine":

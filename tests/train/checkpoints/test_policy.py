@@ -66,7 +66,18 @@ def test_a_signal_is_not_taken_for_an_image_that_cannot_be_read(tmp_path, capsys
         return opened(self, index)
 
     monkeypatch.setattr(ImageFiles, "open", told_to_stop)
-    words = ["--data.name", "folder", "--data.root", str(tmp_path / "images"), "--data.train_size", "null", "--data.label_noise", "0"]
+    words = [
+        "--data.name",
+        "folder",
+        "--data.root",
+        str(tmp_path / "images"),
+        "--data.train_size",
+        "null",
+        "--data.validation",
+        "null",
+        "--data.label_noise",
+        "0",
+    ]
     for corrupt in ("error", "skip"):
         more = ["--data.workers", "0", "--data.corrupt", corrupt, "--trackers", "[]", "--out", str(tmp_path / corrupt)]
         assert cli.main(["train", "digits-noisy-labels", *words, *more]) == 128 + signal.SIGTERM

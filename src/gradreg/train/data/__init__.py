@@ -10,6 +10,7 @@ The content of a batch depends only on seed, epoch and position. ``loader.load``
 - ``splits``: which images are trained on, validated on and tested on
 - ``sampler``: which images make up a batch, and the seeds of its random numbers
 - ``loader``: the training and evaluation sets, their batches, and images held in memory
+- ``samples``: data sets of one's own, whose samples need not be images
 - ``streaming``: images decoded by worker processes in every epoch
 - ``transforms``: transforms of one image, or of a whole batch
 - ``crops``, ``auto_augment``: the batch versions of crops, flips and AutoAugment

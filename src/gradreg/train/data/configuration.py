@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from gradreg import checks
+from gradreg import checks, own_code
 from gradreg.train.data import readers
 from gradreg.train.data.catalogue import SETS, TIMM, Normalization, known_set
+
+_OF_IMAGES = ("label_noise", "download", "train_split", "test_split", "image_size", "evaluation_crop", "memory", "corrupt")
+"""Keys that a data set of one's own does not have."""
 
 
 @dataclass
@@ -18,7 +21,8 @@ class DataConfig:
     Args:
         name: data set: "digits" (scikit-learn's: 1,797 real images of handwritten digits, 8 x 8 pixels), "mnist", "fashion-mnist",
             "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenet"; "folder", with a folder of images for each class under root; or
-            "timm:" and a name that timm.data.create_dataset takes, as in "timm:hfds/food101".
+            "timm:" and a name that timm.data.create_dataset takes, as in "timm:hfds/food101"; or a function of your own, "mine:dataset",
+            called with "train", "validation" and "test", whose options are further keys of the block (docs/data.md).
         train_size: training images, drawn at random; null takes all of a training set that comes with a test set, and 1000 of "digits". The
             rest is the test set if there is no separate one.
         test_size: test images, drawn at random; null takes all.
@@ -36,9 +40,12 @@ class DataConfig:
             null is 0.875 for "imagenet" and 1 for the others.
         memory: whether the images are held in the memory of the device as bytes; "auto" does so up to 2 GiB. Otherwise worker processes
             decode them again in every epoch.
-        workers: processes that decode images; 0 decodes in the run's own process; null is one per core, at most 8.
+        workers: processes that decode images; 0 decodes in the run's own process; null is one per core, at most 8, and 0 for a data set of
+            your own.
         corrupt: what to do with images that cannot be read: "error" stops the run and names the image, "skip" looks for such images before
             the run, leaves them out, and counts them.
+        collate: for a data set of your own, a function that makes a batch of a list of samples, "mine:collate"; null stacks them.
+        options: the options of a data set of your own, which may as well be keys of the block itself.
     """
 
     name: str = "digits"
@@ -56,11 +63,18 @@ class DataConfig:
     memory: bool | Literal["auto"] = "auto"
     workers: int | None = None
     corrupt: Literal["error", "skip"] = "error"
+    collate: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = known_set(self.name)
-        if known is None:
-            raise ValueError(checks.unknown("data set", self.name, [*SETS, f"{TIMM}..."]))
+        if known is None and not self.is_own:
+            raise ValueError(checks.unknown("data set", self.name, [*SETS, f"{TIMM}...", "mine:dataset"]))
+        if self.collate is not None and not (self.is_own and own_code.is_own(self.collate)):
+            raise ValueError(
+                f"data.collate must be a function such as mine:collate, with a data set of your own; got {self.collate!r} for "
+                f"{self.name!r}. Leave it out."
+            )
         for key in ("train_size", "test_size", "image_size"):
             if getattr(self, key) is not None:
                 checks.whole(f"data.{key}", getattr(self, key), minimum=1)
@@ -77,6 +91,9 @@ class DataConfig:
                 raise ValueError(
                     f"data.image_size must be given with data.evaluation_crop {self.evaluation_crop}; got null. Write 224, say."
                 )
+        if known is None:
+            self._check_own()
+            return
         if self.download and known.no_download:
             raise ValueError(f"data.download must be false for {self.name!r}, which {known.no_download}; got true. Leave it out.")
         for key in ("train_split", "test_split"):
@@ -87,6 +104,22 @@ class DataConfig:
                 )
         if self.train_size is not None or known.training_images is not None:
             self.training_images()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the data set is a function of one's own, to which what concerns images does not apply."""
+        return own_code.is_own(self.name)
+
+    def _check_own(self) -> None:
+        for key in _OF_IMAGES:
+            default = next(f.default for f in fields(self) if f.name == key)
+            if getattr(self, key) != default:
+                raise ValueError(
+                    f"data.{key} must be left out for {self.name!r}, which makes its samples itself; got {getattr(self, key)!r}. "
+                    "Make it an option of that function."
+                )
+        if self.train_size is not None:
+            self.validation_images(self.train_size)
 
     @property
     def images_asked_for(self) -> int | None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,6 +50,47 @@ class Batch:
     share: float
     fewest: int
 
+    @property
+    def size(self) -> int:
+        """n."""
+        return len(self.labels)
+
+    def part(self, rows: slice, precision: str = "fp32") -> tuple[Tensor, Tensor]:
+        """Images and targets of some rows, in the dtype of a model in ``precision``; autocast casts them itself."""
+        images = self.images[rows]
+        return images.double() if precision == "fp64" else images, self.targets[rows]
+
+    def labeled(self, precision: str = "fp32") -> tuple[Tensor, Tensor]:
+        """All images, and their classes even if the targets are mixed."""
+        return self.part(slice(None), precision)[0], self.labels
+
+
+class AnyBatch(Protocol):
+    """A batch of images, or of the samples of a data set of one's own."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def share(self) -> float: ...
+    @property
+    def fewest(self) -> int: ...
+    def part(self, rows: slice, precision: str = "fp32") -> tuple[Any, Any]: ...
+    def labeled(self, precision: str = "fp32") -> tuple[Any, Any]: ...
+
+
+class TrainingBatches(Protocol):
+    """What is trained on."""
+
+    def __len__(self) -> int: ...
+    def batches(self, epoch: int, size: int, *, start: int = 0) -> Iterator[AnyBatch]: ...
+
+
+class EvaluationBatches(Protocol):
+    """What is evaluated on."""
+
+    def __len__(self) -> int: ...
+    def batches(self, size: int) -> Iterator[AnyBatch]: ...
+
 
 @dataclass(frozen=True)
 class Data:
@@ -59,17 +100,17 @@ class Data:
         train: training images.
         test: test images.
         validation: validation images, the set's own or held out of the training images; None if there are none.
-        classes: how many.
-        image_shape: (channels, height, width).
+        classes: how many; None if a data set of one's own does not say.
+        image_shape: (channels, height, width); None for samples that are no images.
         in_memory: whether the images are held in memory; otherwise they are read from their files as they are needed.
         unreadable: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
     """
 
-    train: TrainingSet
-    test: EvaluationSet
-    validation: EvaluationSet | None
-    classes: int
-    image_shape: tuple[int, int, int]
+    train: TrainingBatches
+    test: EvaluationBatches
+    validation: EvaluationBatches | None
+    classes: int | None
+    image_shape: tuple[int, int, int] | None
     in_memory: bool
     unreadable: int = 0
 

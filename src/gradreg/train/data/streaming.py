@@ -58,7 +58,7 @@ class StreamingLoader:
             UnreadableImage: an image cannot be decoded.
             RuntimeError: another epoch was started before this one ended.
         """
-        chunks = self._chunks.current = [_Chunk(indices.epoch, indices.selected.tolist()) for indices in batches]
+        chunks = self._chunks.current = [Chunk(indices.epoch, indices.selected.tolist()) for indices in batches]
         loaded = _started(self._loader)
         while True:
             if self._chunks.current is not chunks:
@@ -67,6 +67,40 @@ class StreamingLoader:
             if batch is None:
                 return
             yield _raise_errors(batch).to(self._device, non_blocking=True)
+
+
+class ChunkFetcher:
+    """Fetches chunks of a data set of one's own, in worker processes or in this one.
+
+    Args:
+        dataset: gives the samples of a ``Chunk`` as a list.
+        workers: processes that fetch; 0 fetches in this process.
+        keep_workers: whether the workers stay from epoch to epoch. Then only one epoch can be read at a time.
+    """
+
+    def __init__(self, dataset: Any, *, workers: int, keep_workers: bool) -> None:
+        self._dataset, self._workers, self._chunks = dataset, workers, _ChunkSampler()
+        self._loader = _data_loader(dataset, self._chunks, workers, keep_workers=keep_workers) if workers else None
+
+    def fetch(self, batches: Sequence[BatchIndices]) -> Iterator[list[Any]]:
+        """The samples of each of ``batches``.
+
+        Raises:
+            RuntimeError: another epoch was started before this one ended.
+        """
+        chunks = [Chunk(indices.epoch, indices.selected.tolist()) for indices in batches]
+        if self._loader is None:
+            yield from (self._dataset[chunk] for chunk in chunks)
+            return
+        self._chunks.current = chunks
+        loaded: Iterator[Any] = _started(self._loader)
+        while True:
+            if self._chunks.current is not chunks:
+                raise RuntimeError("an epoch of samples must be over before another begins, since one set of workers serves both.")
+            samples = next(loaded, None)
+            if samples is None:
+                return
+            yield samples
 
 
 def decode_all(images: EncodedImages, transform: Callable[..., Tensor], shape: tuple[int, int, int], *, workers: int) -> Tensor:
@@ -95,20 +129,20 @@ def workers(config: DataConfig) -> int:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """Images that a worker decodes at once: those at ``positions``, with the random numbers of ``epoch``."""
 
     epoch: int
     positions: list[int]
 
 
-class _ChunkSampler(Sampler[_Chunk]):
+class _ChunkSampler(Sampler[Chunk]):
     """The chunks that the workers decode next; replaced for every epoch, while the workers stay."""
 
-    def __init__(self, chunks: Sequence[_Chunk] = ()) -> None:
+    def __init__(self, chunks: Sequence[Chunk] = ()) -> None:
         self.current = chunks
 
-    def __iter__(self) -> Iterator[_Chunk]:
+    def __iter__(self) -> Iterator[Chunk]:
         return iter(self.current)
 
     def __len__(self) -> int:
@@ -121,7 +155,7 @@ class _DecodedImages(Dataset[Tensor | Exception]):
     def __init__(self, images: EncodedImages, transform: Callable[..., Tensor], shape: tuple[int, int, int], seed: int | None) -> None:
         self._images, self._transform, self._shape, self._seed = images, transform, torch.Size(shape), seed
 
-    def __getitem__(self, chunk: _Chunk) -> Tensor | Exception:
+    def __getitem__(self, chunk: Chunk) -> Tensor | Exception:
         out = torch.empty(len(chunk.positions), *self._shape, dtype=torch.uint8)
         try:
             with torch.random.fork_rng(devices=[]):  # without workers this is the run's own generator
@@ -146,12 +180,12 @@ class _ReadableImages(Dataset[Tensor]):
     def __init__(self, images: EncodedImages) -> None:
         self._images = images
 
-    def __getitem__(self, chunk: _Chunk) -> Tensor:
+    def __getitem__(self, chunk: Chunk) -> Tensor:
         return torch.tensor([datasets.is_readable(self._images, position) for position in chunk.positions])
 
 
 def _all_chunks(images: EncodedImages) -> _ChunkSampler:
-    return _ChunkSampler([_Chunk(0, positions.tolist()) for positions in torch.arange(len(images)).split(_CHUNK_SIZE)])
+    return _ChunkSampler([Chunk(0, positions.tolist()) for positions in torch.arange(len(images)).split(_CHUNK_SIZE)])
 
 
 def _data_loader(

@@ -1,6 +1,7 @@
 """Models by the names that recipes use: ours, from the files here, and all of ``timm.create_model``.
 
 Ours are built without timm, whose import takes several times as long as PyTorch's; ``register_with_timm()`` registers them with timm too.
+Those of one's own are in ``own``.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from gradreg import checks
+from gradreg import checks, own_code
+from gradreg.own_code import Code
 from gradreg.train.models import mlp as mlp  # each adds its models to ENTRIES
+from gradreg.train.models import own as own
 from gradreg.train.models import plain_cnn as plain_cnn
 from gradreg.train.models import pyramidnet as pyramidnet
 from gradreg.train.models import shake_shake as shake_shake
@@ -27,7 +30,9 @@ _OF_CREATE_MODEL = ("checkpoint_path", "scriptable", "exportable", "no_jit")
 """Options that ``timm.create_model`` itself takes."""
 
 
-def create(options: Mapping[str, Any], *, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+def create(
+    options: Mapping[str, Any], *, classes: int | None, image_shape: tuple[int, int, int] | None, code: Code | None = None
+) -> nn.Module:
     """The model of ``options["name"]`` for images of (channels, height, width) and ``classes`` outputs.
 
     A model that is built for one size of images (``img_size``: transformers, fully connected networks) is built for that of
@@ -35,14 +40,24 @@ def create(options: Mapping[str, Any], *, classes: int, image_shape: tuple[int, 
 
     Args:
         options: "name" and the model's own options.
-        classes: outputs.
-        image_shape: (channels, height, width) of the images.
+        classes: outputs; None if the data do not say.
+        image_shape: (channels, height, width) of the images; None for samples that are none.
+        code: where the files of one's own functions are.
 
     Raises:
-        ValueError: an unknown model or option; for a model the nearest known one is named.
+        ValueError: an unknown model or option; for a model the nearest known one is named. Or data that do not say what it needs.
     """
     name = options["name"]
+    if own_code.is_own(name):
+        return own.create(options, code, classes=classes, image_shape=image_shape)
     arguments = {k: v for k, v in options.items() if k != "name"}
+    classes = arguments.pop("num_classes", classes) if classes is None else classes
+    if classes is None or image_shape is None:
+        missing = "images (channels, height, width)" if image_shape is None else "a number of classes"
+        raise ValueError(
+            f"model {name!r} must get {missing}, which the data set does not say. "
+            + ("Name a model of your own." if image_shape is None else "Give it an attribute classes, or write model.num_classes.")
+        )
     channels, height, width = image_shape
     if name in ENTRIES and not any(option in arguments for option in _OF_CREATE_MODEL):
         build: Any = ENTRIES[name]

@@ -1,0 +1,396 @@
+"""A search: what is varied, what is dropped, that both sides get as much, that nothing is lost or run twice, and what is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+import gradreg
+from gradreg import cli, own_code, study
+from gradreg.registry import CONSTRUCTORS
+from gradreg.study.functions import load_task
+from gradreg.study.search import Finding, is_behind
+from gradreg.study.search_space import STRENGTHS, arms, as_range, describe, parse_search
+from gradreg.study.tasks import TaskError
+
+TASK = '''
+import os
+import torch
+from gradreg import study
+
+@study.task(metric="rmse", mode="min")
+def train(run: study.Run, *, lr: float = 0.05, width: int = 4, kind: str = "tanh", wait: float = 0.0) -> None:
+    """A regression on noise."""
+    with open(os.environ["RUNS"], "a") as file:
+        file.write(f"{run.folder.parent.name} {run.seed}\\n")
+    data = torch.Generator().manual_seed(run.seed)
+    x = torch.randn(60, 3, generator=data)
+    y = x.sin().sum(1, keepdim=True) + 0.3 * torch.randn(60, 1, generator=data)
+    model = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
+    regularizer = run.regularizer(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    rmse = lambda rows: (model(x[rows]) - y[rows]).square().mean().sqrt()
+    import time
+    time.sleep(wait)
+    for epoch in run.epochs(3):
+        for start in (0, 20):
+            rows = slice(start, start + 20)
+            optimizer.zero_grad()
+            regularizer.backward(lambda: (model(x[rows]) - y[rows]).square().mean())
+            optimizer.step()
+        with torch.no_grad():
+            run.log(validation_rmse=rmse(slice(40, 50)), test_rmse=rmse(slice(50, 60)))
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(TASK)
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs.txt"))
+    return path
+
+
+def tuned(mine: Path, **options):
+    given = {"penalty": "sam", "trials": 4, "seeds": 2, "confirm": 2, "out": mine.parent / "out", "workers": 0}
+    return study.tune(load_task(str(mine)), **{**given, **options})
+
+
+def runs_of(mine: Path) -> list[str]:
+    return (mine.parent / "runs.txt").read_text().splitlines()
+
+
+# ---- what is varied
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "low", "high", "log"),
+    [
+        ("log:1e-3:1", "Float", 1e-3, 1.0, True),
+        ("0:0.5", "Float", 0.0, 0.5, False),
+        ("16:256", "Int", 16, 256, False),
+        ("log:8:512", "Int", 8, 512, True),
+        ("-1.5:2", "Float", -1.5, 2.0, False),
+    ],
+)
+def test_ranges_as_they_are_written(text: str, kind: str, low: float, high: float, log: bool) -> None:
+    one = as_range("lr", text)
+    assert type(one).__name__ == f"{kind}Distribution"
+    assert (one.low, one.high, one.log) == (low, high, log)
+    assert as_range("lr", describe(one)) == one
+
+
+def test_choices_keep_their_kinds() -> None:
+    assert as_range("x", "sgd|adamw|1|0.5|true").choices == ("sgd", "adamw", 1, 0.5, True)
+    assert as_range("x", [None, "a"]).choices == (None, "a")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("1", "range or choices; got '1'"),
+        ("1:2:3", "range or choices"),
+        ("log:1", "range or choices"),
+        ("a:b", "range or choices"),
+        ("0:inf", "range or choices"),
+        ("2:1", "must rise"),
+        ("1:1", "must rise"),
+        ("log:0:1", "above 0"),
+        (3, "a range or a list of choices; got 3"),
+        ([], "a range or a list of choices"),
+    ],
+)
+def test_what_is_no_range(value: object, told: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=told):
+        as_range("lr", value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"), [(["lr"], "NAME=RANGE; got 'lr'"), (["lr=1:2", "lr=1:3"], "once; got 'lr'"), (["=1:2"], "NAME=RANGE")]
+)
+def test_a_search_that_cannot_be_read(texts: list[str], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        parse_search(texts)
+
+
+def test_every_penalty_has_strengths_and_both_ends_build(mine: Path) -> None:
+    assert set(STRENGTHS) == set(CONSTRUCTORS)
+    found = arms(load_task(str(mine)), list(CONSTRUCTORS), {})
+    assert [arm.name for arm in found] == ["none", *CONSTRUCTORS]
+    assert not found[0].space
+    assert all(arm.space for arm in found[1:])
+
+
+def test_gamma_follows_epsilon_unless_it_is_given_or_searched(mine: Path) -> None:
+    task = load_task(str(mine))
+    _, both, given, searched = arms(task, ["fgr", "fgr:gamma=0.1", "fgr:epsilon=0.3"], {})
+    assert both.variant(task, {"penalty.epsilon": 0.2}).penalty == gradreg.fgr(gamma=0.2, epsilon=0.2)
+    assert given.variant(task, {"penalty.epsilon": 0.2}).penalty == gradreg.fgr(gamma=0.1, epsilon=0.2)
+    assert not searched.space  # γ follows the given ε
+    assert searched.variant(task, {}).penalty == gradreg.fgr(gamma=0.3, epsilon=0.3)
+    _, arm = arms(task, ["fgr"], {"gamma": "log:0.01:1"})
+    assert set(arm.space) == {"penalty.gamma", "penalty.epsilon"}
+    assert arm.variant(task, {"penalty.epsilon": 0.2, "penalty.gamma": 0.4}).penalty == gradreg.fgr(gamma=0.4, epsilon=0.2)
+
+
+def test_options_are_searched_on_both_sides_and_modifiers_kept(mine: Path) -> None:
+    task = load_task(str(mine))
+    plain, arm = arms(task, ["sam:every=2@width=8"], {"lr": "log:0.01:1", "rho": "0.1:0.2"})
+    assert set(plain.space) == {"lr"}
+    assert set(arm.space) == {"lr", "penalty.rho"}
+    variant = arm.variant(task, {"lr": 0.3, "penalty.rho": 0.15})
+    assert (variant.penalty, variant.options["lr"], variant.options["width"]) == (gradreg.sam(rho=0.15).every(2), 0.3, 8)
+    assert plain.variant(task, {"lr": 0.3}).options["width"] == 4
+
+
+@pytest.mark.parametrize(
+    ("penalties", "search", "told"),
+    [
+        (["sma"], {}, "unknown penalty 'sma'"),
+        (["none"], {}, "one that is tuned; got 'none'"),
+        ([], {}, "at least one"),
+        (["sam"], {"momentum": "0:1"}, "unknown option of task 'mine': 'momentum'"),
+        (["sam"], {"width": "0.5:2.5"}, "none, searched at width=0.5.*width"),
+        (["sam"], {"rho": "-1:1"}, "sam, searched at penalty.rho=-1: .*rho"),
+    ],
+)
+def test_what_cannot_be_searched_is_said_before_anything_is_trained(mine: Path, penalties, search, told: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=told):
+        arms(load_task(str(mine)), penalties, search)
+
+
+# ---- what is dropped
+
+
+def test_a_trial_is_behind_as_the_paired_t_test_says() -> None:
+    best = {0: 0.90, 1: 0.92, 2: 0.95}
+    for scores in ({0: 0.85, 1: 0.90, 2: 0.91}, {0: 0.85, 1: 0.93, 2: 0.95}, {0: 0.91, 1: 0.93, 2: 0.94}):
+        p = stats.ttest_1samp([scores[s] - best[s] for s in scores], 0.0, alternative="less").pvalue
+        assert is_behind(scores, best, [], mode="max") == (p < 0.1)
+        assert is_behind({s: -v for s, v in scores.items()}, {s: -v for s, v in best.items()}, [], mode="min") == (p < 0.1)
+
+
+def test_the_spread_of_other_trials_makes_one_seed_enough() -> None:
+    best = {0: 0.90, 1: 0.92, 2: 0.95}
+    others = [{0: 0.89, 1: 0.90, 2: 0.94}, {0: 0.86, 1: 0.87, 2: 0.92}]  # differences -.01, -.02, -.01 and -.04, -.05, -.03
+    spread = ((2 * (0.01 / 3) ** 2 + (0.02 / 3) ** 2 + 2 * 0.01**2) / 4) ** 0.5
+    border = stats.t.ppf(0.1, 4) * spread
+    assert is_behind({0: 0.90 + 1.01 * border}, best, others, mode="max")
+    assert not is_behind({0: 0.90 + 0.99 * border}, best, others, mode="max")
+    assert not is_behind({0: 0.1}, best, [], mode="max")  # one difference has no spread of its own
+    assert not is_behind({7: 0.1}, best, others, mode="max")
+
+
+# ---- a search from its beginning to its end
+
+
+def test_both_sides_get_as_many_trials_and_the_best_by_validation_is_confirmed_with_fresh_seeds(mine: Path) -> None:
+    found = tuned(mine, search={"lr": "log:0.001:0.3"}, trials=6)
+    for side in ("none", "sam"):
+        own = [one for one in found.findings if one.arm == side]
+        assert len(own) == 6
+        complete = [one for one in own if one.state == "complete"]
+        assert all(set(one.scores) == {0, 1} for one in complete)
+        assert all(len(one.scores) < 2 or one.mean > found.chosen[side].mean for one in own if one.state == "dropped")
+        assert found.chosen[side] == min(complete, key=lambda one: one.mean)
+    comparison = found.comparison
+    assert comparison is not None
+    assert comparison.plan.seeds == [2, 3]
+    settings = {name: variant.settings for name, variant in comparison.plan.variants.items()}
+    assert settings["none"]["lr"] == found.chosen["none"].values["lr"]
+    assert settings["sam"]["penalty"] == gradreg.sam(rho=found.chosen["sam"].values["penalty.rho"]).to_dict()
+    held = json.loads((mine.parent / "out" / "search.json").read_text())
+    assert [trial["values"] for trial in held["trials"]] == [dict(one.values) for one in found.findings]
+    assert held["chosen"] == {side: one.number for side, one in found.chosen.items()}
+    assert len(found.to_frame()) == 12
+    assert sum(len(one.scores) for one in found.findings) == len([line for line in runs_of(mine) if int(line.split()[1]) < 2])
+
+
+def test_the_page_draws_the_search_and_links_to_the_comparison(mine: Path) -> None:
+    found = tuned(mine, search={"lr": "log:0.001:0.3"})
+    page = (mine.parent / "out" / "search.html").read_text()
+    for text in ("What rho does", "What lr does", "How the best came about", "confirmation/report.html", *found.sentences()):
+        assert text in page
+    assert page.count('<td class="left">sam</td>') == 4
+    for one in found.findings:
+        assert f'<td class="left">{one.shown_values()}</td>' in page
+
+
+def test_a_side_without_anything_to_search_is_taken_as_it_is(mine: Path) -> None:
+    found = tuned(mine)
+    assert {one.arm for one in found.findings} == {"sam"}
+    assert found.sentences()[0] == "none: nothing to search, taken as it is"
+
+
+def test_equal_choices_share_their_runs(mine: Path) -> None:
+    found = tuned(mine, penalty="sam:rho=0.1", search={"kind": "tanh|relu"}, trials=5)
+    assert len(found.findings) == 10
+    assert len(set(runs_of(mine))) == len(runs_of(mine)) <= 2 * 2 * 2 + 3 * 2
+
+
+def test_an_interrupted_search_goes_on_as_if_it_had_not_been(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tuned(mine, out=mine.parent / "whole", search={"lr": "log:0.001:0.3"})
+    all_runs = sorted(runs_of(mine))
+    (mine.parent / "runs.txt").unlink()
+    from gradreg.study.search import Searcher
+
+    kept, calls = Searcher._take, []
+
+    def interrupted(self, job, result):
+        calls.append(job)
+        if len(calls) in (3, 8):
+            raise KeyboardInterrupt
+        kept(self, job, result)
+
+    monkeypatch.setattr(Searcher, "_take", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            tuned(mine, search={"lr": "log:0.001:0.3"})
+    again = tuned(mine, search={"lr": "log:0.001:0.3"})
+    assert sorted(runs_of(mine)) == all_runs  # nothing twice, nothing left out
+
+    def results(found):
+        return sorted((one.arm, tuple(one.values.items()), tuple(one.scores.items()), one.state) for one in found.findings)
+
+    assert results(again) == results(whole)
+    assert again.sentences() == whole.sentences()
+
+
+def test_more_trials_are_added_to_a_search(mine: Path) -> None:
+    few = tuned(mine)
+    more = tuned(mine, trials=6)
+    assert [one.values for one in more.findings][:4] == [one.values for one in few.findings]
+    assert len(more.findings) == 6
+
+
+# ---- what is told
+
+
+def test_the_best_at_an_end_of_its_range_is_told(mine: Path) -> None:
+    found = tuned(mine, penalty="sam:rho=0.05", search={"lr": [0.05], "width": "4:5"}, trials=3)
+    assert any("width=" in text and "end of its range, 4:5" in text for text in found.warnings)
+
+
+def test_another_search_in_the_folder_is_refused(mine: Path) -> None:
+    tuned(mine)
+    with pytest.raises(ValueError, match=r"holds a search of another kind for 'mine: sam'; it differs in seeds\. Choose another --out"):
+        tuned(mine, seeds=3)
+    mine.write_text(TASK.replace("0.3 * torch", "0.4 * torch"))
+    name = next(name for name in sys.modules if name.startswith(own_code.PREFIX) and sys.modules[name].__file__ == str(mine))
+    del sys.modules[name]
+    with pytest.raises(ValueError, match="differs in source"):
+        tuned(mine)
+
+
+def test_a_task_without_validation_cannot_be_tuned(mine: Path) -> None:
+    mine.write_text(TASK.replace("validation_rmse=rmse(slice(40, 50)), ", ""))
+    with pytest.raises(TaskError, match=r"selects by validation_rmse, which mine does not log.*run\.log\(validation_rmse=\.\.\.\)"):
+        tuned(mine)
+
+
+def test_trials_that_diverge_are_dropped_and_a_side_of_nothing_else_is_an_error(mine: Path) -> None:
+    with pytest.raises(RuntimeError, match="no trial of none is complete, of 4: all diverged"):
+        tuned(mine, search={"lr": "log:1e30:1e38"})
+
+
+def test_trials_that_raise_are_told_with_their_error(mine: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"no trial of sam@width=-3 is complete, of 4: the first with RuntimeError.*line 1"):
+        tuned(mine, penalty="sam@width=-3")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"trials": 0}, "trials must be >= 1"),
+        ({"seeds": 0}, "seeds must be >= 1"),
+        ({"confirm": 1}, "confirm must be >= 2"),
+        ({"penalty": "sam:rho=0.1"}, "search must name something"),
+        ({"storage": "somewhere"}, "storage must be memory, journal:FILE, or a URL"),
+        ({"storage": "postgresql://me:secret@127.0.0.1:9/none"}, "must be a data base that can be reached"),
+        ({"storage": "nosuch://x"}, "must be a data base that can be reached"),
+    ],
+)
+def test_bad_arguments(mine: Path, options, told: str) -> None:
+    with pytest.raises(ValueError, match=told) as raised:
+        tuned(mine, **options)
+    assert "secret" not in str(raised.value)
+
+
+def test_storage_in_memory_and_in_a_data_base(mine: Path) -> None:
+    by_default = tuned(mine)
+    for i, storage in enumerate(("memory", f"sqlite:///{mine.parent}/search.db", f"journal:{mine.parent}/own.journal")):
+        found = tuned(mine, storage=storage, out=mine.parent / f"out-{i}")
+        assert [one.values for one in found.findings] == [one.values for one in by_default.findings]
+
+
+def test_the_command(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--trials", "3", "--seeds", "2", "--confirm", "2", "--workers", "0", "--out", str(mine.parent / "out")]
+    assert cli.main(["tune", str(mine), "--penalty", "fgr", "--search", "lr=log:0.001:0.3", *options]) == 0
+    shown = capsys.readouterr().out
+    assert "mine: 3 trials each of none and fgr, 2 seeds at most" in shown
+    assert shown.count("on validation, ") == 6
+    assert "confirmed fgr, seed 3" in shown
+    assert f"report: {mine.parent / 'out' / 'search.html'}" in shown
+    assert cli.main(["tune", str(mine), "--search", "lr", *options]) == 2
+    assert "--search must be written NAME=RANGE" in capsys.readouterr().err
+    assert cli.main(["tune", str(mine), "--penalty", "fgr", "--search", "lr=log:0.001:0.3", *options, "--fresh"]) == 0
+
+
+@pytest.mark.slow
+def test_the_command_with_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--trials", "2", "--seeds", "1", "--confirm", "2", "--workers", "0", "--epochs", "2", "--data.validation", "100"]
+    searched = ["--penalty", "sam", "fgr:epsilon=0.1", "--search", "optimizer.lr=log:0.01:0.3", "--out", str(tmp_path)]
+    assert cli.main(["tune", "digits-noisy-labels", *options, *searched]) == 0
+    assert "2 trials each of none and sam and fgr:epsilon=0.1" in capsys.readouterr().out
+    held = json.loads((tmp_path / "search.json").read_text())
+    assert {(trial["arm"], *sorted(trial["values"])) for trial in held["trials"]} == {
+        ("none", "optimizer.lr"),
+        ("sam", "optimizer.lr", "penalty.rho"),
+        ("fgr:epsilon=0.1", "optimizer.lr"),
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_search_and_one_is_killed(mine: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "gradreg", "tune", str(mine), "--penalty", "sam", "--search", "lr=log:0.001:0.3", "--wait", "0.2"),
+        *("--trials", "5", "--seeds", "2", "--confirm", "2", "--workers", "0", "--out", str(mine.parent / "out")),
+    ]
+    first, second = (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) for _ in range(2)
+    )
+    until = time.monotonic() + 120
+    while not (mine.parent / "runs.txt").exists() or len(runs_of(mine)) < 4:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    assert second.wait(timeout=240) == 0, second.communicate()[1]
+    second.communicate()
+    first.communicate()
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    held = json.loads((mine.parent / "out" / "search.json").read_text())
+    assert held["confirmed"]
+    for side in ("none", "sam"):
+        own = [trial for trial in held["trials"] if trial["arm"] == side]
+        assert 5 <= len(own) <= 6  # two processes may both begin the last
+        assert all(trial["state"] in ("complete", "dropped") for trial in own)
+    complete = {
+        str(path.parent.relative_to(mine.parent / "out" / "trials")) for path in (mine.parent / "out" / "trials").rglob("result.json")
+    }
+    began = [line.replace(" ", "/seed-") for line in runs_of(mine)]
+    twice = {run for run in began if began.count(run) > 1}
+    assert len(twice) <= 1  # the one that was killed while it ran
+    assert complete == {run for run in began if run.startswith(("none-", "sam-"))}
+
+
+def test_a_finding_without_scores_has_no_mean() -> None:
+    assert Finding("sam", 0, {}, {}, "running", 0.0, 0.0).mean is None
+    assert Finding("sam", 0, {}, {0: 0.5, 1: None}, "dropped", 0.0, 0.0).mean is None
