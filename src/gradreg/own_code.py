@@ -236,8 +236,8 @@ def _recorded(name: str, before: Any, beside: Path | None) -> Path | None:
             raise ValueError(f"code.{where} must be a file that is there; got {before['file']!r}, and {error}") from error
     if file is not None and digest(file) != held["sha256"]:
         raise ValueError(
-            f"code.{where} must be the file that the run was made with; {str(file)!r} has changed since. Restore it, or start a run of its "
-            "own: --code null takes the file as it is now."
+            f"code.{where} must be the file that the run was made with; {str(file)!r} has changed since. Restore it, or start another "
+            "run with another --out; of a config.yaml that is used as a recipe, --code null takes the file as it is now."
         )
     return file
 

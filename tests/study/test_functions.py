@@ -278,6 +278,8 @@ def test_a_task_that_breaks_the_rules(tmp_path, capsys, text, message):
     ("body", "message"),
     [
         (LOOP.replace("epochs(2):", "epochs(2):\n    if epoch: break"), "returned after 1 of 2 epochs, so that compute is not matched"),
+        (LOOP + "\n    break", "returned after 1 of 2 epochs, so that compute is not matched"),
+        (LOOP.replace("test_accuracy=", "test_accuracy=float('nan') or "), "logged test_accuracy=nan, without a loss that is not finite"),
         (LOOP.replace("0.5 + 0.1 * run.seed", "0.5"), "every seed gave the same result. The task must use run.seed"),
     ],
 )  # fmt: skip

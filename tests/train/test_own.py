@@ -24,6 +24,7 @@ from gradreg.train.data import samples
 from gradreg.train.evaluation import evaluate
 from gradreg.train.loop import train
 from gradreg.train.recipe import configuration
+from gradreg.train.run_folder import RunFolder
 
 MINE = """
 import random
@@ -276,6 +277,7 @@ def test_a_run_is_judged_everywhere_by_its_metric(folder, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["rmse"] == pytest.approx(record["validation_rmse"], rel=1e-6)
     assert (found["samples"], "images" in found) == (7, False)
+    assert RunFolder(Path("run")).history()[-1].to_dict() == {**record, "seconds": 0.0, "images_per_second": 0.0}
     assert cli.main(["evaluate", "run", "--metric", "{name: loss}"]) == 0
     assert capsys.readouterr().out == f"test, 13 samples, last weights: loss {record['test_loss']:.4f}\n"
     held = recipes.read_yaml("held", Path("run/config.yaml").read_text())
