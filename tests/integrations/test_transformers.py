@@ -180,6 +180,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(restore_callbacks: bool, tmp
 SAVING = {"save_strategy": "steps", "save_steps": 2}
 STATEFUL = {
     "friendly_sam": gradreg.friendly_sam(rho=0.3),
+    "auto": gradreg.auto(),
     "remembered": gradreg.remembered(epsilon=0.3),
     "msam": gradreg.msam(rho=0.3),
     "looksam": gradreg.looksam(rho=0.3, k=3, a=0.7),  # step 2 reuses what step 0 found

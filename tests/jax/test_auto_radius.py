@@ -51,7 +51,7 @@ STEPS, RATE = 12, 0.05
 def by_torch(penalty: GradientPenalty) -> tuple[list[np.ndarray], list[float], dict[str, float]]:
     """Parameters after ``STEPS`` steps, the radius of each, and the state at the end."""
     params, x, y = problem()
-    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    model: Any = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     with torch.no_grad():
         for i in ("0", "2"):
             model[int(i)].weight.copy_(torch.tensor(np.asarray(params[i]["weight"]).T))
@@ -121,7 +121,7 @@ def test_under_scan_and_vmap() -> None:
 def test_one_program_for_all_steps() -> None:
     params, x, y = problem()
     oracle = value_and_grad(squared_error, KINDS["zero-warm-up"])
-    run = jax.jit(oracle)
+    run: Any = jax.jit(oracle)
     state = oracle.init(params)
     form = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), state)
     for step in range(6):
@@ -184,7 +184,7 @@ def test_in_optax_by_the_alignment_alone() -> None:
     params, x, y = problem()
     loss = partial(squared_error, x=x, y=y)
     tx = regularize(KINDS["sam"])
-    state = tx.init(params)
+    state: Any = tx.init(params)
     for _ in range(STEPS):
         updates, state = tx.update(jax.grad(loss)(params), state, params, grad_fn=jax.grad(loss))
         params = optax.apply_updates(params, jax.tree.map(lambda u: -RATE * u, updates))

@@ -105,9 +105,10 @@ class RegularizedTrainerMixin(_Base):
         """The trainer's own, and beside it this process's part of the penalty's state."""
         super()._save_optimizer_and_scheduler(output_dir)
         state = {} if self.regularizer is None else self.regularizer.state_dict()
-        if "memory" in state:
+        if "memory" in state or "radius" in state:
             Path(output_dir).mkdir(parents=True, exist_ok=True)  # other processes may come before the one that saves the model
-            torch.save(state["memory"], self._memory_file(output_dir))
+            kept = {key: state[key] for key in ("memory", "radius") if key in state}
+            torch.save(kept if "radius" in kept else kept["memory"], self._memory_file(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The trainer's own; the regularizer, which does not exist yet, is told where its state is."""
@@ -193,8 +194,9 @@ class RegularizedTrainerMixin(_Base):
             )
             return
         try:
-            memory = torch.load(file, map_location="cpu", weights_only=True)
-            self.regularizer.load_state_dict({**self.regularizer.state_dict(), "memory": memory})
+            kept = torch.load(file, map_location="cpu", weights_only=True)
+            kept = kept if "radius" in kept else {"memory": kept}
+            self.regularizer.load_state_dict({**self.regularizer.state_dict(), **kept})
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
             raise ValueError(
                 f"{str(file)!r} must hold the state of {self.penalty}; {type(error).__name__}: {error} Resume from another checkpoint, or "
