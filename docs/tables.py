@@ -84,14 +84,15 @@ def digits() -> str:
         "test accuracy, %",
         "over plain, equal epochs",
         "over plain, equal gradients",
+        "over plain, stopped early",
         "gradient evaluations",
         "at equal epochs",
     )
     return markdown(
         header,
         [
-            (label, value, equal, spent, evaluations, decision)
-            for label, value, equal, spent, _, evaluations, decision in cells("digits-noisy-labels")
+            (label, value, equal, spent, early, evaluations, decision)
+            for label, value, equal, spent, early, evaluations, decision in cells("digits-noisy-labels")
         ],
     )
 

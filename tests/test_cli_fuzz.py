@@ -285,13 +285,33 @@ def test_damaged_run_folders(cases, run, tmp_path, capsys):
         shutil.rmtree(copy)
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory) -> tuple[Path, list[str]]:
-    path = tmp_path_factory.mktemp("fuzz") / "study"
-    keys = ["--epochs", "1", "--data.train_size", "100", "--data.validation", "50", "--model.hidden", "[8]", "--workers", "0"]
-    words = ["compare", "digits-noisy-labels", "--penalties", "none", "sam:rho=0.1", "--seeds", "2", *keys]
-    assert cli.main([*words, "--out", str(path)]) == 0
-    return path, words
+TASK = """
+from gradreg import study
+
+class Counted:
+    def __init__(self): self.step, self.metrics, self.regularizer = 0, {"evaluations": 0}, None
+
+@study.task(metric="error", mode="min")
+def train(run: study.Run) -> None:
+    made = Counted()
+    made.regularizer = made
+    run.count(made)
+    for epoch in run.epochs(3):
+        made.step += 1
+        made.metrics["evaluations"] += 1 if run.penalty is None else 2
+        run.log(test_error=1 / (run.seed + epoch + 1), validation_error=0.5, loss=0.1)
+"""
+
+
+@pytest.fixture(scope="module", params=["recipe", "function"])
+def study(request, tmp_path_factory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "mine.py").write_text(TASK)
+    keys = ["--epochs", "1", "--data.train_size", "100", "--data.validation", "50", "--model.hidden", "[8]"]
+    task = {"recipe": ["digits-noisy-labels", *keys], "function": [str(folder / "mine.py")]}[request.param]
+    words = ["compare", *task, "--penalties", "none", "sam:rho=0.1", "--seeds", "2", "--workers", "0"]
+    assert cli.main([*words, "--out", str(folder / "study")]) == 0
+    return folder / "study", words
 
 
 def numbers(folder: Path) -> Any:

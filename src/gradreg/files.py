@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -42,6 +42,40 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write ``value`` as indented JSON; NaN raises ``ValueError``, because JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, *, holds: str, remedy: str) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Args:
+        path: the file.
+        holds: what it must hold, for errors.
+        remedy: what to do where it does not.
+
+    Raises:
+        ValueError: naming the file, and what is wrong with it.
+    """
+    try:
+        if not path.is_file():  # nor is it waited for what a FIFO will say
+            raise ValueError("it is no plain file" if os.path.lexists(path) else "it is missing")
+        return parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} must hold {holds}; it is damaged: {error}. {remedy}") from error
+
+
+def parse_json(text: str | bytes) -> dict[str, Any]:
+    """The mapping that ``text`` holds as JSON.
+
+    Raises:
+        ValueError: another value, or no JSON; also where it is nested too deep for the parser.
+    """
+    try:
+        found: Any = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {type(found).__name__} and no mapping")
+    return cast("dict[str, Any]", found)
 
 
 def append_json_line(path: Path, values: Mapping[str, Any]) -> None:

@@ -142,8 +142,8 @@ def test_a_longer_baselines_folder_cannot_be_a_variants():
 
 def test_rivals_can_be_left_out():
     assert all(job.budget == "epochs" for job in plan_of(BASE + VARIANTS, rivals=["epochs"]).jobs({}))
-    with pytest.raises(ValueError, match="unknown rivals 'seconds'"):
-        plan_of(BASE + VARIANTS, rivals=["seconds"])
+    with pytest.raises(ValueError, match=r"unknown rivals 'second'\. Did you mean 'seconds'"):
+        plan_of(BASE + VARIANTS, rivals=["second"])
 
 
 def test_two_hundred_variants_and_twenty_seeds_are_planned_in_time_proportional_to_them(monkeypatch):

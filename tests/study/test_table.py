@@ -34,6 +34,7 @@ ROW = Row(
     best_mean=96.123,
     difference=BETTER,
     matched_difference=WORSE,
+    seconds_difference=None,
     early_difference=None,
     gradient_evaluations=1200,
     seconds=3.456,
@@ -58,10 +59,11 @@ def test_the_cells_of_a_row():
         "-8.16 [-8.52, -7.80]",
         "",
         "",
+        "",
         "1200 (2 x)",
         "3.46",
     ]
-    assert [column.sign(ROW) for column in COLUMNS] == [0, 0, 0, 1, -1, 0, 0, 0, 0]
+    assert [column.sign(ROW) for column in COLUMNS] == [0, 0, 0, 1, -1, 0, 0, 0, 0, 0]
     unclear = replace(ROW, difference=verdict(0.1, -0.2, 0.4), matched_difference=None, mean=None, deviation=None, diverged=3)
     assert [column.text(unclear) for column in COLUMNS][1:5] == ["diverged (3 of 3)", "96.12", "+0.10 [-0.65, +0.85]", ""]
     assert not any(column.sign(unclear) for column in COLUMNS)
@@ -93,6 +95,19 @@ def test_exports_hold_every_number():
     )  # fmt: skip
     assert r"95.61 $\pm$ 0.78 (1 of 3 diverged)" in latex([ROW], ACCURACY)
     assert r"test accuracy, \%" in latex([ROW], ACCURACY)
+
+
+def test_on_forty_columns_each_number_has_a_line():
+    from rich.console import Console
+
+    console = Console(width=40, record=True, color_system=None)
+    with console.capture() as capture:
+        console.print(terminal_table([replace(ROW, diverged=0, best_mean=None)], ACCURACY, title="digits, 2 seeds", width=40))
+    lines = [" ".join(line.split()) for line in capture.get().splitlines()]
+    assert max(map(len, capture.get().splitlines())) <= 40
+    assert "…" not in capture.get()
+    for line in ("test accuracy % 95.61", "± 0.78", "over plain, equal epochs +2.08", "[+1.90,", "+2.26]"):
+        assert line in lines
 
 
 @pytest.mark.parametrize("width", [80, 110])

@@ -9,9 +9,9 @@ import argparse
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -71,7 +71,7 @@ class Run:
     def __post_init__(self) -> None:
         clock, steps = MOMENTS[self.moment]
         self.problem = problem_with(Stateful(everything))
-        torch.manual_seed(SEED)
+        torch.default_generator.manual_seed(SEED)
         self.regularizer = regularizer_at(clock, self.model, self.penalty)
         for _ in range(steps):
             self.step()
@@ -91,6 +91,8 @@ class Run:
 
     def forgo(self) -> None:
         """Apply what a decoupled penalty has pending, at a learning rate of 0."""
+        if not self.penalty.decoupled:
+            return
         self.regularizer.decoupled_step(torch.optim.SGD(self.model.parameters(), lr=0.0))
 
     def left(self) -> Left:
@@ -114,11 +116,16 @@ def _counts(file: str) -> bool:
     return str(Path(file).parent) in CIRCLES
 
 
+Place = tuple[object, ...]
+"""What tells one point of a step from another, except for the turn of a loop in which it is reached."""
+
+
 class Lines:
-    """A context that raises KeyboardInterrupt before the ``last``-th executed line of the engine, or counts the lines."""
+    """A context that raises KeyboardInterrupt before the ``last``-th executed line of the engine, or notes the places of all lines."""
 
     def __init__(self, last: int | None = None) -> None:
         self.last, self.count, self.where = last, 0, ""
+        self.places: list[Place] = []
 
     def __enter__(self) -> Lines:
         self._before = sys.gettrace()
@@ -134,23 +141,37 @@ class Lines:
     def _line(self, frame: FrameType, event: str, argument: Any) -> Callable[..., Any]:
         if event == "line":
             self.count += 1
-            if self.count == self.last:
+            if self.last is None:
+                self.places.append(_engine_lines(frame))
+            elif self.count == self.last:
                 self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_name})"
                 raise KeyboardInterrupt("injected")
         return self._line
 
 
+def _engine_lines(frame: FrameType | None) -> Place:
+    """The lines of the engine at which a frame and its callers stand."""
+    lines: list[object] = []
+    while frame is not None:
+        if _counts(frame.f_code.co_filename):
+            lines += (frame.f_code, frame.f_lineno)
+        frame = frame.f_back
+    return tuple(lines)
+
+
 class Allocations(TorchDispatchMode):
-    """Memory is exhausted at the ``last``-th operation that allocates, and stays so until the context ends; or they are counted."""
+    """Memory is exhausted at the ``last``-th operation that allocates, and stays so until the context ends; or they are noted."""
 
     def __init__(self, last: int | None = None) -> None:
         super().__init__()
         self.last, self.count, self.where = last, 0, ""
+        self.places: list[Place] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # In-place operations and views write into what there is; their results alias an argument.
         if any(result.alias_info is None for result in func._schema.returns if "Tensor" in str(result.type)):
             self.count += 1
+            self.places.append((self.count,))
             if self.last is not None and self.count >= self.last:
                 self.where = self.where or str(func)
                 raise torch.OutOfMemoryError("injected: out of memory")
@@ -161,12 +182,12 @@ Fault = type[Lines] | type[Allocations]
 RAISED = {Lines: KeyboardInterrupt, Allocations: torch.OutOfMemoryError}
 
 
-def points(fault: Fault, penalty: GradientPenalty, moment: str) -> int:
-    """How many lines, or allocations, the step has."""
+def points(fault: Fault, penalty: GradientPenalty, moment: str) -> list[Place]:
+    """The places of all lines, or allocations, of the step, in order."""
     run = Run(penalty, moment)
-    with fault() as counted:
+    with fault() as noted:
         run.step()
-    return counted.count
+    return noted.places
 
 
 def lines_before_the_last_pass_ends(penalty: GradientPenalty, moment: str) -> int:
@@ -200,19 +221,28 @@ class Found:
 
 
 def interrupted(fault: Fault, penalty: GradientPenalty, moment: str, point: int, before: Left, after: Left) -> Found:
-    """Interrupt the step at ``point``, once to look, and once to load other weights and go on."""
+    """Interrupt the step at ``point``, look at what is there, load other weights, and go on."""
     run = Run(penalty, moment)
     where = _interrupt(fault, run, point)
     if where is None:
         return Found("", [], False)
-    broken: list[str] = []
     moved = not same(run.left().parameters, before.parameters)
+    to_repair = moved or run.regularizer._perturbation.is_perturbed
     run.repair()
-    left = run.left()
+    broken = _wrong(fault, run, before, after)
+    if to_repair:  # weights are loaded into a model that nothing has repaired; elsewhere there was nothing to repair
+        run = Run(penalty, moment)
+        _interrupt(fault, run, point)
+    return Found(where, broken + _go_on_with_other_weights(run), moved and "parameters" not in broken)
+
+
+def _wrong(fault: Fault, run: Run, before: Left, after: Left) -> list[str]:
+    """What is neither as before the step nor as after it."""
+    broken, left = list[str](), run.left()
     if not same(left.parameters, before.parameters):
         broken.append("parameters")
     # Where a step is one plain pass, a backward pass that fails leaves what it leaves in plain training.
-    plain = penalty.strength_at(sum(MOMENTS[moment])) == 0.0 and fault is Allocations
+    plain = run.penalty.strength_at(sum(MOMENTS[run.moment])) == 0.0 and fault is Allocations
     if not plain and not any(same(left.gradients, one.gradients) for one in (before, after)):
         broken.append("gradients")
     for what in ("written", "numbers"):
@@ -221,10 +251,7 @@ def interrupted(fault: Fault, penalty: GradientPenalty, moment: str, point: int,
         parts = [[name] for name in found] if fault is Allocations else [list(found)]
         if not all(any(all(torch.equal(found[n], one[n]) for n in part) for one in choices) for part in parts):
             broken.append(what)
-
-    run = Run(penalty, moment)
-    _interrupt(fault, run, point)
-    return Found(where, broken + _go_on_with_other_weights(run), moved and "parameters" not in broken)
+    return broken
 
 
 def _interrupt(fault: Fault, run: Run, point: int) -> str | None:
@@ -239,29 +266,50 @@ def _interrupt(fault: Fault, run: Run, point: int) -> str | None:
     return None
 
 
-def _go_on_with_other_weights(run: Run) -> list[str]:
-    """Load a checkpoint and make a step: nothing of the interrupted one may reach the weights or the gradient."""
+@dataclass
+class _Uninterrupted:
+    """A step of a new regularizer from other weights.
+
+    Args:
+        loaded: what the model held before.
+        gradients: what the step left.
+        buffers: likewise.
+    """
+
+    loaded: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+@lru_cache(maxsize=8)
+def _uninterrupted(penalty: GradientPenalty, clock: int) -> _Uninterrupted:
     other = problem_with(Stateful(everything))
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     with torch.no_grad():
         for p in other.model.parameters():
             p.add_(torch.randn_like(p))
     loaded = {n: v.clone() for n, v in other.model.state_dict().items()}
-    run.model.load_state_dict(loaded)
+    twin = regularizer_at(clock, other.model, penalty)
+    torch.default_generator.manual_seed(SEED)
+    twin.backward(other.closure())
+    return _Uninterrupted(loaded, gradients(other.model), _buffers(other.model))
+
+
+def _go_on_with_other_weights(run: Run) -> list[str]:
+    """Load a checkpoint and make a step: nothing of the interrupted one may reach the weights or the gradient."""
+    other = _uninterrupted(run.penalty, run.regularizer.step)
+    run.model.load_state_dict(other.loaded)
     run.model.zero_grad()
     run.forgo()
-    twin = regularizer_at(run.regularizer.step, other.model, run.penalty)
-    torch.manual_seed(SEED)
-    twin.backward(other.closure())
-    torch.manual_seed(SEED)
+    torch.default_generator.manual_seed(SEED)
     run.step()
     broken = []
     # What is remembered is not the new regularizer's: the gradient differs, and so do buffers where no pass is made at the loaded weights.
-    if any(not torch.equal(p, loaded[n]) for n, p in run.model.named_parameters() if p.requires_grad):
+    if any(not torch.equal(p, other.loaded[n]) for n, p in run.model.named_parameters() if p.requires_grad):
         broken.append("loaded weights")
-    elif not run.penalty.has_memory and not same(gradients(run.model), gradients(other.model)):
+    elif not run.penalty.has_memory and not same(gradients(run.model), other.gradients):
         broken.append("next gradient")
-    elif run.penalty.direction.needs_gradient and not same(_buffers(run.model), _buffers(other.model)):
+    elif run.penalty.direction.needs_gradient and not same(_buffers(run.model), other.buffers):
         broken.append("next buffers")
     return broken
 
@@ -278,8 +326,12 @@ def ends(penalty: GradientPenalty, moment: str) -> tuple[Left, Left]:
     return before, run.left()
 
 
-def sweep(fault: Fault, penalty: GradientPenalty, moment: str, chosen: Callable[[int], list[int]]) -> list[Found]:
-    """The points of one step that ``chosen`` picks from so many; the global random numbers stand afterwards where they stood."""
+Choice = Callable[[Sequence[Place]], list[int]]
+"""Picks points, which count from 1, by the places of all."""
+
+
+def sweep(fault: Fault, penalty: GradientPenalty, moment: str, chosen: Choice) -> list[Found]:
+    """The points of one step that ``chosen`` picks; the global random numbers stand afterwards where they stood."""
     start = random_state()
     try:
         before, after = ends(penalty, moment)
@@ -289,13 +341,21 @@ def sweep(fault: Fault, penalty: GradientPenalty, moment: str, chosen: Callable[
         set_random_state(start)
 
 
-def every(stride: int) -> Callable[[int], list[int]]:
-    return lambda count: list(range(1, count + 1, stride))
+def every(stride: int = 1) -> Choice:
+    """Of every place the first, the second and the last time it is reached; of those, each ``stride``-th."""
+
+    def chosen(places: Sequence[Place]) -> list[int]:
+        times: dict[Place, list[int]] = {}
+        for point, place in enumerate(places, start=1):
+            times.setdefault(place, []).append(point)
+        return sorted({point for found in times.values() for point in (*found[:2], found[-1])})[::stride]
+
+    return chosen
 
 
-def a_few(number: int, seed: str) -> Callable[[int], list[int]]:
+def a_few(number: int, seed: str) -> Choice:
     """``number`` points, the same each time for one seed."""
-    return lambda count: sorted(random.Random(seed).sample(range(1, count + 1), min(number, count)))
+    return lambda places: sorted(random.Random(seed).sample(range(1, len(places) + 1), min(number, len(places))))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """A step that is interrupted anywhere, or runs out of memory anywhere, leaves everything as it was, or as a whole step leaves it.
 
-``--soak`` goes through every executed line and every allocation; without it a sample is taken, the same each time.
+``--soak`` goes through all executed lines and allocations; without it a sample is taken, the same each time.
 """
 
 from __future__ import annotations
@@ -43,21 +43,27 @@ def test_an_interrupt_at_any_line_after_the_last_pass(name: str, moment: str, st
     """Where parameters, gradients, buffers and random numbers are put back, of which one may have happened and another not."""
     penalty = PENALTIES[name]
     last = lines_before_the_last_pass_ends(penalty, moment)
-    check(Lines, penalty, moment, lambda count: list(range(last, count + 1, stride)))
+    check(Lines, penalty, moment, lambda places: list(range(last, len(places) + 1, stride)))
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("moment", MOMENTS)
 @every_penalty
 def test_an_interrupt_at_every_line(penalty: GradientPenalty, moment: str) -> None:
-    check(Lines, penalty, moment, every(1))
+    """KeyboardInterrupt before every line that circle 1 and the PyTorch engine execute in a step, of every penalty, at every moment.
+
+    A line counts as often as it is reached from different lines of the engine: a function's for each of its callers, and theirs. In a loop
+    (over parameters, modules, pieces of state, passes) the first, the second and the last turn are interrupted.
+    """
+    check(Lines, penalty, moment, every())
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("moment", MOMENTS)
 @every_penalty
 def test_memory_exhausted_at_every_allocation(penalty: GradientPenalty, moment: str) -> None:
-    check(Allocations, penalty, moment, every(1))
+    """Every operation that allocates fails, and all after it, in a step of every penalty, at every moment."""
+    check(Allocations, penalty, moment, every())
 
 
 IN_A_SMALL_ROOM = """

@@ -26,6 +26,7 @@ def test_the_default_recipe_is_the_documented_experiment():
     recipe = recipes.load("digits-noisy-labels")
     config = configuration(recipe.settings())
     assert (config.data.train_size, config.data.label_noise, config.epochs, config.batch_size) == (1000, 0.3, 60, 100)
+    assert (config.data.validation, config.data.training_images()) == (200, 800)
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.momentum, config.optimizer.nesterov) == ("sgd", 0.05, 0.9, False)
     assert config.model == {"name": "mlp", "hidden": [256, 256]}
     assert configuration(recipe.settings("gnp")).resolved_penalty().penalty == constructors.gnp(r=0.5, alpha=0.8)

@@ -115,7 +115,7 @@ def _curve(figure: go.Figure, row: Row, history: History, rows: Sequence[Row], m
                 legendgroup=row.label,
             )
         )
-    dash = "dot" if not test else "dash" if row.budget == "gradients" else "solid"
+    dash = "dot" if not test else "dash" if row.budget != "epochs" else "solid"
     figure.add_trace(
         go.Scatter(
             x=places,

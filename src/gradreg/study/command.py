@@ -29,7 +29,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     ("--seeds", {"type": int, "default": 5, "help": "how many seeds, from the recipe's seed on"}),
-    ("--rivals", {"nargs": "+", "type": str, "help": f"what to compare with: {', '.join(RIVALS)} (all)"}),
+    ("--rivals", {"nargs": "+", "type": str, "help": f"what to compare with: {', '.join(RIVALS)} (all but seconds)"}),
     ("--margin", {"type": float, "help": "the difference that matters, in the table's unit: verdicts then also say 'no worse'"}),
     (
         "--until",
@@ -92,7 +92,12 @@ def _compare(argv: Sequence[str]) -> int:
             value = "diverged" if record.test is None else plan.metric.text(record.test)
             value = f"failed: {record.error}" if record.error is not None else value
             label = record.variant if record.budget == "epochs" else f"{record.variant} ({record.planned_evaluations} gradients)"
+            label = label.replace(" gradients)", " gradients, equal seconds)") if record.budget == "seconds" else label
             progress.console.print(f"  {label}, seed {record.seed}: {value}, {record.seconds:.1f} s", highlight=False, markup=False)
+
+        def measured(name: str, one: Any) -> None:
+            text = f"  {name}: {one.ratio:.3g} x the seconds of {plan.baseline}, measured once (median of {len(one.rounds)} rounds)"
+            progress.console.print(text, highlight=False, markup=False)
 
         found = run_study(
             plan,
@@ -102,6 +107,7 @@ def _compare(argv: Sequence[str]) -> int:
             on_start=start,
             on_progress=advance,
             on_record=ended,
+            on_measured=measured,
         )
     title = f"{plan.task}, {results.over_seeds(plan, found.records)}"
     console.print(table.terminal_table(found.rows, plan.metric, title=title, width=console.width))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from gradreg.study import results, table
 from gradreg.study.functions import FunctionVariant, is_reference, load_task
 from gradreg.study.plan import Job, Plan, make_plan
 from gradreg.study.results import Record
+from gradreg.study.seconds import EqualSeconds, Side, Timed, measure
 from gradreg.study.stored_plan import RESULTS, StoredPlan
 from gradreg.study.table import Row
 from gradreg.study.tasks import Task, Variant
 from gradreg.study.verdicts import Verdict
-from gradreg.study.workers import OnProgress, default_workers, run_jobs
+from gradreg.study.workers import OnProgress, alone, default_workers, run_jobs
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ def compare(
         seeds: how many, ≥ 1. A paired interval needs 2. With ``until``, those before the first look.
         out: the folder; ``runs/NAME`` by default.
         options: options of the task that all variants share; keys of a recipe, as in ``{"optimizer.lr": 0.1}``.
-        rivals: what to compare with, some of "epochs", "gradients", "early"; all by default. "gradients" costs additional runs of the
-            baseline.
+        rivals: what to compare with, some of "epochs", "gradients", "seconds", "early"; all but "seconds" by default. "gradients" and
+            "seconds" cost additional runs of the baseline; "seconds" first measures the variants' time on this machine, once.
         margin: the difference that matters, in the table's unit; verdicts then also say "no worse".
         until: "decided" adds seeds, one at a time, to the variants that are undecided. The chance of any false verdict is spent over the
             looks (``gradreg.study.racing.Race``). The first rival decides; the others are judged over the seeds that this gives.
@@ -167,6 +168,7 @@ def run_study(
     on_start: Callable[[int, int, int], None] = lambda planned, done, workers: None,
     on_progress: OnProgress = lambda job, share: None,
     on_record: Callable[[Record, int], None] = lambda record, planned: None,
+    on_measured: Callable[[str, EqualSeconds], None] = lambda name, found: None,
 ) -> Comparison:
     """Run what is missing of a plan in ``folder``, and report.
 
@@ -178,6 +180,7 @@ def run_study(
         on_start: told how many runs are planned, how many of them are complete, and how many will run at a time.
         on_progress: told which share of a run is done.
         on_record: told of every run that ends, and of how many are planned by now.
+        on_measured: told of every variant whose seconds were measured, for the rival at equal seconds.
     """
     workers = usable_workers(plan.task, list(plan.variants.values()), workers)
     with locked(folder, purpose="--out"):
@@ -198,16 +201,25 @@ def run_study(
 
         looked_at: set[str] = set()
         stored = StoredPlan.of(folder, plan)
+        plan = replace(plan, seconds=stored.seconds if "seconds" in plan.rivals else {})
         missing = pending()
         stored.take_looks(plan, records)
         count = min(default_workers(), max(1, len(missing))) if workers is None else workers
         on_start(len(missing) + len(records), len(records), count)
-        if missing:
+        while missing or plan.unmeasured(records):
             with contextlib.closing(run_jobs(pending, runs, workers=count, on_progress=on_progress)) as ended_runs:
                 for job, ended in ended_runs:
                     records[job.folder] = record = Record.of(job, ended, plan.metric)
                     stored.take_looks(plan, records)
                     on_record(record, len(plan.jobs(records)))
+            untimed = plan.unmeasured(records)
+            for name in untimed:  # while no run is under way
+                stored.seconds = {**stored.seconds, name: _measured(plan, records, name, workers=count)}
+                stored.write()
+                on_measured(name, stored.seconds[name])
+            if untimed:
+                plan = replace(plan, seconds=stored.seconds)
+            missing = pending()
         stored.take_looks(plan, records)  # those too whose last results were there already
         found = [records[job.folder] for job in plan.jobs(records) if job.folder in records]
         if all(record.error is not None for record in found):
@@ -234,12 +246,32 @@ def usable_workers(task: str, variants: Sequence[Variant], workers: int | None) 
     return workers
 
 
+def _measured(plan: Plan, records: Mapping[str, Record], name: str, *, workers: int) -> EqualSeconds:
+    """The seconds of a variant in units of the baseline's."""
+    with alone(workers) as run:
+
+        def side(one: str) -> Side:
+            cost = plan.cost(one, records)
+            assert cost is not None  # or it would not be measured yet
+
+            def timed(stretch: Fraction) -> Timed | str:
+                ended = run(plan.variants[one], plan.seeds[0], stretch)
+                return ended["error"] if "error" in ended else Timed(ended["seconds"], ended["gradient_evaluations"])
+
+            return Side(timed, *cost)
+
+        try:
+            return measure(side(plan.baseline), side(name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
 def environment_of(folder: Path, records: Sequence[Record]) -> dict[str, Any]:
     """Where the runs ran: as the first of them has written it, else this process's own."""
     for record in records:
         file = folder / record.folder / "environment.json"
         if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+            return files.read_json(file, holds="where a run ran", remedy="Remove the file.")
     return environment.describe()
 
 

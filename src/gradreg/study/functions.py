@@ -264,7 +264,8 @@ class FunctionVariant(Variant):
         file = folder / RESULT
         if not file.is_file():
             return None
-        held = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8"))
+        remedy = f"Remove the folder {str(folder)!r}, so that the run is repeated."
+        held = files.read_json(folder / CONFIGURATION, holds="the configuration of a run", remedy=remedy)
         wanted = self._identity(seed, stretch)
         different = [key for key in {**held, **wanted} if held.get(key) != wanted.get(key)]
         if different:
@@ -273,7 +274,7 @@ class FunctionVariant(Variant):
                 f"{str(folder)!r} holds a run of another configuration; it differs in {what}. Choose another --out, or --fresh to keep the "
                 "old runs aside and start anew."
             )
-        return json.loads(file.read_text(encoding="utf-8"))
+        return files.read_json(file, holds="the result of a run", remedy=remedy)
 
     def run(self, folder: Path, seed: int, stretch: Fraction, on_progress: OnProgress) -> dict[str, Any]:
         for stale in (RESULT, ERROR, METRICS):

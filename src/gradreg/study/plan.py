@@ -1,4 +1,4 @@
-"""The runs of a comparison: every variant and seed, and longer baselines, which spend as many gradient evaluations as a variant."""
+"""The runs of a comparison: every variant and seed, and longer baselines, which spend as many gradients, or seconds, as a variant."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from gradreg import checks
 from gradreg.penalties import GradientPenalty
 from gradreg.registry import CONSTRUCTORS
 from gradreg.study.racing import Look, Race, Standing
+from gradreg.study.seconds import EqualSeconds
 from gradreg.study.tasks import Metric, Task, Variant
 from gradreg.train.strict_yaml import read_yaml
 
-Budget = Literal["epochs", "gradients"]
-Rival = Literal["epochs", "gradients", "early"]
-RIVALS: tuple[Rival, ...] = ("epochs", "gradients", "early")
-"""What a variant is compared with: plain training for as many epochs, for as many gradient evaluations, and stopped early by validation."""
+Budget = Literal["epochs", "gradients", "seconds"]
+Rival = Literal["epochs", "gradients", "seconds", "early"]
+RIVALS: tuple[Rival, ...] = ("epochs", "gradients", "seconds", "early")
+"""What a variant is compared with: plain training for as many epochs, for as many gradient evaluations, for as many seconds (on request),
+and stopped early by validation."""
+USUAL_RIVALS: tuple[Rival, ...] = ("epochs", "gradients", "early")
 
 UNTIL = ("decided",)
 """What seeds can be added until."""
@@ -34,7 +37,8 @@ class Job:
     Args:
         name: the variant that is trained; for a longer baseline, the baseline.
         seed: the run's seed.
-        budget: "epochs" trains as the task says, "gradients" trains the baseline with as many gradient evaluations as a variant spends.
+        budget: "epochs" trains as the task says, "gradients" trains the baseline with as many gradient evaluations as a variant spends,
+            "seconds" as many seconds as a variant takes.
         evaluations: gradient evaluations that the run will spend; None if only the run tells.
         variant: what is run.
         stretch: how many times as long as the task says it trains.
@@ -50,8 +54,8 @@ class Job:
     @property
     def folder(self) -> str:
         """The run's folder within the comparison's."""
-        matched = f"@{self.evaluations}-gradients" if self.budget == "gradients" else ""
-        return f"{folder_name(self.name)}{matched}/seed-{self.seed}"
+        matched = {"epochs": "", "gradients": f"@{self.evaluations}-gradients", "seconds": f"@{self.evaluations}-gradients-by-seconds"}
+        return f"{folder_name(self.name)}{matched[self.budget]}/seed-{self.seed}"
 
 
 class Ended(Protocol):
@@ -84,6 +88,11 @@ class Longer:
     length: int
     evaluations: int
     stretch: Fraction
+
+    @classmethod
+    def of(cls, length: int, own: int, evaluations: float) -> Longer:
+        """That of ``length``, of a baseline that spends ``evaluations`` in ``own``."""
+        return cls(length, round(Fraction(evaluations) * length / own), Fraction(length, own))
 
 
 Values = dict[int, float | None]
@@ -119,6 +128,7 @@ class Plan:
         rivals: what the variants are compared with, in the order of ``RIVALS``.
         margin: the difference that matters, in the table's unit; None if none was given.
         race: how seeds are added until it is decided; None runs all of them.
+        seconds: what has been measured for the rival at equal seconds, by variant.
     """
 
     task: str
@@ -130,6 +140,7 @@ class Plan:
     rivals: tuple[Rival, ...] = RIVALS
     margin: float | None = None
     race: Race | None = None
+    seconds: Mapping[str, EqualSeconds] = field(default_factory=dict)
     _known: dict[Any, list[Job]] = field(default_factory=dict, compare=False, repr=False)
 
     def jobs(self, records: Mapping[str, Ended]) -> list[Job]:
@@ -142,11 +153,10 @@ class Plan:
         Args:
             records: the complete runs so far, by folder.
         """
-        matched = self.longer(records) if "gradients" in self.rivals else {}
-        longer = {found.evaluations: found for found in matched.values()}
         given = self.given(records)
-        most = {n: max(given[name] for name, found in matched.items() if found.evaluations == n) for n in longer}
-        key = (*most.items(), *given.values())
+        longer = self.longer_baselines(records)
+        most = [max(given[name] for name in names) for _, _, names in longer]
+        key = (*((budget, one.evaluations) for budget, one, _ in longer), *most, *given.values())
         if key not in self._known:
             plain = self.variants[self.baseline]
             jobs: list[Job] = []
@@ -154,9 +164,25 @@ class Plan:
                 jobs += [
                     Job(name, seed, "epochs", variant.evaluations, variant) for name, variant in self.variants.items() if i < given[name]
                 ]
-                jobs += [Job(self.baseline, seed, "gradients", n, plain, one.stretch) for n, one in longer.items() if i < most[n]]
+                jobs += [
+                    Job(self.baseline, seed, budget, one.evaluations, plain, one.stretch)
+                    for (budget, one, _), n in zip(longer, most, strict=True)
+                    if i < n
+                ]
             self._known[key] = jobs
         return self._known[key]
+
+    def longer_baselines(self, records: Mapping[str, Ended]) -> list[tuple[Budget, Longer, list[str]]]:
+        """The baselines that train longer, as far as known, each with the variants that are compared with it."""
+        budgets: dict[Budget, dict[str, Longer]] = {
+            "gradients": self.longer(records) if "gradients" in self.rivals else {},
+            "seconds": self.longer_by_seconds(records),
+        }
+        found: dict[tuple[Budget, int], tuple[Budget, Longer, list[str]]] = {}
+        for budget, matched in budgets.items():
+            for name, one in matched.items():
+                found.setdefault((budget, one.evaluations), (budget, one, []))[2].append(name)
+        return list(found.values())
 
     def given(self, records: Mapping[str, Ended]) -> dict[str, int]:
         """How many seeds each variant gets, as far as known; the baseline as many as the most of them."""
@@ -198,12 +224,13 @@ class Plan:
         plain = self.values(self.baseline, records, best=best)
         others = [name for name in self.variants if name != self.baseline]
         baselines = dict.fromkeys(others, plain)
-        if rival == "gradients":
-            longer = {name: self.values(self.baseline, records, longer=one) for name, one in self.longer(records).items()}
+        if rival == "gradients" or rival == "seconds":
+            matched = self.longer(records) if rival == "gradients" else self.longer_by_seconds(records)
+            baselines |= {name: self.values(self.baseline, records, longer=one, budget=rival) for name, one in matched.items()}
             # Which run a variant is compared with is not known before its cost; where all its runs failed or diverged, it never is.
-            unknown = {name: {} for name in others if self.cost(name, records) is None and not self._all_there(name, records)}
-            baselines |= longer | unknown
-        against = {"epochs": "", "gradients": " at equal gradients", "early": " stopped early"}[rival]
+            unknown = [name for name in others if self.cost(name, records) is None and not self._all_there(name, records)]
+            baselines |= {name: {} for name in (*unknown, *(self.unmeasured(records) if rival == "seconds" else ()))}
+        against = {"epochs": "", "gradients": " at equal gradients", "seconds": " at equal seconds", "early": " stopped early"}[rival]
         return Question(self.baseline + against, {name: self.values(name, records, best=best) for name in others}, baselines)
 
     def _all_there(self, name: str, records: Mapping[str, Ended]) -> bool:
@@ -211,12 +238,14 @@ class Plan:
         wanted = self.seeds if self.race is None else self.seeds[: self.race.first]
         return all(Job(one, seed, "epochs", None, self.variants[one]).folder in records for one in (name, self.baseline) for seed in wanted)
 
-    def values(self, name: str, records: Mapping[str, Ended], *, longer: Longer | None = None, best: bool = False) -> Values:
+    def values(
+        self, name: str, records: Mapping[str, Ended], *, longer: Longer | None = None, budget: Budget = "epochs", best: bool = False
+    ) -> Values:
         """The metric of the runs of a variant, or of a longer baseline; ``best``: at the best epoch by validation."""
         variant = self.variants[name]
         found: Values = {}
         for seed in self.seeds:
-            job = Job(name, seed, "epochs", None, variant) if longer is None else Job(name, seed, "gradients", longer.evaluations, variant)
+            job = Job(name, seed, budget, None if longer is None else longer.evaluations, variant)
             record = records.get(job.folder)
             if record is not None:
                 value = record.best_test if best else record.test
@@ -239,8 +268,22 @@ class Plan:
                 continue
             needed = math.ceil(length * Fraction(cost[1]) / Fraction(evaluations))
             if needed > length:
-                found[name] = Longer(needed, round(Fraction(evaluations) * needed / length), Fraction(needed, length))
+                found[name] = Longer.of(needed, length, evaluations)
         return found
+
+    def longer_by_seconds(self, records: Mapping[str, Ended]) -> dict[str, Longer]:
+        """Variant -> the baseline that takes as many seconds, of those that have been measured; one that is no slower has none."""
+        own = self.cost(self.baseline, records)
+        if own is None:
+            return {}
+        return {name: Longer.of(one.length, *own) for name, one in self.seconds.items() if name in self.variants and one.length > own[0]}
+
+    def unmeasured(self, records: Mapping[str, Ended]) -> list[str]:
+        """The variants whose seconds are asked for and not measured yet, though their cost is known."""
+        if "seconds" not in self.rivals or self.cost(self.baseline, records) is None:
+            return []
+        others = [name for name in self.variants if name != self.baseline and name not in self.seconds]
+        return [name for name in others if self.cost(name, records) is not None]
 
     def cost(self, name: str, records: Mapping[str, Ended]) -> tuple[int, float] | None:
         """Length and gradient evaluations of a variant's runs; None while neither the variant nor a complete run tells."""
@@ -275,7 +318,7 @@ def make_plan(
             of such texts. None takes all that the task names. The baseline is always included: what is given as plain training without
             changed options, else the task's first variant without a penalty, else plain training, which is added as "none".
         seeds: how many, from the task's first on, ≥ 1.
-        rivals: some of ``RIVALS``; None takes all.
+        rivals: some of ``RIVALS``; None takes all but "seconds".
         margin: the difference that matters, in the table's unit.
         until: "decided" adds seeds to the variants that are undecided; ``seeds`` are then those before the first look.
         max_seeds: the bound of that; None takes four times ``seeds``.
@@ -286,7 +329,7 @@ def make_plan(
     checks.whole("seeds", seeds, minimum=1, remedy="A paired interval needs 2; 5 is the default.")
     for rival in rivals or ():
         checks.choice("rivals", rival, RIVALS)
-    picked: tuple[Rival, ...] = tuple(rival for rival in RIVALS if rivals is None or rival in rivals)
+    picked: tuple[Rival, ...] = tuple(rival for rival in RIVALS if rival in (USUAL_RIVALS if rivals is None else rivals))
     if margin is not None:
         checks.positive("margin", margin, remedy="It is the difference that matters, in the table's unit.")
     bound = _bound(seeds, until, max_seeds, picked)

@@ -78,6 +78,7 @@ def write_report(
         columns=shown_columns(rows),
         rows=rows,
         seeds=over_seeds(plan, records),
+        equal_seconds=bool(plan.seconds),
         race=None if race is None else race_said(plan, race["looks"]),
         figures=drawn_figures(figures),
         configuration=yaml.safe_dump({name: dict(variant.settings) for name, variant in plan.variants.items()}, sort_keys=False),
@@ -103,8 +104,17 @@ def methods(plan: Plan, rows: Sequence[Row], records: Sequence[Record], race: Ma
             "As a second baseline, training without a penalty was lengthened, in whole epochs rounded up, until it had spent as many "
             "gradient evaluations."
         )
+    if plan.seconds:
+        rounds = max(len(one.rounds) for one in plan.seconds.values())
+        ratios = ", ".join(f"{one.ratio:.3g} for {name}" for name, one in plan.seconds.items())
+        sentences.append(
+            "As another, it was lengthened, rounded up, until it takes as many seconds: the ratio of the seconds per epoch or step was "
+            f"measured once on one machine, in short runs that alternate (median of up to {rounds} rounds: {ratios})."
+        )
     if any(row.early_difference is not None for row in rows):
-        sentences.append("As a third, it was stopped at the epoch with the best validation metric, as were the variants compared with it.")
+        sentences.append(
+            "As a further one, it was stopped at the epoch with the best validation metric, as were the variants compared with it."
+        )
     if race is None or plan.race is None:
         sentences.append(
             "Differences are means over seeds with 95 % intervals of the paired t test; verdicts are corrected for the number of variants "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from gradreg.study.plan import Budget, Job, Plan, Question
+from gradreg.study.plan import Budget, Job, Longer, Plan, Question
 from gradreg.study.statistics import deviation, mean
 from gradreg.study.table import Row, json_row
 from gradreg.study.tasks import Metric
@@ -23,7 +23,7 @@ class Record:
     Args:
         variant: the variant that was trained; for a longer baseline, the baseline.
         seed: the run's seed.
-        budget: "epochs", or "gradients" for a longer baseline.
+        budget: "epochs"; "gradients" or "seconds" for a longer baseline.
         test: the test metric after the last epoch; None if the run diverged or failed.
         validation: the same on validation data; None without any.
         best_epoch: the epoch with the best validation metric; None without validation.
@@ -58,9 +58,14 @@ class Record:
 
     @classmethod
     def of(cls, job: Job, result: Mapping[str, Any], metric: Metric) -> Record:
-        """The run of ``job`` that ended with ``result``."""
+        """The run of ``job`` that ended with ``result``.
+
+        Raises:
+            ValueError: a result, read from a file, that is not one of such a run.
+        """
+        _check(job, result, metric)
         best = result.get("best")
-        best = best if best is not None and best["by"] == metric.validation else None
+        best = best if best is not None and best.get("by") == metric.validation else None
         return cls(
             variant=job.name,
             seed=job.seed,
@@ -100,6 +105,28 @@ class Record:
         }
 
 
+def _check(job: Job, result: Mapping[str, Any], metric: Metric) -> None:
+    """Raise ValueError unless ``result`` has what a ``Record`` takes from it."""
+    best = result.get("best")
+    best_numbers = (best.get("epoch"), best.get(metric.test)) if isinstance(best, Mapping) else ()
+    optional = (metric.validation, "epochs", "length")
+    needed = () if "error" in result else ("gradient_evaluations", "seconds", *(() if result.get("diverged") is True else (metric.test,)))
+    wrong = [key for key in optional if not (result.get(key) is None or _is_number(result[key]))]
+    wrong += [key for key in needed if not _is_number(result.get(key))]
+    wrong += [] if "error" in result or isinstance(result.get("diverged"), bool) else ["diverged"]
+    wrong += [] if (best is None or best_numbers) and all(n is None or _is_number(n) for n in best_numbers) else ["best"]
+    wrong += [] if isinstance(result.get("warnings", []), (list, tuple)) else ["warnings"]
+    if wrong:
+        raise ValueError(
+            f"result.json of the run {job.folder} must have the numbers of its result; it is damaged: {', '.join(wrong)}. Remove the run's "
+            "folder, so that it is repeated."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def rows(plan: Plan, records: Sequence[Record]) -> list[Row]:
     """The table of ``records``: a row for each variant, and for each longer baseline.
 
@@ -109,11 +136,6 @@ def rows(plan: Plan, records: Sequence[Record]) -> list[Row]:
     """
     by_folder = {record.folder.removeprefix("runs/"): record for record in records}
     by_epochs = {name: [r for r in records if r.variant == name and r.budget == "epochs"] for name in plan.variants}
-    longer = {r.planned_evaluations for r in records if r.budget == "gradients"}
-    by_gradients = {
-        n: [r for r in records if r.budget == "gradients" and r.planned_evaluations == n] for n in sorted(longer, key=lambda n: n or 0)
-    }
-    matched = {name: one.evaluations for name, one in plan.longer(by_folder).items()}
     plain = by_epochs[plan.baseline]
     own = plan.cost(plan.baseline, by_folder)
     standing = plan.standing(by_folder)
@@ -143,16 +165,17 @@ def rows(plan: Plan, records: Sequence[Record]) -> list[Row]:
     }
     if standing is not None and plan.rivals[0] in found_by:  # which decides the race
         found_by[plan.rivals[0]] = standing.verdicts
-    equal, spent, early = (found_by.get(rival, {}) for rival in ("epochs", "gradients", "early"))
-    labels = {n: f"{plan.baseline}, " + ("longer" if own is None or n is None else f"{n / own[1]:.3g} x epochs") for n in by_gradients}
+    unit = "epochs" if any(r.epochs is not None for r in plain) else "steps"
+    groups = {
+        _label(plan, budget, one, names, own, unit): (budget, one.evaluations, names)
+        for budget, one, names in plan.longer_baselines(by_folder)
+    }
+    groups = dict(sorted(groups.items(), key=lambda item: item[1][:2]))
+    runs_of = {label: [r for r in records if (r.budget, r.planned_evaluations) == (budget, n)] for label, (budget, n, _) in groups.items()}
+    most = {} if standing is None else {label: max(looks[name] for name in names) for label, (_, _, names) in groups.items()}
     longer_ones: dict[str, Verdict] = {}
-    most: dict[str, int] = {}
-    if standing is not None:
-        most = {labels[n]: max(looks[name] for name, m in matched.items() if m == n) for n in by_gradients}
-    if "epochs" in plan.rivals and labels:
-        values = {
-            labels[n]: {r.seed: None if r.test is None else plan.metric.shown(r.test) for r in group} for n, group in by_gradients.items()
-        }
+    if "epochs" in plan.rivals and groups:
+        values = {label: {r.seed: None if r.test is None else plan.metric.shown(r.test) for r in runs} for label, runs in runs_of.items()}
         against = plan.values(plan.baseline, by_folder)
         longer_ones = judged(Question(plan.baseline, values, dict.fromkeys(values, against)), most)
     found: list[Row] = []
@@ -167,7 +190,7 @@ def rows(plan: Plan, records: Sequence[Record]) -> list[Row]:
                 method=variant.method,
                 evaluations=None if cost is None else cost[1],
                 unit=None if own is None else own[1],
-                verdicts=(equal.get(name), spent.get(name), early.get(name)),
+                verdicts={rival: verdicts.get(name) for rival, verdicts in found_by.items()},
                 looks=None if standing is None else looks.get(name, standing.looks),
             )
         )
@@ -175,16 +198,16 @@ def rows(plan: Plan, records: Sequence[Record]) -> list[Row]:
             found += [
                 _row(
                     plan,
-                    group,
-                    label=labels[n],
+                    runs_of[label],
+                    label=label,
                     variant=name,
                     method=variant.method,
                     evaluations=n,
                     unit=None if own is None else own[1],
-                    verdicts=(longer_ones.get(labels[n]), None, None),
-                    looks=most.get(labels[n]),
+                    verdicts={"epochs": longer_ones.get(label)},
+                    looks=most.get(label),
                 )
-                for n, group in by_gradients.items()
+                for label, (_, n, _) in groups.items()
             ]
     return found
 
@@ -200,6 +223,7 @@ def results(
         "baseline": plan.baseline,
         "seeds": seeds_run(plan, records),
         **({} if race is None else {"race": dict(race)}),
+        **({} if not plan.seconds else {"seconds": {name: asdict(one) for name, one in plan.seconds.items()}}),
         "runs": [record.to_dict(plan.metric) for record in records],
         "table": [json_row(row) for row in table],
         "configuration": {name: dict(variant.settings) for name, variant in plan.variants.items()},
@@ -257,6 +281,14 @@ def warnings(plan: Plan, records: Sequence[Record], race: Mapping[str, Any] | No
     return found
 
 
+def _label(plan: Plan, budget: Budget, one: Longer, names: Sequence[str], own: tuple[int, float] | None, unit: str) -> str:
+    """The name of a longer baseline's row."""
+    if budget == "seconds":
+        ratios = " and ".join(dict.fromkeys(f"{plan.seconds[name].ratio:.3g}" for name in names))
+        return f"{plan.baseline}, equal seconds of {' and '.join(names)}: {one.length} {unit}, ratio {ratios} measured"
+    return f"{plan.baseline}, " + ("longer" if own is None else f"{one.evaluations / own[1]:.3g} x epochs")
+
+
 def _row(
     plan: Plan,
     group: Sequence[Record],
@@ -266,12 +298,11 @@ def _row(
     method: str,
     evaluations: float | None,
     unit: float | None,
-    verdicts: tuple[Verdict | None, Verdict | None, Verdict | None],
+    verdicts: Mapping[str, Verdict | None],
     looks: int | None,
 ) -> Row:
     ended = [plan.metric.shown(r.test) for r in group if r.test is not None]
     best = [plan.metric.shown(r.best_test) for r in group if r.best_test is not None]
-    equal, matched, early = verdicts
     return Row(
         label=label,
         variant=variant,
@@ -283,9 +314,10 @@ def _row(
         mean=mean(ended),
         deviation=deviation(ended),
         best_mean=mean(best),
-        difference=equal,
-        matched_difference=matched,
-        early_difference=early,
+        difference=verdicts.get("epochs"),
+        matched_difference=verdicts.get("gradients"),
+        seconds_difference=verdicts.get("seconds"),
+        early_difference=verdicts.get("early"),
         gradient_evaluations=evaluations,
         seconds=mean([r.seconds for r in group if r.error is None]) or 0.0,
         cost=None if evaluations is None or not unit else evaluations / unit,

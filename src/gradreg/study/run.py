@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import weakref
@@ -11,8 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from gradreg import checks
-from gradreg.files import append_json_line
+from gradreg import checks, files
 from gradreg.penalties import GradientPenalty
 from gradreg.study.tasks import Metric, OnProgress, TaskError
 
@@ -193,7 +191,7 @@ class Run:
             "seconds": self._seconds(),
             **values,
         }
-        append_json_line(self.folder / METRICS, record)
+        files.append_json_line(self.folder / METRICS, record)
         before = self._records[-1] if self._records and epoch is not None and self._records[-1]["epoch"] == epoch else None
         if before is None:
             self._records.append(record)
@@ -424,23 +422,33 @@ class CountedValueAndGrad:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The records of the run in ``folder``: one for each epoch, or for each call of ``log`` outside of epochs."""
     records: list[dict[str, Any]] = []
-    for line in _lines(folder / METRICS):
-        if not line.endswith("\n"):
-            continue
-        values = {name: float(value) if value in ("nan", "inf", "-inf") else value for name, value in json.loads(line).items()}
+    for values in _records(folder / METRICS):
         if records and values.get("epoch") is not None and records[-1].get("epoch") == values["epoch"]:
             records[-1].update(values)
         else:
             records.append(values)
     by_epoch = {record.get("epoch"): record for record in records}
-    for line in _lines(folder / TIMINGS):
-        values = json.loads(line) if line.endswith("\n") else {}
+    for values in _records(folder / TIMINGS):
         by_epoch.get(values.get("epoch"), {}).update(values)
     return records
 
 
-def _lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    """The records in a file of JSON lines; an unfinished line is left out."""
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.is_file() else [], 1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            found = {name: float(value) if value in ("nan", "inf", "-inf") else value for name, value in files.parse_json(line).items()}
+            wrong = [name for name, value in found.items() if value is not None and not isinstance(value, (int, float))]
+            if wrong:
+                raise ValueError(f"{', '.join(wrong)} must be a number")
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"line {number} of {str(file)!r} must be the record of an epoch; it is damaged: {error}. Remove the folder "
+                f"{str(file.parent)!r}, so that the run is repeated."
+            ) from error
+        yield found
 
 
 def _number(name: str, value: Any) -> float:

@@ -1,4 +1,4 @@
-"""``plan.json``: what a study has fixed once and must not change when it is started again: the rule of a race and what its looks found."""
+"""``plan.json``: what a study has fixed once, which must not change when it is started again: a race's rule and looks, measured seconds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from gradreg import files
 from gradreg.study.plan import Plan
 from gradreg.study.racing import Look
+from gradreg.study.seconds import EqualSeconds
 
 FILE = "plan.json"
 RESULTS = "results.json"
@@ -30,12 +31,14 @@ class StoredPlan:
         race: the rule of its race; None without one.
         judged_before: seeds whose verdicts were given without a race before it began; 0 if none were.
         looks: of the race, as far as they have been taken.
+        seconds: what was measured for the rival at equal seconds, by variant.
     """
 
     folder: Path
     race: dict[str, Any] | None = None
     judged_before: int = 0
     looks: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, EqualSeconds] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path, plan: Plan) -> StoredPlan:
@@ -60,7 +63,11 @@ class StoredPlan:
                 "the first result, because changing them is looking again. Choose another --out, or --fresh to keep the old runs aside and "
                 "start anew."
             )
-        stored = cls(folder, race, held.get("judged_before", 0), held.get("looks", []))
+        seconds = {
+            name: EqualSeconds(one["ratio"], one["length"], tuple(one["rounds"]), tuple(one["lengths"]))
+            for name, one in held.get("seconds", {}).items()
+        }
+        stored = cls(folder, race, held.get("judged_before", 0), held.get("looks", []), seconds)
         if race is not None and before is None:
             stored.judged_before = len(_read(folder / RESULTS).get("seeds", []))
             stored.write()
@@ -94,7 +101,9 @@ class StoredPlan:
 
     def write(self) -> None:
         """Write the file."""
-        files.write_json(self.folder / FILE, {"race": self.race, "judged_before": self.judged_before, "looks": self.looks})
+        seconds = {name: asdict(one) for name, one in self.seconds.items()}
+        written = {"race": self.race, "judged_before": self.judged_before, "looks": self.looks, "seconds": seconds}
+        files.write_json(self.folder / FILE, written)
 
 
 def rule(plan: Plan) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ class Row:
     Args:
         label: its name in the table.
         variant: the variant's name; for a longer baseline, the baseline's.
-        budget: "epochs", or "gradients" for a longer baseline.
+        budget: "epochs"; "gradients" or "seconds" for a longer baseline.
         method: a description of the penalty.
         runs: how many runs.
         diverged: how many of them diverged; they are in no mean.
@@ -37,6 +37,7 @@ class Row:
         best_mean: mean test metric of the epochs with the best validation metric; None without validation.
         difference: verdict against the baseline at equal epochs.
         matched_difference: against the baseline with as many gradient evaluations.
+        seconds_difference: against the baseline that takes as many seconds; None if that is not asked for.
         early_difference: against the baseline stopped early, both at their best epoch by validation; None without validation.
         gradient_evaluations: of a run; None while unknown.
         seconds: mean seconds of a run.
@@ -56,6 +57,7 @@ class Row:
     best_mean: float | None
     difference: Verdict | None
     matched_difference: Verdict | None
+    seconds_difference: Verdict | None
     early_difference: Verdict | None
     gradient_evaluations: float | None
     seconds: float
@@ -67,12 +69,15 @@ class Row:
         if self.mean is None:
             why = f"diverged in {self.diverged} and failed in {self.failed}" if self.failed else "diverged in every one"
             return f"{self.label}, {self.method}: no result, of {self.runs} runs it {why}. Lower its strength and radius."
-        first = next((v for v in (self.difference, self.matched_difference, self.early_difference) if v is not None), None)
+        first = next(
+            (v for v in (self.difference, self.matched_difference, self.seconds_difference, self.early_difference) if v is not None), None
+        )
         if first is None:
             return f"{self.label}, {self.method}: nothing to compare with."
         parts = [first.sentence]
         for rival, verdict in (
             ("plain training with as many gradient evaluations", self.matched_difference),
+            ("plain training that takes as many seconds", self.seconds_difference),
             ("plain training stopped early by validation", self.early_difference),
         ):
             if verdict is not None and verdict is not first:
@@ -227,6 +232,12 @@ COLUMNS = (
         field="matched_difference",
     ),
     _differences(
+        "equal seconds",
+        "the same to the baseline that trains longer, for as many seconds (`--rivals`; the ratio was measured on the machine)",
+        lambda row: row.seconds_difference,
+        field="seconds_difference",
+    ),
+    _differences(
         "stopped early",
         "the same, both at their best epoch by validation, where a task logs one",
         lambda row: row.early_difference,
@@ -273,8 +284,9 @@ def json_row(row: Row) -> dict[str, Any]:
 
 
 def terminal_table(rows: Sequence[Row], metric: Metric, *, title: str, width: int) -> Table:
-    """The table for a terminal of ``width`` characters; if it is narrow, intervals are on separate lines."""
+    """The table for a terminal of ``width`` characters; if it is narrow, intervals are on separate lines, or each number is."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -294,7 +306,19 @@ def terminal_table(rows: Sequence[Row], metric: Metric, *, title: str, width: in
         if not wide:
             texts[0] = "\n".join(part for line in texts[0].split("\n") for part in textwrap.wrap(line, 14 if tight else 20) or [""])
         table.add_row(*(Text(text, style=styles[column.sign(row)]) for column, text in zip(columns, texts, strict=True)))
-    return table
+    if Console(width=10_000).measure(table).maximum <= width:
+        return table
+    stacked = Table(title=title, caption=caption, box=None, show_header=False, padding=(0, 1, 0, 0))
+    stacked.add_column()
+    stacked.add_column(justify="right", no_wrap=True)
+    label, *others = shown_columns(rows)
+    for row in rows:
+        stacked.add_row(Text(label.text(row).replace("\n", " "), style="bold"), "")
+        for column in others:
+            if text := column.narrow_text(row, tight=True):
+                title_of_it = " ".join(column.title(metric, narrow=True).split())
+                stacked.add_row(Text(f"  {title_of_it}"), Text(text, style=styles[column.sign(row)]))
+    return stacked
 
 
 def markdown(rows: Sequence[Row], metric: Metric) -> str:
@@ -308,7 +332,7 @@ def markdown(rows: Sequence[Row], metric: Metric) -> str:
 def comma_separated(rows: Sequence[Row], metric: Metric) -> str:
     """The table as CSV, with numbers apart from their intervals."""
     written = io.StringIO()
-    differences = ("difference", "matched_difference", "early_difference")
+    differences = ("difference", "matched_difference", "seconds_difference", "early_difference")
     plain = ("label", "variant", "budget", "method", "runs", "diverged", "failed")
     plain += ("mean", "deviation", "best_mean", "gradient_evaluations", "cost", "seconds", "looks")
     ends = ("difference", "low", "high", "p_holm", "decision")

@@ -9,12 +9,14 @@ import os
 import queue
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from gradreg import files
 from gradreg.environment import usable_cores
 from gradreg.study.functions import ERROR, describe_failure
 from gradreg.study.plan import Job
-from gradreg.study.tasks import TaskError
+from gradreg.study.tasks import TaskError, Variant
 
 _ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0")
 """Files that are there where a driver of an accelerator is, whatever the framework."""
@@ -104,6 +106,36 @@ def run_jobs(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def alone(workers: int) -> Iterator[Callable[[Variant, int, Fraction], dict[str, Any]]]:
+    """A context that gives a function that runs a variant in a folder that is thrown away, beside no other run, and returns its result.
+
+    It runs in one process like those of ``run_jobs`` with so many ``workers``, with as many threads; an error is returned as its last line.
+    """
+    if workers == 0:
+        yield _passing
+        return
+    context = multiprocessing.get_context("spawn")
+    initial = (context.Queue(), max(1, usable_cores() // workers), [*sys.path])
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker, initargs=initial)
+    try:
+        yield lambda *run: pool.submit(_passing, *run).result()
+    except BaseException:
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _passing(variant: Variant, seed: int, stretch: Fraction) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="gradreg-") as place:
+        try:
+            return variant.run(files.make_directory(Path(place) / "run", purpose="TMPDIR"), seed, stretch, lambda share: None)
+        except Exception as error:
+            return {"error": describe_failure(error)}
 
 
 def _in_this_process(jobs: Callable[[], Sequence[Job]], folder: Path, on_progress: OnProgress) -> Iterator[tuple[Job, dict[str, Any]]]:

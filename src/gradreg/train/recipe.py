@@ -104,6 +104,8 @@ def load(name_or_path: str) -> Recipe:
     looks_like_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     if not looks_like_path and name_or_path in shipped():
         return read_recipe(name_or_path, (_folder() / f"{name_or_path}.yaml").read_text(encoding="utf-8"))
+    if path.exists() and not path.is_file() and looks_like_path:
+        raise ValueError(f"{name_or_path!r} must be a file with a recipe in YAML; it is a folder, or no plain file. Name the file in it.")
     if not path.is_file():
         raise ValueError(f"{checks.unknown('recipe', name_or_path, shipped())} Or give the path of a YAML file.")
     text = read_text(path)

@@ -58,15 +58,12 @@ class RunFolder:
         file = self.path / RESULT
         if not file.is_file():
             return None
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(found, dict) or not isinstance(found.get("diverged"), bool):
-                raise ValueError("it does not say whether the run diverged")
-        except ValueError as error:
+        remedy = f"Remove it, and resume the run with gradreg train --resume {self.path}, which writes it again."
+        found = files.read_json(file, holds="the result of a run", remedy=remedy)
+        if not isinstance(found.get("diverged"), bool):
             raise ValueError(
-                f"{str(file)!r} must hold the result of a run; it is damaged: {error}. Remove it, and resume the run with gradreg train "
-                f"--resume {self.path}, which writes it again."
-            ) from error
+                f"{str(file)!r} must hold the result of a run; it is damaged: it does not say whether the run diverged. {remedy}"
+            )
         return found
 
     def history(self) -> list[Epoch]:
@@ -81,7 +78,7 @@ class RunFolder:
             if not line.endswith(b"\n"):
                 break
             try:
-                found.append(Epoch.from_dict(_from_json(json.loads(line))))
+                found.append(Epoch.from_dict(_from_json(files.parse_json(line))))
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f"line {number} of {str(file)!r} must be the record of an epoch; it is damaged: {error}. Restore the file; or, if the "

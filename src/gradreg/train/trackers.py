@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
+import os
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -65,7 +65,8 @@ def _started(name: str, folder: Path, first_step: int) -> GeneralTracker:
     from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 
     file = folder / IDENTITIES
-    identities: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    remedy = "Remove it, so that the run is a new one to its trackers."
+    identities: dict[str, str] = files.read_json(file, holds="the run's identities", remedy=remedy) if os.path.lexists(file) else {}
     if name == "tensorboard":
         # Hiding from the next step on keeps the last epoch's point, which was written at the step before.
         tracker: GeneralTracker = TensorBoardTracker("tensorboard", folder, purge_step=first_step + 1 if first_step else None)

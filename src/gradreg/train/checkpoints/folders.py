@@ -89,6 +89,8 @@ def _description(path: Path) -> dict[str, object]:
 def _damage(checkpoint: Path) -> str | None:
     """A description of what is wrong with a checkpoint; None if nothing is."""
     try:
+        if not (checkpoint / MANIFEST).is_file():
+            raise FileNotFoundError  # nor is it waited for what a FIFO will say
         listing = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in listing.items():
             path = checkpoint / os.path.basename(name)
@@ -98,6 +100,6 @@ def _damage(checkpoint: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
             if _description(path) != expected:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read: {type(error).__name__}"
     return None
