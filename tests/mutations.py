@@ -221,7 +221,7 @@ MUTANTS = (
     Mutant('state: attributes not looked at', 'buffers.py', '    for key, value in [*vars(module).items()]:', '    for key, value in []:'),
     Mutant('state: frozen parameters not looked at', 'buffers.py', 'if p is not None and not p.requires_grad)', 'if False)'),
     Mutant('state: a change of mode unnoticed', 'buffers.py', '        self._searching = self._mode_now(trainable) != self._mode', '        self._searching = self._mode is None'),
-    Mutant('random numbers of python not replayed', 'rng.py', '        self._python.restore(python)\n', ''),
+    Mutant('random numbers of python not replayed', 'rng.py', '        random.setstate(python)\n', ''),
     Mutant('random numbers of numpy not replayed', 'rng.py', '            self._numpy.restore(numpy)', '            pass'),
     Mutant('generators of modules not replayed', 'rng.py', '            _set_state_of(generator, state)', '            pass'),
     Mutant('cached parametrizations kept', 'parallel.py', '            parametrize._cache.clear()', '            pass'),

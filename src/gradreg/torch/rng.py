@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import _random
 import ctypes
 import random
-import struct
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -26,7 +24,6 @@ class RandomSources:
     def __init__(self, devices: Iterable[torch.device], generators: Sequence[Any] = ()) -> None:
         self._devices = sorted({d for d in devices if d.type not in ("cpu", "meta")}, key=str)
         self.generators = generators
-        self._python = _Python()
         self._numpy = _NumPy() if "numpy" in sys.modules else None
 
     def note_use(self, before: list[Any]) -> None:
@@ -39,7 +36,7 @@ class RandomSources:
         return [
             torch.default_generator.get_state(),
             [torch.get_device_module(d).get_rng_state(d) for d in self._devices],
-            self._python.capture(),
+            random.getstate(),
             None if self._numpy is None else self._numpy.capture(),
             [_state_of(generator) for generator in self.generators],
         ]
@@ -50,46 +47,11 @@ class RandomSources:
         torch.default_generator.set_state(cpu)
         for device, state in zip(self._devices, devices, strict=True):
             torch.get_device_module(device).set_rng_state(state, device)
-        self._python.restore(python)
+        random.setstate(python)
         if self._numpy is not None:
             self._numpy.restore(numpy)
         for generator, state in zip(self.generators, generators, strict=True):
             _set_state_of(generator, state)
-
-
-class _Python:
-    """Python's global generator.
-
-    Its state is 625 integers, which cost as much to make as ten small operations of PyTorch. Its memory holds the same words, and reading
-    them is enough to detect a draw: the state is made, from the words, only where it must be set.
-    """
-
-    _FORMAT = struct.Struct("i624I")
-    """The index of the next word, and the words."""
-
-    def __init__(self) -> None:
-        self._generator: Any = getattr(random.getstate, "__self__", None)  # the instance behind the module's functions
-        self._memory: Any = None
-        size, start = self._FORMAT.size, object.__basicsize__
-        known = type(self._generator) is random.Random and sys.implementation.name == "cpython"
-        if known and _random.Random.__basicsize__ >= start + size:
-            self._memory = (ctypes.c_char * size).from_address(id(self._generator) + start)
-            if self._state(*self.capture()) != random.getstate():
-                self._memory = None
-
-    def _state(self, raw: bytes, gauss: float | None) -> tuple[Any, ...]:
-        """What ``random.getstate()`` returns for these words."""
-        index, *words = self._FORMAT.unpack(raw)
-        return self._generator.VERSION, (*words, index), gauss
-
-    def capture(self) -> tuple[Any, ...]:
-        return random.getstate() if self._memory is None else (self._memory.raw, self._generator.gauss_next)
-
-    def restore(self, state: tuple[Any, ...]) -> None:
-        if self._memory is None:
-            random.setstate(state)
-        elif state != (self._memory.raw, self._generator.gauss_next):
-            random.setstate(self._state(*state))
 
 
 class _NumPy:
