@@ -102,7 +102,13 @@ class MadeUp(Variant):
         shared = np.random.default_rng((self.study, seed)).standard_normal()
         own = np.random.default_rng((self.study, seed, *_bits(self.rho or 0.0), *_bits(self.lr))).standard_normal(3)
         value = self.worth + shared + own[0]
-        return {"test_score": value + 0.3 * own[1], "validation_score": value + 0.3 * own[2], "gradient_evaluations": 1, "seconds": 0.0}
+        return {
+            "test_score": value + 0.3 * own[1],
+            "validation_score": value + 0.3 * own[2],
+            "gradient_evaluations": 1,
+            "seconds": 0.0,
+            "diverged": False,
+        }
 
 
 class MadeUpTask(Task):
