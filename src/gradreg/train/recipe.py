@@ -7,12 +7,13 @@ A recipe is read as plain keys. Merging a variant and the command line into them
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -161,13 +162,19 @@ def configuration(settings: Mapping[str, Any]) -> Config:
         inside = typed.get(block, {}) if block else typed
         if option in inside:
             free[key] = copy.deepcopy(inside.pop(option))
-    parser = _parser()
     with _readable_errors():
-        built = parser.instantiate(parser.parse_object(typed))
+        built = copy.deepcopy(_built(json.dumps(typed)))
     for key, value in free.items():
         block, _, option = key.rpartition(".")
         setattr(built[block] if block else built, option, value)
     return Config(**{f.name: built[f.name] for f in fields(Config)})
+
+
+@lru_cache(maxsize=16)
+def _built(keys: str) -> Any:
+    """The blocks of these keys, as JSON: the many variants of a study differ in keys that are not parsed here."""
+    parser = _parser()
+    return parser.instantiate(parser.parse_object(json.loads(keys)))
 
 
 @contextmanager
