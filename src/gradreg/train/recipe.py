@@ -7,12 +7,13 @@ A recipe is read as plain keys. Merging a variant and the command line into them
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -174,9 +175,8 @@ def configuration(settings: Mapping[str, Any], folder: Path | None = None) -> Co
         inside = typed.get(block, {}) if block else typed
         if option in inside:
             free[key] = copy.deepcopy(inside.pop(option))
-    parser = _parser()
     with _readable_errors():
-        built = parser.instantiate(parser.parse_object(typed))
+        built = copy.deepcopy(_built(json.dumps(typed)))
     for key, value in free.items():
         block, _, option = key.rpartition(".")
         setattr(built[block] if block else built, option, value)
@@ -184,6 +184,13 @@ def configuration(settings: Mapping[str, Any], folder: Path | None = None) -> Co
     if folder is not None and isinstance(found["model"], Mapping):
         found["code"] = own_code.located(own_names(found), beside=folder, recorded=found["code"])
     return Config(**found)
+
+
+@lru_cache(maxsize=16)
+def _built(keys: str) -> Any:
+    """The blocks of these keys, as JSON: the many variants of a study differ in keys that are not parsed here."""
+    parser = _parser()
+    return parser.instantiate(parser.parse_object(json.loads(keys)))
 
 
 @contextmanager
