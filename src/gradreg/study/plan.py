@@ -137,7 +137,7 @@ class Plan:
     baseline: str
     variants: dict[str, Variant]
     seeds: list[int]
-    rivals: tuple[Rival, ...] = RIVALS
+    rivals: tuple[Rival, ...] = USUAL_RIVALS
     margin: float | None = None
     race: Race | None = None
     seconds: Mapping[str, EqualSeconds] = field(default_factory=dict)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -219,6 +221,9 @@ def _end_with_parent(worker: int) -> None:
     """In a worker: die when the run does, however that dies; PyTorch's own workers look every five seconds whether it is there."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        parent = multiprocessing.parent_process()
+        if parent is not None and os.getppid() != parent.pid:  # it died before this was asked for
+            os._exit(1)
 
 
 def _identity(batch: Any) -> Any:
