@@ -17,7 +17,15 @@ settings.load_profile("seeded")
 
 HERE = Path(__file__).parent
 SLOW = {
-    "integrations": ("data_parallel", "examples", "transformers", "trl"),
+    "integrations": (
+        "accelerate",
+        "data_parallel",
+        "examples",
+        "lightning",
+        "lightning_around",
+        "transformers",
+        "trl",
+    ),
     "jax": (
         "data_parallel",
         "equinox",
@@ -43,6 +51,8 @@ SLOW = {
     "train/models": ("create", "parameters"),
 }
 """The files of each folder, as tests/FOLDER/test_NAME.py, that are slow throughout; other files mark their slow tests themselves."""
+ADAPTERS = HERE.parent / "src" / "gradreg" / "integrations"
+"""Whose examples in docstrings are left out with the slow files: importing their frameworks takes longer than most tests."""
 SLOW_FILES = {HERE / folder / f"test_{name}.py" for folder, names in SLOW.items() for name in names}
 
 
@@ -59,7 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return True if config.getoption("markexpr") == "not slow" and collection_path in SLOW_FILES else None
+    slow = collection_path in SLOW_FILES or ADAPTERS in collection_path.parents
+    return True if config.getoption("markexpr") == "not slow" and slow else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
