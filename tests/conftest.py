@@ -43,11 +43,11 @@ SLOW = {
         "masks",
         "docs",
     ),
-    "sharpness": ("data_parallel", "jax"),
-    "study": ("compare", "l2", "report"),
-    "theory": ("command", "diagonal_network"),
+    "sharpness": ("data_parallel", "eigenvalues", "jax", "traces", "unchanged"),
+    "study": ("compare", "l2", "report", "search", "seconds", "until"),
+    "theory": ("command", "diagonal_network", "flooding", "kernel_decay", "stability"),
     "torch": ("auto_radius_parallel", "compile", "data_parallel", "data_parallel_inside", "fsdp", "interrupts"),
-    "train": ("interruptions", "options", "processes", "recipes", "sharpness_command", "signals", "start_up", "trackers"),
+    "train": ("interruptions", "options", "own", "processes", "recipes", "sharpness_command", "signals", "start_up", "trackers"),
     "train/models": ("create", "parameters"),
 }
 """The files of each folder, as tests/FOLDER/test_NAME.py, that are slow throughout; other files mark their slow tests themselves."""
