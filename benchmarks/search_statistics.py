@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from gradreg.study.search import Searcher, open_storage, winner
+from gradreg.study.search import winner
 from gradreg.study.search_space import arms
+from gradreg.study.searcher import Searcher, open_storage
 from gradreg.study.tasks import Metric, OnProgress, Task, Variant
 from gradreg.study.tuning import plan_search
 from gradreg.study.verdicts import compare_paired

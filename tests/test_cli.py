@@ -37,6 +37,39 @@ def test_python_dash_m_is_the_same_command():
     assert done.stderr.strip() == f"gradreg: error: unknown command 'trian'. Did you mean 'train'? Known: {', '.join(cli.COMMANDS)}."
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "package", "extra"),
+    [
+        (["tune", "mine.py", "--penalty", "sam"], "optuna", "tune"),
+        (["tune", "mine.py"], "jsonargparse", "study"),
+        (["compare", "mine.py", "--penalties", "sam"], "rich", "study"),
+        (["compare", "digits-noisy-labels"], "safetensors", "train"),
+        (["train", "digits-noisy-labels"], "torch", "train"),
+        (["lab", "flooding"], "matplotlib", "theory"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_extra_that_has_it(tmp_path, words, package, extra):
+    (tmp_path / "mine.py").write_text(
+        "from gradreg import study\n\n@study.task(metric='accuracy')\ndef train(run: study.Run, *, lr: float = 0.1) -> None:\n    pass\n"
+    )
+    script = f"""
+import sys
+from importlib.abc import MetaPathFinder
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {package!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+from gradreg.cli import main
+sys.exit(main({words!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert f"{words[0]} needs the package {package!r}" in done.stderr.replace(f"{package}.distributions", package)
+    assert f"pip install 'gradreg[{extra}]'" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_help_of_a_command_explains_every_key(command, capsys):
     with pytest.raises(SystemExit, match="0"):

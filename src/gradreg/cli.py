@@ -68,8 +68,9 @@ def _run(argv: list[str]) -> int:
     except ModuleNotFoundError as error:
         if os.environ.get(TRACEBACK) or (error.name or "").startswith("gradreg"):
             raise
-        extra = "study" if name == "compare" and error.name in _OF_STUDY else "train"
-        return _fail(f"{name} needs the package {error.name!r}, which is not installed. Run: pip install 'gradreg[{extra}]'")
+        return _fail(
+            f"{name} needs the package {error.name!r}, which is not installed. Run: pip install 'gradreg[{_extra_with(error.name, name)}]'"
+        )
     except BrokenPipeError:
         raise
     except (ValueError, TypeError, OSError) as error:
@@ -80,6 +81,18 @@ def _run(argv: list[str]) -> int:
         if os.environ.get(TRACEBACK):
             raise
         return _fail(f"{type(error).__name__}: {error} (set {TRACEBACK}=1 to see where)", status=1)
+
+
+def _extra_with(package: str | None, command: str) -> str:
+    """The extra that installs ``package`` for ``command``."""
+    package = (package or "").partition(".")[0]
+    if package in ("optuna", "sqlalchemy"):
+        return "tune"
+    if package in ("jax", "jaxlib", "optax"):
+        return "jax"
+    if command in ("compare", "tune") and package in _OF_STUDY:
+        return "study"
+    return "theory" if command == "lab" else "train"
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -15,11 +15,14 @@ from scipy import stats
 
 import gradreg
 from gradreg import cli, own_code, study
+from gradreg.folders import locked
 from gradreg.registry import CONSTRUCTORS
 from gradreg.study.functions import load_task
 from gradreg.study.search import Finding, is_behind
 from gradreg.study.search_space import STRENGTHS, arms, as_range, describe, parse_search
+from gradreg.study.searcher import Searcher, open_storage
 from gradreg.study.tasks import TaskError
+from gradreg.study.tuning import plan_search
 
 TASK = '''
 import os
@@ -241,8 +244,6 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(mine: Path, monkeyp
     whole = tuned(mine, out=mine.parent / "whole", search={"lr": "log:0.001:0.3"})
     all_runs = sorted(runs_of(mine))
     (mine.parent / "runs.txt").unlink()
-    from gradreg.study.search import Searcher
-
     kept, calls = Searcher._take, []
 
     def interrupted(self, job, result):
@@ -263,6 +264,27 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(mine: Path, monkeyp
 
     assert results(again) == results(whole)
     assert again.sentences() == whole.sentences()
+
+
+def test_what_another_process_still_runs_is_waited_for_and_taken_over_when_that_ends(mine: Path) -> None:
+    task, out = load_task(str(mine)), mine.parent / "out"
+    search = plan_search(task, arms(task, ["sam"], {}), trials=4, seeds=2, confirm=2)
+    out.mkdir()
+    other = Searcher(search, out, open_storage(None, out))
+    with locked(Path(other._signature["folder"]), purpose="the other process"):
+        assert other._begin()
+        found = tuned(mine)
+        assert found.comparison is None
+        assert not found.chosen
+        assert found.warnings[0].startswith("other processes still run 1 trial of this search")
+        assert len(found.findings) == 4
+        assert found.warnings[0] in (out / "search.html").read_text()
+        assert not json.loads((out / "search.json").read_text())["confirmed"]
+    (begun,) = (one for one in found.findings if one.state == "running")
+    again = tuned(mine)
+    assert again.comparison is not None
+    assert sum(one.values == begun.values for one in again.findings) == 1
+    assert len(again.findings) == 4
 
 
 def test_more_trials_are_added_to_a_search(mine: Path) -> None:

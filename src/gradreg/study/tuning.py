@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gradreg import checks, files
-from gradreg.folders import locked
 from gradreg.study.comparison import Comparison, resolve_task, run_study, usable_workers
 from gradreg.study.results import Record
-from gradreg.study.search import Finding, Search, Searcher, at_an_end, open_storage, winner
+from gradreg.study.search import Finding, Search, at_an_end, winner
 from gradreg.study.search_space import Arm, arms, end_of
-from gradreg.study.tasks import Task, Variant
+from gradreg.study.searcher import Searcher, open_storage
+from gradreg.study.tasks import Task
 from gradreg.study.workers import OnProgress, default_workers
 
 RESULTS = "search.json"
@@ -28,8 +27,9 @@ class Tuning:
     Args:
         search: what was searched.
         findings: every trial.
-        chosen: side -> its best trial by validation; a side without anything to search has none.
-        comparison: of what was chosen, with fresh seeds, on test; None while other processes still run trials of the search.
+        chosen: side -> its best trial by validation; a side without anything to search has none. Empty while other processes still run
+            trials of the search.
+        comparison: of what was chosen, with fresh seeds, on test; None meanwhile.
         folder: where ``search.json``, the page and the runs are.
     """
 
@@ -42,6 +42,12 @@ class Tuning:
     @property
     def warnings(self) -> list[str]:
         """What must be known beside the table."""
+        running = sum(one.state == "running" for one in self.findings)
+        if running:
+            return [
+                f"other processes still run {running} trial{'' if running == 1 else 's'} of this search: what is chosen is compared with "
+                "fresh seeds by the last of them, or when the command is given again"
+            ]
         ends = [text for arm in self.search.arms if arm.name in self.chosen for text in at_an_end(self.chosen[arm.name], arm)]
         return [*ends, *(self.comparison.warnings if self.comparison is not None else [])]
 
@@ -73,7 +79,9 @@ class Tuning:
         ).drop(columns="values")
 
     def sentences(self) -> list[str]:
-        """What was searched and chosen, a sentence for each side."""
+        """What was searched and chosen, a sentence for each side; none while other processes still run trials."""
+        if self.comparison is None:
+            return []
         found: list[str] = []
         metric = self.search.task.metric
         for arm in self.search.arms:
@@ -94,18 +102,17 @@ class Tuning:
         """Write ``search.json`` and the page; returns the page's path."""
         from gradreg.study.search_page import write_search_page
 
-        with locked(self.folder / ".report", purpose="--out"):
-            files.write_json(self.folder / RESULTS, self.to_dict())
-            return write_search_page(
-                self.search,
-                self.findings,
-                self.chosen,
-                self.folder / "search.html",
-                sentences=self.sentences(),
-                verdicts=[] if self.comparison is None else self.comparison.sentences(),
-                warnings=self.warnings,
-                confirmed=self.comparison is not None,
-            )
+        files.write_json(self.folder / RESULTS, self.to_dict())
+        return write_search_page(
+            self.search,
+            self.findings,
+            self.chosen,
+            self.folder / "search.html",
+            sentences=self.sentences(),
+            verdicts=[] if self.comparison is None else self.comparison.sentences(),
+            warnings=self.warnings,
+            confirmed=self.comparison is not None,
+        )
 
     def __str__(self) -> str:
         return "\n".join([*self.sentences(), *([] if self.comparison is None else [str(self.comparison)])])
@@ -200,23 +207,13 @@ def run_search(
     searcher = Searcher(search, folder, open_storage(storage, folder), on_trial=on_trial)
     searcher.run(workers=count, on_progress=on_progress)
     findings = searcher.findings()
-    chosen = {arm.name: winner(findings, arm, search.task.metric) for arm in search.searched}
-    comparison: Comparison | None = None
     if any(one.state == "running" for one in findings):
-        warnings.warn(
-            "other processes still run trials of this search: what is chosen is compared with fresh seeds by the last of them, or when the "
-            "command is given again.",
-            stacklevel=2,
-        )
-    else:
-        variants = {arm.name: _chosen(search, arm, chosen) for arm in search.arms}
-        comparison = run_study(
-            search.confirmation(variants), folder / "confirmation", workers=workers, command=command, on_record=on_record
-        )
+        found = Tuning(search, findings, {}, None, folder)
+        found.report()
+        return found
+    chosen = {arm.name: winner(findings, arm, search.task.metric) for arm in search.searched}
+    variants = {arm.name: arm.variant(search.task, chosen[arm.name].values if arm.space else {}) for arm in search.arms}
+    comparison = run_study(search.confirmation(variants), folder / "confirmation", workers=workers, command=command, on_record=on_record)
     found = Tuning(search, findings, chosen, comparison, folder)
     found.report()
     return found
-
-
-def _chosen(search: Search, arm: Arm, chosen: Mapping[str, Finding]) -> Variant:
-    return arm.variant(search.task, chosen[arm.name].values if arm.name in chosen else {})
