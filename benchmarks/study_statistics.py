@@ -29,7 +29,8 @@ from scipy import special
 from gradreg import files
 from gradreg.study import statistics
 from gradreg.study.boundaries import Spending, normal_quantile, stagewise_p
-from gradreg.study.racing import Race, replay
+from gradreg.study.racing import Race
+from gradreg.study.replay import replay
 from gradreg.study.verdicts import compare_paired
 from reporting import command, environment, report, signature
 from tables import markdown

@@ -6,7 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from gradreg.study.plan import folder_name, make_plan, parse_penalty
+from gradreg.study.plan import folder_name, make_plan
+from gradreg.study.variants import parse_penalty
 from gradreg.train import recipe as recipes
 from gradreg.train.recipe import configuration
 from gradreg.train.task import RecipeTask, gradient_evaluations, lengthened

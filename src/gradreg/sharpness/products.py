@@ -5,16 +5,13 @@
 - Gauss-Newton, exact: G·v = Jᵀ·(∂²L/∂o²)·J·v with the Jacobian J of the outputs o; J·v by double backward through a linear function.
 - Gauss-Newton, differences: J·v ≈ (o(θ + hv) − o(θ − hv)) / 2h, two forward passes; the rest from one pass at θ.
 
-The error of a difference has two parts: A·h² from third derivatives, and B/h from rounding. ``calibrate`` measures the difference at
-several h, reads both from how neighbouring results differ, and takes the h where their sum is least.
+The step of a difference is chosen, and its error estimated, by ``gradreg.sharpness.ladder``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -22,17 +19,11 @@ from torch import Tensor
 
 from gradreg import checks
 from gradreg.sharpness.function import LossFunction
+from gradreg.sharpness.ladder import RATIO, UNSETTLED, Ladder
 from gradreg.sharpness.space import Vector
 
 Curvature: TypeAlias = Literal["hessian", "gauss-newton"]
 Method: TypeAlias = Literal["auto", "exact", "differences"]
-
-_RATIO = 3.0
-"""Between neighbouring steps of the ladder."""
-_RUNGS = 12
-"""Steps that a calibration tries at most."""
-_UNSETTLED = 0.3
-"""The relative error from which a difference says nothing."""
 
 
 class NoSecondDerivative(RuntimeError):
@@ -289,13 +280,13 @@ class _Differences:
         size = space.norm(space.values()) or 1.0
         if self._fixed:
             assert self.step is not None
-            steps = [self.step * _RATIO**0.5, self.step / _RATIO**0.5]
+            steps = [self.step * RATIO**0.5, self.step / RATIO**0.5]
             first, second = (self._difference(unit, h) for h in steps)
             length, apart = space.norm(second), space.norm(first - second)
             self.error = apart / 2  # both parts at once; a single pair does not tell them apart
             self._judge(length)
             return
-        ladder = _Ladder(lambda h: self._difference(unit, h), space.norm, self._first_step(), limit=size)
+        ladder = Ladder(lambda h: self._difference(unit, h), space.norm, self._first_step(), limit=size)
         ladder.climb()
         a, b = ladder.parts()
         self.step = ladder.best(a, b)
@@ -315,7 +306,7 @@ class _Differences:
             self.relative_error = None  # of a product that is exactly zero
             return
         self.relative_error = self.error / length
-        if self.relative_error > _UNSETTLED:
+        if self.relative_error > UNSETTLED:
             text = (
                 f"Differences do not settle as their step changes (relative error {self.relative_error:.1g} at {self.step:.2g}): the loss "
                 "may have no second derivative here (kinks of a piecewise linear loss), be random, or its gradient be too coarse (16 "
@@ -363,111 +354,6 @@ class GaussNewtonDifferences(_Differences):
             function.sweep(look_behind)
         function.sweep(pull)
         return function.collected()
-
-
-class _Ladder:
-    """Differences at steps of a geometric ladder, and how far neighbours lie apart.
-
-    Args:
-        difference: at a step.
-        norm: of a vector.
-        start: the first step.
-        limit: the largest.
-    """
-
-    def __init__(self, difference: Callable[[float], Vector], norm: Callable[[Vector], float], start: float, limit: float) -> None:
-        self._difference = difference
-        self._norm = norm
-        self._limit = limit
-        self.length = 0.0
-        self.steps = [start]
-        self._apart: dict[float, float] = {}
-        """Larger step of a pair -> the distance of its difference from that of the next smaller step."""
-        self._lengths: dict[float, float] = {}
-        self._ends = [difference(start)] * 2
-        self._lengths[start] = norm(self._ends[0])
-
-    def climb(self) -> None:
-        """Go down while neighbours come closer, then up, until both sides of the least distance are known."""
-        self._down()
-        self._down()
-        while len(self.steps) < _RUNGS:
-            pairs = self._relative()
-            least = self._least()
-            if pairs[least] == 0.0:
-                break
-            # Two signs that the steps are too large for any expansion: nothing agrees, and yet neighbours point the same way. (Where all is
-            # rounding they do not, and are further apart than either is long.)
-            too_large = pairs[least] > _UNSETTLED and pairs[-1] < 0.9
-            if least == len(pairs) - 1 or too_large:
-                self._down()
-            elif least == 0 and self.steps[0] * _RATIO <= self._limit:
-                self._up()
-            else:
-                break
-
-    def _relative(self) -> list[float]:
-        """The distances relative to the longer of each pair; infinite where one is not finite."""
-        found: list[float] = []
-        for larger, smaller in pairwise(self.steps):
-            length = max(self._lengths[larger], self._lengths[smaller])
-            apart = self._apart[larger]
-            found.append(math.inf if not math.isfinite(apart) else apart / length if length > 0 else 0.0)
-        return found
-
-    def _least(self) -> int:
-        pairs = self._relative()
-        return min(range(len(pairs)), key=pairs.__getitem__)
-
-    def _down(self) -> None:
-        """One smaller step."""
-        larger, step = self.steps[-1], self.steps[-1] / _RATIO
-        new = self._difference(step)
-        self._apart[larger] = self._norm(self._ends[1] - new)
-        self._lengths[step] = self._norm(new)
-        self.steps.append(step)
-        self._ends[1] = new
-
-    def _up(self) -> None:
-        """One larger step."""
-        step = self.steps[0] * _RATIO
-        new = self._difference(step)
-        self._apart[step] = self._norm(new - self._ends[0])
-        self._lengths[step] = self._norm(new)
-        self.steps.insert(0, step)
-        self._ends[0] = new
-
-    def parts(self) -> tuple[float, float]:
-        """A and B of an error √((A·h²)² + (B/h)²), from the distances at the two ends of the ladder.
-
-        Neighbours h and h/r are apart by the difference of their truncation, A·h²(1 − 1/r²), and by both roundings, B·√(1 + r²)/h.
-        """
-        pairs, least = self._relative(), self._least()
-        if not math.isfinite(pairs[least]):
-            return math.inf, math.inf
-        # The neighbours of the closest pair: further away there may be other powers of h.
-        large = self.steps[least - 1 if least > 0 and math.isfinite(pairs[least - 1]) else least]
-        small = self.steps[least + 1 if least + 1 < len(pairs) and math.isfinite(pairs[least + 1]) else least]
-        t, n = 1 - _RATIO**-2, (1 + _RATIO**2) ** 0.5
-        if large == small:
-            return self._apart[large] / (t * large * large), 0.0
-        # Two equations in A² and B². Where the solution is negative, that part is not seen at this end, and 0.
-        rows = torch.tensor([[(t * h * h) ** 2, (n / h) ** 2] for h in (large, small)], dtype=torch.float64)
-        sides = torch.tensor([self._apart[h] ** 2 for h in (large, small)], dtype=torch.float64)
-        # Scaled so that the entries of a row, which lie many orders apart, keep their digits.
-        scale = rows.amax(dim=0)
-        a2, b2 = (torch.linalg.solve(rows / scale, sides) / scale).tolist()
-        a2 = a2 if a2 > 0 else 0.0
-        b2 = b2 if b2 > 0 else 0.0
-        return a2**0.5, b2**0.5
-
-    def best(self, a: float, b: float) -> float:
-        """The step of the least error, within a rung of those tried."""
-        wanted = self.steps[0] if a == 0 else self.steps[-1] if b == 0 else (b * b / (2 * a * a)) ** (1 / 6)
-        step = min(max(wanted, self.steps[-1]), self.steps[0])
-        nearest = min(self._lengths, key=lambda h: abs(math.log(h / step)))
-        self.length = self._lengths[nearest]
-        return step
 
 
 def checked_outputs(outputs: Any) -> Tensor:

@@ -10,12 +10,10 @@ from fractions import Fraction
 from typing import Any, Literal, Protocol
 
 from gradreg import checks
-from gradreg.penalties import GradientPenalty
-from gradreg.registry import CONSTRUCTORS
-from gradreg.study.racing import Look, Race, Standing
+from gradreg.study.racing import Race, Standing
 from gradreg.study.seconds import EqualSeconds
 from gradreg.study.tasks import Metric, Task, Variant
-from gradreg.train.strict_yaml import read_yaml
+from gradreg.study.variants import BASELINE, given_variants, is_baseline, variant_of
 
 Budget = Literal["epochs", "gradients", "seconds"]
 Rival = Literal["epochs", "gradients", "seconds", "early"]
@@ -26,8 +24,6 @@ USUAL_RIVALS: tuple[Rival, ...] = ("epochs", "gradients", "early")
 
 UNTIL = ("decided",)
 """What seeds can be added until."""
-
-BASELINE = "none"
 
 
 @dataclass(frozen=True)
@@ -186,18 +182,10 @@ class Plan:
 
     def given(self, records: Mapping[str, Ended]) -> dict[str, int]:
         """How many seeds each variant gets, as far as known; the baseline as many as the most of them."""
-        if self.race is None:
+        standing = self.standing(records)
+        if standing is None:
             return dict.fromkeys(self.variants, len(self.seeds))
-        question = self.question(self.rivals[0], records)
-        found = self.race.given({}, question.variants, baselines=question.baselines, mode=self.metric.mode, margin=self.margin)
-        return {self.baseline: max(found.values()), **found}
-
-    def looks(self, records: Mapping[str, Ended]) -> list[Look]:
-        """What each look of the race so far saw and decided; none without a race."""
-        if self.race is None:
-            return []
-        question = self.question(self.rivals[0], records)
-        return self.race.log({}, question.variants, baselines=question.baselines, mode=self.metric.mode, margin=self.margin)
+        return {self.baseline: max(standing.given.values()), **standing.given}
 
     def standing(self, records: Mapping[str, Ended]) -> Standing | None:
         """Where the race stands, which the first of the rivals decides; None without a race."""
@@ -334,9 +322,9 @@ def make_plan(
         checks.positive("margin", margin, remedy="It is the difference that matters, in the table's unit.")
     bound = _bound(seeds, until, max_seeds, picked)
     named = task.variants
-    given = _given(penalties, named)
-    variants = {name: _variant(task, name, value, named) for name, value in given.items()}
-    baseline = next((name for name, value in given.items() if _is_baseline(value, named)), None)
+    given = given_variants(penalties, named)
+    variants = {name: variant_of(task, name, value, named) for name, value in given.items()}
+    baseline = next((name for name, value in given.items() if is_baseline(value, named)), None)
     baseline = baseline or next((name for name, variant in named.items() if variant.is_plain), None)
     if baseline is None:
         baseline = BASELINE
@@ -389,86 +377,9 @@ def _bound(seeds: int, until: str | None, max_seeds: int | None, rivals: Sequenc
     return max_seeds
 
 
-def parse_penalty(text: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """A penalty (None for "none") and changed options from their text on a command line.
-
-    >>> parse_penalty("sam:rho=0.1,every=5@lr=0.05")
-    ({'name': 'sam', 'rho': 0.1, 'every': 5}, {'lr': 0.05})
-
-    Raises:
-        ValueError: text of another form.
-    """
-    penalty, _, changes = text.partition("@")
-    name, _, arguments = penalty.partition(":")
-    found, changed = _arguments(text, arguments), _arguments(text, changes)
-    if name == BASELINE and found:
-        raise ValueError(
-            f"penalty {text!r} must be {BASELINE!r} alone, which has no arguments. Write {BASELINE}@OPTION=VALUE to change options."
-        )
-    return None if name == BASELINE else {"name": name, **found}, changed
-
-
 def folder_name(name: str) -> str:
     """``name`` as a folder can have it."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "variant"
-
-
-def _given(penalties: Mapping[str, Any] | Sequence[str] | None, named: Mapping[str, Variant]) -> dict[str, Any]:
-    """Name -> what describes the variant: a penalty, a text, a mapping, or the name of one of the task's own."""
-    if penalties is None:
-        return {name: name for name in named}
-    if isinstance(penalties, str) or not isinstance(penalties, (Mapping, Sequence)):
-        raise TypeError(
-            f"penalties must map names to penalties, or list texts; got {checks.describe(penalties)}. "
-            "Write {'sam': gradreg.sam(rho=0.05)}."
-        )
-    given = penalties.items() if isinstance(penalties, Mapping) else [(text, text) for text in penalties]
-    return {str(name): value for name, value in given}
-
-
-def _is_baseline(value: Any, named: Mapping[str, Variant]) -> bool:
-    """Whether ``value`` stands for plain training with nothing else changed; a variant of the task's own does not."""
-    return value is None or (value == BASELINE and value not in named) or (isinstance(value, Mapping) and dict(value) == {"penalty": None})
-
-
-def _variant(task: Task, name: str, value: Any, named: Mapping[str, Variant]) -> Variant:
-    changes: dict[str, Any] = {}
-    if isinstance(value, Mapping):
-        changes = {key: change for key, change in value.items() if key != "penalty"}
-        value = value.get("penalty")
-    if isinstance(value, str):
-        if value in named and not changes:
-            return named[value]
-        text = value
-        value, more = parse_penalty(text)
-        changes |= more
-        if value is not None and value["name"] not in CONSTRUCTORS:
-            raise ValueError(checks.unknown("variant or penalty", value["name"], [*dict.fromkeys([*named, BASELINE, *CONSTRUCTORS])]))
-        try:
-            return task.variant(value, changes)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{text}: {error}") from error
-    if value is not None and not isinstance(value, (GradientPenalty, Mapping)):
-        raise TypeError(
-            f"penalty {name!r} must be a GradientPenalty, None, a text or a mapping; got {checks.describe(value)}. "
-            "Use gradreg.sam(rho=0.05), say."
-        )
-    return task.variant(value, changes)
-
-
-def _arguments(text: str, given: str) -> dict[str, Any]:
-    """``rho=0.1,warmup={kind: zero, steps: 3}`` as a dictionary; values are YAML."""
-    found: dict[str, Any] = {}
-    for part in re.split(r",(?![^{\[]*[}\]])", given) if given else []:
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(
-                f"penalty {text!r} must be written NAME:KEY=VALUE,KEY=VALUE@OPTION=VALUE; got {part!r} in it. Write sam:rho=0.1, say."
-            )
-        if key.strip() in found:
-            raise ValueError(f"penalty {text!r} must give each key once; got {key.strip()!r} twice. Remove one.")
-        found[key.strip()] = read_yaml(f"{key.strip()} of penalty {text!r}", value)
-    return found
 
 
 def _check_folders(variants: Mapping[str, Variant]) -> None:

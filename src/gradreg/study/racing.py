@@ -9,14 +9,15 @@ results and its settings alone: it is replayed from its first look each time, so
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from gradreg import checks
 from gradreg.study import boundaries, statistics, verdicts
-from gradreg.study.boundaries import Spending, nominal_levels, normal_quantile, root_of, stagewise_p
+from gradreg.study.boundaries import Spending, nominal_levels, root_of
+from gradreg.study.replay import Claim, Outcome, Path, replay, z_of
 from gradreg.study.verdicts import Mode, Sample, Settings, Verdict
 
 if TYPE_CHECKING:
@@ -45,23 +46,57 @@ class Look:
     decided: dict[str, str]
 
 
-@dataclass(frozen=True)
 class Standing:
-    """Where a race stands.
+    """Where a race stands: what it has seen, and the seeds to run next. Verdicts are computed when they are asked for.
 
     Args:
-        verdicts: name → verdict at the last look for which all results are there, final for decided variants; empty before the first.
-        wanted: name → seeds that the next look needs and that are not there; variants that need none are left out.
-        baseline_wanted: the same of the baseline.
-        looks: how many looks have been taken.
-        taken: name → how many of them the variant had.
+        race: its rule.
+        history: its looks so far.
+        shared: the variants that are compared with the baseline that all share.
+        settings: of the verdicts.
+        there: the seeds of that baseline that are there.
     """
 
-    verdicts: dict[str, Verdict]
-    wanted: dict[str, list[int]]
-    baseline_wanted: list[int]
-    looks: int
-    taken: dict[str, int]
+    def __init__(self, race: Race, history: _History, settings: Settings, *, shared: Sequence[str], there: Container[int]) -> None:
+        self._race, self._history, self._settings = race, history, settings
+        self._shared, self._there = shared, there
+
+    @cached_property
+    def verdicts(self) -> dict[str, Verdict]:
+        """Name → verdict at the last look for which all results are there, final for decided variants; empty before the first."""
+        return self._race._verdicts(self._history, self._settings)
+
+    @property
+    def wanted(self) -> dict[str, list[int]]:
+        """Name → seeds that the next look needs and that are not there; variants that need none are left out."""
+        return self._history.wanted
+
+    @property
+    def baseline_wanted(self) -> list[int]:
+        """The same of the shared baseline."""
+        needed = any(name in self._history.wanted for name in self._shared)
+        return [seed for seed in self._history.due if seed not in self._there] if needed else []
+
+    @property
+    def looks(self) -> int:
+        """How many looks have been taken."""
+        return len(self._history.samples)
+
+    @property
+    def taken(self) -> dict[str, int]:
+        """Name → how many of them the variant had."""
+        return self._history.taken
+
+    @property
+    def given(self) -> dict[str, int]:
+        """Name → how many seeds, from the first on, it has been given: those of its last look, or of the one that it waits for."""
+        history = self._history
+        return {name: len(history.due) if name in history.wanted else self._race.looks[n - 1] for name, n in history.taken.items()}
+
+    @property
+    def log(self) -> list[Look]:
+        """What each look so far saw and decided."""
+        return list(self._race._log(self._history))
 
     @property
     def finished(self) -> bool:
@@ -148,44 +183,13 @@ class Race:
         With ``baselines``, the seeds wanted of a variant are those that the variant or its own baseline lacks.
         """
         sides = self._sides(baseline, variants, baselines, mode=mode, margin=margin)
-        history = self._replay(sides, mode=mode, margin=margin)
-        shared = {s for name in history.wanted for s in history.due if sides[name][0] is baseline and s not in baseline}
-        settings = Settings(mode, self.level, margin, metric, against, len(variants), correction=CORRECTION, unit=unit)
         return Standing(
-            verdicts=self._verdicts(history, settings),
-            wanted=history.wanted,
-            baseline_wanted=sorted(shared, key=self.seeds.index),
-            looks=len(history.samples),
-            taken=history.taken,
+            self,
+            self._replay(sides, mode=mode, margin=margin),
+            Settings(mode, self.level, margin, metric, against, len(variants), correction=CORRECTION, unit=unit),
+            shared=[name for name, (own, _) in sides.items() if own is baseline],
+            there=baseline,
         )
-
-    def given(
-        self,
-        baseline: Mapping[int, float | None],
-        variants: Mapping[str, Mapping[int, float | None]],
-        *,
-        mode: Mode,
-        margin: float | None = None,
-        baselines: Mapping[str, Mapping[int, float | None]] | None = None,
-    ) -> dict[str, int]:
-        """How many seeds, from the first on, each variant has been given: those of its last look, or of the one that it waits for.
-
-        It costs less than the verdicts. Arguments as of ``judge``.
-        """
-        history = self._replay(self._sides(baseline, variants, baselines, mode=mode, margin=margin), mode=mode, margin=margin)
-        return {name: len(history.due) if name in history.wanted else self.looks[history.taken[name] - 1] for name in variants}
-
-    def log(
-        self,
-        baseline: Mapping[int, float | None],
-        variants: Mapping[str, Mapping[int, float | None]],
-        *,
-        mode: Mode,
-        margin: float | None = None,
-        baselines: Mapping[str, Mapping[int, float | None]] | None = None,
-    ) -> list[Look]:
-        """What each look so far saw and decided. Arguments as of ``judge``."""
-        return list(self._log(self._replay(self._sides(baseline, variants, baselines, mode=mode, margin=margin), mode=mode, margin=margin)))
 
     def judge_beside(
         self,
@@ -355,7 +359,7 @@ class Race:
             then, count = int(claim.look[index]), int(claim.open[index])
             single = p_of(history[then])
             assert single is not None
-            found = self._path(history[: then + 1], count).p_at_least(-_z_of(single))
+            found = self._path(history[: then + 1], count).p_at_least(-z_of(single))
             return _agreeing(found * count, alpha / 2, shown=bool(claim.shown[index]))
 
         return verdicts.verdict(
@@ -395,128 +399,6 @@ class _History:
     due: Sequence[int]
 
 
-@dataclass(frozen=True)
-class Claim:
-    """Which variants have been shown to be so, for one kind of claim ("differs", "gains less than the margin"); variants are the last axis.
-
-    Args:
-        shown: whether it was shown.
-        look: the index of the look at which it was, else of the last look that the variant had.
-        open: to how many variants the level was divided there.
-    """
-
-    shown: NDArray[Any]
-    look: NDArray[Any]
-    open: NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A race replayed: its claims, and which variants would go on."""
-
-    differs: Claim
-    no_gain: Claim | None
-    no_worse: Claim | None
-    active: NDArray[Any]
-
-
-def replay(
-    p: NDArray[Any],
-    failed: NDArray[Any],
-    *,
-    levels: NDArray[Any],
-    no_gain: NDArray[Any] | None = None,
-    no_worse: NDArray[Any] | None = None,
-) -> Outcome:
-    """Run one race, or many at once, from the p of every look.
-
-    Args:
-        p: two-sided p of the t test, shape [..., looks, variants].
-        failed: whether the variant has a diverged seed by then, the same shape.
-        levels: of the t test, shape [variants, looks]: row m − 1 if m variants are open.
-        no_gain: one-sided p of "better by the margin or more", the same shape as ``p``.
-        no_worse: of "worse by the margin or more".
-    """
-    import numpy as np
-
-    looks, variants = p.shape[-2:]
-    shape = (*p.shape[:-2], variants)
-    active = np.ones(shape, dtype=bool)
-    ps = [p, None if no_gain is None else 2 * no_gain, None if no_worse is None else 2 * no_worse]
-    claims = [Claim(np.zeros(shape, bool), np.zeros(shape, int), np.full(shape, variants)) for _ in ps]
-    for look in range(looks):
-        for claim, values in zip(claims, ps, strict=True):
-            if values is None:
-                continue
-            waiting = active & ~claim.shown
-            claim.look[waiting] = look
-            for _ in range(variants):  # each one shown raises the level of the others, which may show the next
-                left = np.maximum(variants - claim.shown.sum(axis=-1, keepdims=True), 1)
-                claim.open[...] = np.where(waiting & ~claim.shown, left, claim.open)
-                new = waiting & ~claim.shown & (values[..., look, :] <= levels[left - 1, look])
-                if not new.any():
-                    break
-                claim.shown[...] |= new
-        active &= ~(claims[0].shown | claims[1].shown | failed[..., look, :])
-    return Outcome(claims[0], None if no_gain is None else claims[1], None if no_worse is None else claims[2], active)
-
-
-@dataclass(frozen=True)
-class Path:
-    """One variant's way through a race up to the look at which it stopped, and how likely a way at least as good is.
-
-    For a race of one look p and interval are those of the t test.
-
-    Args:
-        times: shares of the seeds at the looks.
-        levels: of the t tests at them.
-        history: the sample at each look.
-    """
-
-    times: tuple[float, ...]
-    levels: tuple[float, ...]
-    history: tuple[Sample, ...] = field(repr=False)
-
-    @cached_property
-    def _tests(self) -> list[statistics.PairedT]:
-        return [sample.test for sample in self.history]
-
-    def p_upper(self, mean: float) -> float:
-        """The probability of a way at least as good as this one if the mean gain is ``mean``."""
-        test = self._tests[-1]
-        if test.n < 2 or test.sd == 0:
-            return self.p_at_least(_z_of(1 - float(test.p_above(mean))), mean)
-        return self.p_at_least(float(normal_quantile((test.mean - mean) / test.se, test.n - 1)), mean)
-
-    def p_at_least(self, z: float, mean: float = 0.0) -> float:
-        """The same with ``z`` at the last look in place of this way's, if the mean gain is ``mean``."""
-        import numpy as np
-
-        n, se = np.array([test.n for test in self._tests]), np.array([test.se for test in self._tests])
-        return float(stagewise_p(self.times, np.array(self.levels), n=n, se=se, z=z, mean=mean))
-
-    def interval(self, alpha: float) -> tuple[float, float] | None:
-        """The 1 − ``alpha`` interval of the mean difference; None without a spread.
-
-        It holds the means under which neither a way at least as good as this one nor one at most as good has a chance below ``alpha``/2.
-        """
-        sample, test = self.history[-1], self._tests[-1]
-        if test.n < 2 or test.sd == 0:
-            return None
-        ends: list[float] = []
-        for target in (alpha / 2, 1 - alpha / 2):
-
-            def excess(mean: float, target: float = target) -> float:
-                return self.p_upper(mean) - target
-
-            reach = float(test.se) * 4
-            while excess(float(test.mean) - reach) > 0 or excess(float(test.mean) + reach) < 0:
-                reach *= 2
-            ends.append(root_of(excess, float(test.mean) - reach, float(test.mean) + reach, tolerance=1e-6 * float(test.se)))
-        low, high = sorted(sample.sign * end for end in ends)
-        return low, high
-
-
 def _first(values: Mapping[int, float | None], seeds: Sequence[int]) -> dict[int, float | None]:
     return {seed: values[seed] for seed in seeds}
 
@@ -524,10 +406,3 @@ def _first(values: Mapping[int, float | None], seeds: Sequence[int]) -> dict[int
 def _agreeing(p: float, threshold: float, *, shown: bool) -> float:
     """``p`` on the side of ``threshold`` on which the race has put it: both are integrals, and may differ in their last digits."""
     return min(p, threshold) if shown else min(1.0, max(p, math.nextafter(threshold, 1.0)))
-
-
-def _z_of(p: float) -> float:
-    """The normal quantile of ``p``."""
-    from scipy import special
-
-    return float(special.ndtri(p))

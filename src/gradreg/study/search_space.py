@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gradreg import checks
 from gradreg.registry import CONSTRUCTORS
-from gradreg.study.plan import BASELINE, parse_penalty
 from gradreg.study.tasks import Task, Variant
+from gradreg.study.variants import BASELINE, parse_penalty
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
