@@ -134,7 +134,6 @@ class GradientPenalty:
         else:
             object.__setattr__(self, "radius", validation.value_of("radius", self.radius, allow_zero=isinstance(self.radius, Schedule)))
         validation.check_composition(self)
-        _check_auto_radius(self)
 
     def at(self, step: Any, *, radius: Any = None, ops: Operations = PYTHON) -> StepValues:
         """The penalty's numbers at optimizer step ``step``, each schedule evaluated once.
@@ -470,27 +469,6 @@ class GradientPenalty:
 
 _OMITTED = ("direction", "mask", "ascent_steps", "reuse", "decoupled")
 """The fields that a dictionary leaves out where they are the default."""
-
-
-def _check_auto_radius(penalty: GradientPenalty) -> None:
-    """Raise where a radius that sets itself has no meaning."""
-    auto, followed = penalty.auto_radius, auto_radius_in(penalty.strength)
-    if followed is not None and followed != auto:
-        raise ValueError(
-            f"strength must follow the radius where it is an AutoRadius; got strength {followed} and radius {penalty.radius}. "
-            "Use one AutoRadius for both, as fgr(epsilon=AutoRadius()) does."
-        )
-    if auto is not None and not isinstance(penalty.radius, AutoRadius):
-        raise ValueError(
-            f"radius must not be a multiple of AutoRadius, which would make up for any factor; got {penalty.radius}. "
-            "Use warm-up 'zero' or 'strength', and AutoRadius(start=...) to begin with another radius."
-        )
-    if auto is not None and not penalty.direction.needs_gradient:
-        raise ValueError(
-            "radius must be a number or a schedule for a direction that needs no gradient, because AutoRadius compares the gradient at the "
-            f"perturbed parameters with that at the unperturbed ones; got {auto} with direction {penalty.direction}. "
-            "Use sam(rho=AutoRadius()), or a number."
-        )
 
 
 def _value_at(value: Value | None, step: Any, ops: Operations) -> Any:

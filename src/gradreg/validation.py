@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from gradreg import checks
+from gradreg.auto_radius import AutoRadius, auto_radius_in
 from gradreg.directions import Direction
 from gradreg.masks import Mask
 from gradreg.mixing import GradientMixing, Reuse
@@ -21,6 +22,10 @@ class Composition(Protocol):
 
     @property
     def power(self) -> int: ...
+    @property
+    def strength(self) -> Value: ...
+    @property
+    def radius(self) -> Value | None: ...
     @property
     def difference(self) -> Difference: ...
     @property
@@ -42,6 +47,7 @@ class Composition(Protocol):
 
 def check_composition(penalty: Composition) -> None:
     """Raise where parts of ``penalty`` cannot be combined, by what the parts declare."""
+    _check_auto_radius(penalty)
     direction, mask, mixing = penalty.direction, penalty.mask, penalty.mixing
     if mixing.plain_gradient == "normalized" and not (direction.is_gradient and (penalty.power, penalty.difference) == (1, "forward")):
         raise ValueError(
@@ -84,6 +90,27 @@ def check_composition(penalty: Composition) -> None:
         raise ValueError(
             f"mask={mask} must go with a direction that needs a gradient, from which it is chosen; got direction "
             f"{direction}. Use Sparse(..., choice='random')."
+        )
+
+
+def _check_auto_radius(penalty: Composition) -> None:
+    """Raise where a radius that sets itself has no meaning."""
+    auto, followed = auto_radius_in(penalty.radius), auto_radius_in(penalty.strength)
+    if followed is not None and followed != auto:
+        raise ValueError(
+            f"strength must follow the radius where it is an AutoRadius; got strength {followed} and radius {penalty.radius}. "
+            "Use one AutoRadius for both, as fgr(epsilon=AutoRadius()) does."
+        )
+    if auto is not None and not isinstance(penalty.radius, AutoRadius):
+        raise ValueError(
+            f"radius must not be a multiple of AutoRadius, which would make up for any factor; got {penalty.radius}. "
+            "Use warm-up 'zero' or 'strength', and AutoRadius(start=...) to begin with another radius."
+        )
+    if auto is not None and not penalty.direction.needs_gradient:
+        raise ValueError(
+            "radius must be a number or a schedule for a direction that needs no gradient, because AutoRadius compares the gradient at the "
+            f"perturbed parameters with that at the unperturbed ones; got {auto} with direction {penalty.direction}. "
+            "Use sam(rho=AutoRadius()), or a number."
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from gradreg import study
 from gradreg.study.functions import load_task
-from gradreg.study.run import read_history
+from gradreg.study.history import read_history
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,8 @@ from typing import Any, get_type_hints
 from gradreg import checks, environment, files
 from gradreg.own_code import PREFIX, in_folders, load_file
 from gradreg.penalties import GradientPenalty
-from gradreg.study.run import METRICS, Run
+from gradreg.study.history import METRICS
+from gradreg.study.run import Run
 from gradreg.study.tasks import Metric, Mode, OnProgress, Task, TaskError, Variant
 
 RESERVED = (

@@ -16,9 +16,9 @@ from markupsafe import Markup
 
 from gradreg import __version__, files
 from gradreg.study import charts
+from gradreg.study.history import read_history
 from gradreg.study.plan import Plan
 from gradreg.study.results import Record, over_seeds, race_said, warnings
-from gradreg.study.run import read_history
 from gradreg.study.table import Row, shown_columns
 
 SPENDING = {"obrien-fleming": "O'Brien-Fleming", "pocock": "Pocock"}

@@ -12,11 +12,8 @@ from typing import Any
 
 from gradreg import checks, files
 from gradreg.penalties import GradientPenalty
+from gradreg.study.history import METRICS
 from gradreg.study.tasks import Metric, OnProgress, TaskError
-
-METRICS = "metrics.jsonl"
-TIMINGS = "timings.jsonl"
-"""Where the runs of recipes keep their times, so that ``metrics.jsonl`` is the same on every machine."""
 
 _OFTEN = 0.5
 """Seconds between two reports of progress."""
@@ -435,38 +432,6 @@ class CountedValueAndGrad:
             self.evaluations += 1 if self._penalty is None else self._penalty.evaluations_at(step)
             self.calls += 1
         return (*returned, {}) if self._state and not self._stateful else returned
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The records of the run in ``folder``: one for each epoch, or for each call of ``log`` outside of epochs."""
-    records: list[dict[str, Any]] = []
-    for values in _records(folder / METRICS):
-        if records and values.get("epoch") is not None and records[-1].get("epoch") == values["epoch"]:
-            records[-1].update(values)
-        else:
-            records.append(values)
-    by_epoch = {record.get("epoch"): record for record in records}
-    for values in _records(folder / TIMINGS):
-        by_epoch.get(values.get("epoch"), {}).update(values)
-    return records
-
-
-def _records(file: Path) -> Iterator[dict[str, Any]]:
-    """The records in a file of JSON lines; an unfinished line is left out."""
-    for number, line in enumerate(file.read_bytes().splitlines(keepends=True) if file.is_file() else [], 1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            found = {name: float(value) if value in ("nan", "inf", "-inf") else value for name, value in files.parse_json(line).items()}
-            wrong = [name for name, value in found.items() if value is not None and not isinstance(value, (int, float))]
-            if wrong:
-                raise ValueError(f"{', '.join(wrong)} must be a number")
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"line {number} of {str(file)!r} must be the record of an epoch; it is damaged: {error}. Remove the folder "
-                f"{str(file.parent)!r}, so that the run is repeated."
-            ) from error
-        yield found
 
 
 def _number(name: str, value: Any) -> float:
