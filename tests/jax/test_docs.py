@@ -30,3 +30,5 @@ def test_the_costs_on_the_page_are_the_stored_ones() -> None:
         assert [float(cell) for cell in row.split("|")] == pytest.approx([model[name] for model in by_processor], abs=0.0051)
     exact = [f"{model['gradreg exact'] / model['one plain gradient']:.1f}" for model in by_processor]
     assert f"{exact[0]}, {exact[1]} and {exact[2]} plain gradients" in table
+    times = by_processor[1]['the same, over, branch="cond"'] / by_processor[1]["two plain gradients"]
+    assert f"took {times:.0f} times as long inside `cond`" in PAGE.read_text()

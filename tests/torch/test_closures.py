@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import gradreg
 from gradreg import GradientPenalty
+from gradreg.torch import GradientRegularizer
 
 from . import twins
 from .cases import (
@@ -167,3 +168,19 @@ def test_works_under_no_grad() -> None:
         regularizer_at(0, problem.model, gradreg.sam(rho=0.3)).backward(problem.closure())
     loss = twins.loss_of(problem.model, problem.x, problem.y)
     assert_close(gradients(problem.model), twins.sam(loss, twins.parameters_of(problem.model), 0.3))
+
+
+def test_a_closure_that_calls_backward_in_its_second_pass_alone_is_named() -> None:
+    model = nn.Linear(3, 1)
+    regularizer = GradientRegularizer(model, gradreg.sam(rho=0.1))
+
+    def closure() -> Tensor:
+        loss = model(torch.ones(4, 3)).square().mean()
+        if regularizer.repeats_pass:
+            loss.backward(retain_graph=True)
+        return loss
+
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=r"it called backward\(\) itself"):
+        regularizer.backward(closure)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))

@@ -171,7 +171,7 @@ class Evaluator:
 
     def _evaluate(self, group: _Group, i: int) -> tuple[Tensor, Any]:
         self.repeats_pass = self._sharing and i < len(group.starts)
-        fresh = i == 0 and not self.repeats_pass and not self._reached()
+        fresh = i == 0 and not self._reached()
         if self._sharing:
             if i < len(group.starts):
                 self._go_to(group.starts[i])
