@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -19,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from gradreg import checks, environment, files
+from gradreg import checks, environment, files, own_code
 from gradreg.own_code import PREFIX, in_folders, load_file
 from gradreg.penalties import GradientPenalty
 from gradreg.study.history import METRICS
@@ -181,9 +180,9 @@ class Reference:
         if self.held is not None or self.where is None:
             return None
         if self.where.endswith(".py"):
-            return hashlib.sha256(Path(self.where).read_bytes()).hexdigest()[:16]
+            return own_code.digest(Path(self.where))[:16]
         file = getattr(sys.modules.get(self.where) or importlib.import_module(self.where), "__file__", None)
-        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+        return None if file is None else own_code.digest(Path(file))[:16]
 
 
 def is_reference(text: str) -> bool:

@@ -194,7 +194,8 @@ class Searcher:
                 f"a search selects by {metric.validation}, which {self.search.task.name} does not log: test is for the verdict. Hold data "
                 f"out and write run.log({metric.validation}=...); in a recipe, --data.validation 0.1."
             )
-        score = record.validation if not record.diverged and math.isfinite(record.validation) else None
+        found = record.validation
+        score = found if found is not None and not record.diverged and math.isfinite(found) else None
         active.scores[job.seed] = score
         active.seconds += record.seconds
         active.evaluations += record.gradient_evaluations
