@@ -82,6 +82,30 @@ def extras() -> str:
     return markdown(("extra", "for"), rows)
 
 
+def citation() -> str:
+    """CITATION.cff, from ``pyproject.toml`` and the release that CHANGELOG.md begins with."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    latest = re.search(r"^## \[(.+?)\] - (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    released = latest is not None and re.fullmatch(r"\d{4}-\d\d-\d\d", latest[2])
+    lines = [
+        "# Written by make tables from pyproject.toml and CHANGELOG.md.",
+        "cff-version: 1.2.0",
+        "message: If you use this software, please cite it, and the papers of the penalties that you use.",
+        f"title: {project['name']}",
+        f"abstract: {json.dumps(project['description'])}",
+        "type: software",
+        "authors:",
+        *(f"  - name: {author['name']}" for author in project["authors"]),
+        f"version: {gradreg.__version__}",
+        *([f"date-released: {latest[2]}"] if latest is not None and released else []),
+        f"license: {project['license']}",
+        f"repository-code: {project['urls']['Repository']}",
+        "keywords:",
+        *(f"  - {keyword}" for keyword in project["keywords"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def data_sets() -> str:
     """Every data set: what it holds, how it is normalized, and where its files lie."""
     rows = [(f"`{r.name}`", images(r), "" if r.classes is None else str(r.classes), statistics(r), r.layout) for r in all_records()]
@@ -239,8 +263,8 @@ def mathematics(text: str) -> str:
         lines.append(rf"\text{{{joint[1]}}}\quad {latex(parts[rest + 1])}" if joint[1] else latex(parts[rest + 1]))
         rest += 2
     words = "".join(f"${latex(part)}$" if i % 2 else part for i, part in enumerate(parts[rest:])).lstrip(",: ")
-    shown = lines[0] if len(lines) == 1 else "\\begin{gathered}\n" + " \\\\\n".join(lines) + "\n\\end{gathered}"
-    return f"$$\n{shown}\n$$" + (f"\n\n{words}." if words else "")
+    shown = "\n\n".join(f"$$\n{line}\n$$" for line in lines)
+    return shown + (f"\n\n{words}." if words else "")
 
 
 def latex(equation: str) -> str:
@@ -345,12 +369,17 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
             outdated.append(str(path.relative_to(root)))
             if not check:
                 path.write_text(after, encoding="utf-8")
+    path = root / "CITATION.cff"
+    if not path.is_file() or path.read_text(encoding="utf-8") != citation():
+        outdated.append(path.name)
+        if not check:
+            path.write_text(citation(), encoding="utf-8")
     if TABLES.keys() - there:
         raise SystemExit(
             f"no file has the table {', '.join(sorted(TABLES.keys() - there))} between <!-- generated: NAME --> and <!-- end -->."
         )
     if outdated and check:
-        print(f"{', '.join(outdated)}: tables differ from the code of gradreg {gradreg.__version__}. Run: make tables", file=sys.stderr)
+        print(f"{', '.join(outdated)}: out of date with the code of gradreg {gradreg.__version__}. Run: make tables", file=sys.stderr)
         return 1
     return 0
 
