@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +77,8 @@ def test_an_executed_block_keeps_its_output_and_shares_names():
 
 def test_a_broken_link_and_a_missing_anchor_are_found(tmp_path):
     links = load("links")
-    (tmp_path / "a.html").write_text('<a href="b.html#there">x</a><a href="b.html#not">x</a><img src="no.png"><a href="https://x.org/">x</a>')
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html#there">x</a><a href="b.html#not">x</a><img src="no.png"><a href="https://x.org/">x</a>'
+    )
     (tmp_path / "b.html").write_text('<p id="there"></p><a href="#there">x</a>')
     assert links.broken(tmp_path) == ["a.html: b.html#not", "a.html: no.png"]
