@@ -258,7 +258,7 @@ MUTANTS = (
     Mutant("tune: what is ahead is dropped", "../study/search.py", "mean < float(special", "-mean < float(special", ("study/test_search.py",)),
     Mutant("tune: the spread of other trials unused", "../study/search.py", "sum(one[1] for one in pooled)", "0", ("study/test_search.py",)),
     Mutant("tune: the worst chosen", "../study/search.py", "sign * one.mean, -one.number", "-sign * one.mean, -one.number", ("study/test_search.py",)),
-    Mutant("tune: selects by test", "../study/searcher.py", "score = record.validation if", "score = record.test if", ("study/test_search.py",)),
+    Mutant("tune: selects by test", "../study/searcher.py", "found = record.validation\n", "found = record.test\n", ("study/test_search.py",)),
     Mutant("tune: confirmed with the seeds of the trials", "../study/tuning.py", "range(first + seeds, first + seeds + confirm)", "range(first, first + confirm)", ("study/test_search.py",)),
     Mutant("tune: plain training searched less", "../study/searcher.py", "counts[arm.name] < self.search.trials", "counts[arm.name] < self.search.trials - (arm.penalty is None)", ("study/test_search.py",)),
     Mutant("tune: a dead process's trial left", "../study/searcher.py", "                if not ended:", "                if True:", ("study/test_search.py",)),
