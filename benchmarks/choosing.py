@@ -41,6 +41,12 @@ def store(name: str, content: dict[str, Any]) -> None:
     files.write_json(RESULTS / f"{name}.json", content)
 
 
+def show(name: str, table: str) -> None:
+    """Print the table of the results ``name`` and write it beside them, where docs/tables.py finds it."""
+    print(table)
+    files.write_text(RESULTS / f"{name}.md", table + "\n")
+
+
 def stored(name: str) -> dict[str, Any]:
     """Read the results ``name``."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))

@@ -3,9 +3,10 @@
     python docs/tables.py           # rewrites them
     python docs/tables.py --check   # fails if one differs from the code
 
-A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, NAME being one of ``TABLES``. Penalties come from the
-signatures and docstrings of their constructors (the first sentence, ``Cost:`` and ``Source:``), data sets and the columns of a
-comparison from their records, ranges of a search from its list, and what studies and simulations answered from their stored results.
+A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, NAME being one of ``TABLES``, or ``stored/FILE`` for the
+table that a benchmark stored as benchmarks/results/FILE.md. Penalties come from the signatures and docstrings of their constructors
+(the first sentence, ``Cost:`` and ``Source:``), data sets and the columns of a comparison from their records, ranges of a search from
+its list, and what studies and simulations answered from their stored results.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from gradreg.train.data.catalogue import DatasetRecord, all_records
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- generated: (?P<name>\S+) -->\n)(?P<table>.*?)(<!-- end -->)", flags=re.DOTALL)
+STORED = "stored/"
 SECTIONS = ("Args", "Cost", "Source", "Differs from the paper")
 
 
@@ -144,9 +146,29 @@ def search_strengths() -> str:
     return markdown(("penalty", "searched", "unless given"), rows)
 
 
-def search_statistics() -> str:
-    """The stored table of ``benchmarks/search_statistics.py``."""
-    return (ROOT / "benchmarks" / "results" / "search_statistics.md").read_text(encoding="utf-8")
+def choosing_seconds() -> str:
+    """What a step of every variant costs in processor time on the two perceptrons, from the stored results."""
+    results = ROOT / "benchmarks" / "results" / "choosing"
+    costs = json.loads((results / "cost-digits-cost.json").read_text(encoding="utf-8"))["variants"]
+    found = [
+        json.loads((results / f"seconds-{task}.json").read_text(encoding="utf-8"))["variants"] for task in ("digits-cost", "mnist-cost")
+    ]
+    header = (
+        "variant",
+        "evaluations a step",
+        *(f"{n}, plain {one['none']['milliseconds']:.1f} ms" for n, one in zip(("digits", "MNIST"), found, strict=True)),
+    )
+    names = sorted((name for name in found[0] if name in found[1]), key=lambda name: (costs[name]["cost"], found[0][name]["ratio"]))
+    rows = [
+        (name, f"{costs[name]['cost']:.2f}", *("{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**one[name]) for one in found))
+        for name in names
+    ]
+    return markdown(header, rows)
+
+
+def stored_file(name: str) -> Path:
+    """Where a benchmark wrote the table ``stored/FILE``."""
+    return ROOT / "benchmarks" / "results" / f"{name.removeprefix(STORED)}.md"
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -159,8 +181,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "strengths": strengths,
     "studies": studies,
     "search-strengths": search_strengths,
-    "search-statistics": search_statistics,
     "jax-costs": jax_costs,
+    "choosing-seconds": choosing_seconds,
 }
 
 
@@ -240,9 +262,13 @@ def updated(text: str, *, file: str) -> str:
     """``text`` with every marked table written again."""
 
     def table(match: re.Match[str]) -> str:
-        if match["name"] not in TABLES:
-            raise SystemExit(f"{file}: a generated table must be one of {', '.join(TABLES)}; got {match['name']!r}.")
-        return f"{match[1]}{TABLES[match['name']]()}{match[4]}"
+        name = match["name"]
+        if name in TABLES:
+            return f"{match[1]}{TABLES[name]()}{match[4]}"
+        if not name.startswith(STORED) or not stored_file(name).exists():
+            known = f"{', '.join(TABLES)}, or {STORED}FILE where benchmarks/results/FILE.md is"
+            raise SystemExit(f"{file}: a generated table must be one of {known}; got {name!r}.")
+        return f"{match[1]}{stored_file(name).read_text(encoding='utf-8').rstrip()}\n{match[4]}"
 
     return MARKED.sub(table, text)
 
