@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -166,6 +167,52 @@ def choosing_seconds() -> str:
     return markdown(header, rows)
 
 
+def choosing_shares() -> str:
+    """The share of F-GR's gain that cheaper variants keep on the three tasks, from the stored tables."""
+    tasks = {"digits": "digits-cost", "MNIST": "mnist-cost", "CIFAR-10": "cifar10-cost"}
+    found = [stored_rows(f"{STORED}choosing/cost-{task}") for task in tasks.values()]
+    shown = ("every-2", "half", "quarter", "every-5", "tenth", "tenth-every-5", "remembered-0.1")
+    rows = [(f"`{name}`", found[0][name][1], *(one[name][-1] for one in found)) for name in shown]
+    return markdown(("variant", "evaluations a step", *(f"{task}, %" for task in tasks)), rows)
+
+
+def choosing_signs() -> str:
+    """What the first epochs show of a small radius, the best one, and two that are too large, for each method, from the stored run."""
+    stored_runs = json.loads((ROOT / "benchmarks" / "results" / "choosing" / "signs.json").read_text(encoding="utf-8"))["runs"]
+    found = {(run["method"], run["radius"]): run for run in stored_runs}
+    shown = {"sam": (0.1, 0.3, 0.5, 0.7), "gnp": (0.1, 0.3, 0.7, 2.0), "fgr": (0.1, 1.0, 2.0, 8.0), "asam": (0.1, 1.0, 2.0, 5.0)}
+    names = {"sam": "SAM", "gnp": "GNP", "fgr": "F-GR", "asam": "ASAM"}
+    rows: list[tuple[str, ...]] = []
+    for method, radii in shown.items():
+        runs = [found[method, radius] for radius in radii]
+        early = [sum(run["cosine"][:5]) / 5 for run in runs]
+        below = [next((str(k + 1) for k, one in enumerate(run["train_loss"]) if one < 0.9 * math.log(10)), "never") for run in runs]
+        cells = (
+            [f"{one:.2f}" for one in early],
+            [f"{min(run['cosine']):.2f}" for run in runs],
+            below,
+            [f"{run['gradient_norm'][4]:.2f}" for run in runs],
+            [f"{100 * run['test_accuracy']:.1f}" for run in runs],
+        )
+        rows.append((f"{names[method]} {' / '.join(f'{radius:g}' for radius in radii)}", *(" / ".join(each) for each in cells)))
+    header = (
+        "radius",
+        "cosine: mean of the first five epochs",
+        "smallest of any epoch",
+        "epochs until the loss is 10 % below guessing",
+        "gradient norm, epoch 5",
+        "test accuracy, %",
+    )
+    return markdown(header, rows)
+
+
+def stored_rows(name: str) -> dict[str, list[str]]:
+    """The rows of a stored table by their first cell."""
+    lines = stored_file(name).read_text(encoding="utf-8").splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {row[0]: row for row in rows}
+
+
 def stored_file(name: str) -> Path:
     """Where a benchmark wrote the table ``stored/FILE``."""
     return ROOT / "benchmarks" / "results" / f"{name.removeprefix(STORED)}.md"
@@ -183,6 +230,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "search-strengths": search_strengths,
     "jax-costs": jax_costs,
     "choosing-seconds": choosing_seconds,
+    "choosing-shares": choosing_shares,
+    "choosing-signs": choosing_signs,
 }
 
 
