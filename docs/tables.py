@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/ that are generated from the code, or check that they are up to date.
+"""Write the tables of README.md and docs/ that are generated from the code, and CITATION.cff, or check that they are up to date.
 
     python docs/tables.py           # rewrites them
     python docs/tables.py --check   # fails if one differs from the code
@@ -6,7 +6,7 @@
 A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, NAME being one of ``TABLES``, or ``stored/FILE`` for the
 table that a benchmark stored as benchmarks/results/FILE.md. Penalties come from the signatures and docstrings of their constructors
 (the first sentence, ``Cost:`` and ``Source:``), data sets and the columns of a comparison from their records, ranges of a search from
-its list, and what studies and simulations answered from their stored results.
+its list, extras and the citation from ``pyproject.toml``, and what studies and simulations answered from their stored results.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import math
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -53,6 +54,58 @@ def penalty_costs() -> str:
     """Every constructor's cost and source."""
     rows = [(f"`{name}`", section(name, "Cost"), section(name, "Source", required=False)) for name in CONSTRUCTORS]
     return markdown(("penalty", "cost", "source"), rows)
+
+
+def catalogue() -> str:
+    """Every constructor: its update equation as mathematics, its call, cost, source, and where it differs from the paper."""
+    entries: list[str] = []
+    for name in CONSTRUCTORS:
+        differs = section(name, "Differs from the paper", required=False)
+        source = section(name, "Source", required=False)
+        facts = [
+            f"- Call: {call(name)}",
+            f"- Cost: {section(name, 'Cost')}.",
+            *([f"- Source: {source}."] if source else []),
+            *([f"- Differs from the paper: {differs}."] if differs else []),
+        ]
+        entries.append(f"### `{name}`\n\n{title(name)}:\n\n{mathematics(equation(name))}\n\n" + linked("\n".join(facts)) + "\n")
+    return "\n".join(entries).replace("``", "`")
+
+
+def extras() -> str:
+    """Every extra of ``pyproject.toml``, and what the comment above it says that it is for."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    rows: list[tuple[str, str]] = []
+    for name in tomllib.loads(text)["project"]["optional-dependencies"]:
+        found = re.search(rf"^# (.*)\n{re.escape(name)} = \[", text, flags=re.MULTILINE)
+        if found is None:
+            raise SystemExit(f"pyproject.toml: the extra {name} must have a comment above it that says what it is for; got none.")
+        rows.append((f"`gradreg[{name}]`", found[1]))
+    return markdown(("extra", "for"), rows)
+
+
+def citation() -> str:
+    """CITATION.cff, from ``pyproject.toml`` and the release that CHANGELOG.md begins with."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    latest = re.search(r"^## \[(.+?)\] - (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    released = latest is not None and re.fullmatch(r"\d{4}-\d\d-\d\d", latest[2])
+    lines = [
+        "# Written by make tables from pyproject.toml and CHANGELOG.md.",
+        "cff-version: 1.2.0",
+        "message: If you use this software, please cite it, and the papers of the penalties that you use.",
+        f"title: {project['name']}",
+        f"abstract: {json.dumps(project['description'])}",
+        "type: software",
+        "authors:",
+        *(f"  - name: {author['name']}" for author in project["authors"]),
+        f"version: {gradreg.__version__}",
+        *([f"date-released: {latest[2]}"] if latest is not None and released else []),
+        f"license: {project['license']}",
+        f"repository-code: {project['urls']['Repository']}",
+        "keywords:",
+        *(f"  - {keyword}" for keyword in project["keywords"]),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def data_sets() -> str:
@@ -222,6 +275,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "penalties": penalties,
     "penalty-symbols": penalty_symbols,
     "penalty-costs": penalty_costs,
+    "catalogue": catalogue,
+    "extras": extras,
     "data-sets": data_sets,
     "comparison-columns": comparison_columns,
     "digits": digits,
@@ -250,6 +305,57 @@ def title(name: str) -> str:
 def equation(name: str) -> str:
     """The first sentence of the docstring from the equation on."""
     return "``" + _summary(name).split("``", 1)[1].rstrip(".")
+
+
+SYMBOLS = {
+    **dict(zip("αβγεηθλμρσ", (rf"\{x} " for x in "alpha beta gamma varepsilon eta theta lambda mu rho sigma".split()), strict=True)),
+    "∇": r"\nabla ",
+    "·": r"\,",
+    "−": "-",
+    "←": r"\leftarrow ",
+    "ℓ": r"\ell ",
+    "²": "^2",
+    "₂": "_2",
+}
+"""What the constructors' equations are written with, in LaTeX."""
+
+
+def mathematics(text: str) -> str:
+    """An equation of a docstring, with words between ``...``, as displayed mathematics followed by the words that explain it.
+
+    ``G = ∇L(θ + ρ·g/‖g‖)``, of the penalty ... becomes a block of ``$$``, a line for each equation; what is code stays code.
+    """
+    parts = re.split(r"``(.+?)``", text)  # words, equation, words, equation, ..., words
+    if re.search(r"\w=", parts[1]):  # a call of Python's
+        return text
+    lines, rest = [latex(parts[1])], 2
+    while rest < len(parts) - 1 and (joint := re.fullmatch(r",? ?(then|with|) ", parts[rest])):
+        lines.append(rf"\text{{{joint[1]}}}\quad {latex(parts[rest + 1])}" if joint[1] else latex(parts[rest + 1]))
+        rest += 2
+    words = "".join(f"${latex(part)}$" if i % 2 else part for i, part in enumerate(parts[rest:])).lstrip(",: ")
+    shown = "\n\n".join(f"$$\n{line}\n$$" for line in lines)
+    return shown + (f"\n\n{words}." if words else "")
+
+
+def latex(equation: str) -> str:
+    """``ρ·g/‖g‖`` in LaTeX."""
+    for bar, left, right in (("‖", r"\lVert ", r"\rVert "), ("|", r"\lvert ", r"\rvert ")):
+        pieces = equation.split(bar)
+        equation = "".join(piece + (("", left, right)[1 + i % 2] if i < len(pieces) - 1 else "") for i, piece in enumerate(pieces))
+    equation = re.sub(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?: [A-Za-z]+)*", lambda m: m[0] if m[0] in _FUNCTIONS else rf"\text{{{m[0]}}}", equation)
+    equation = "".join(SYMBOLS.get(letter, letter) for letter in equation)
+    if not equation.isascii():
+        strange = ", ".join(sorted(set(equation) - set(map(chr, range(128)))))
+        raise SystemExit(f"docs/tables.py: SYMBOLS must have every symbol of the penalties' equations; got {strange} in {equation!r}.")
+    return equation.strip()
+
+
+_FUNCTIONS = frozenset(("lVert", "rVert", "lvert", "rvert"))
+
+
+def linked(text: str) -> str:
+    """``arXiv 2010.01412`` as a link to the paper."""
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
 def evaluations(name: str) -> str:
@@ -337,12 +443,17 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
             outdated.append(str(path.relative_to(root)))
             if not check:
                 path.write_text(after, encoding="utf-8")
+    path = root / "CITATION.cff"
+    if not path.is_file() or path.read_text(encoding="utf-8") != citation():
+        outdated.append(path.name)
+        if not check:
+            path.write_text(citation(), encoding="utf-8")
     if TABLES.keys() - there:
         raise SystemExit(
             f"no file has the table {', '.join(sorted(TABLES.keys() - there))} between <!-- generated: NAME --> and <!-- end -->."
         )
     if outdated and check:
-        print(f"{', '.join(outdated)}: tables differ from the code of gradreg {gradreg.__version__}. Run: make tables", file=sys.stderr)
+        print(f"{', '.join(outdated)}: out of date with the code of gradreg {gradreg.__version__}. Run: make tables", file=sys.stderr)
         return 1
     return 0
 

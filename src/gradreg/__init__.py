@@ -34,7 +34,7 @@ from gradreg.schedules import Chance, Constant, Cosine, Delay, Every, LogTime, P
 from gradreg.weight_decay import AutoL2, predict_l2
 from gradreg.weight_decay_clock import DecayClock, effective_learning_rate, l2_from_authors, l2_to_authors
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Adaptive",
