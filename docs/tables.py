@@ -316,6 +316,7 @@ SYMBOLS = {
     "ℓ": r"\ell ",
     "²": "^2",
     "₂": "_2",
+    "√": r"\surd ",
 }
 """What the constructors' equations are written with, in LaTeX."""
 

@@ -241,7 +241,7 @@ class Step:
         average = filled(params, state[AVERAGE]) if AVERAGE in state else None
 
         def perturb(at: Tree, gradients: Tree | None) -> tuple[Tree, Any]:
-            inputs = DirectionInputs(at, gradients, average, self.values.step, self.selected, self.shards.leaves)
+            inputs = DirectionInputs(at, gradients, average, self.values.step, self.selected, self.shards.leaves, self.values.radius)
             vector, measured = ascent_direction(penalty.direction, inputs)
             distance = self.values.radius
             if penalty.power == 1:
