@@ -338,6 +338,26 @@ class GradientPenalty:
                 "Leave it out, or use direction=Gradient()."
             )
 
+    def check_each(self) -> None:
+        """Raise if the micro-batches of a step cannot each have a perturbation of their own (``perturb="each"``).
+
+        Raises:
+            ValueError: for a penalty that keeps tensors from step to step, a mixing of other than the plain sum, and a direction that does
+                not depend on the batch.
+        """
+        remedy = "Use perturb='all', or sam(), gnp(), fgr() or asam()."
+        if self.keeps_tensors or self.keeps_plain_apart or self.mixing.plain_gradient != "summed":
+            what = self.combined_by() if self.keeps_plain_apart or self.mixing.plain_gradient != "summed" else "memory"
+            raise ValueError(
+                "perturb must be 'all' for a penalty with memory, or that mixes gradients otherwise than by a sum, which are those of the "
+                f"whole step; got 'each' with {self} ({what}). {remedy}"
+            )
+        if not self.direction.needs_gradient:
+            raise ValueError(
+                f"perturb must be 'all' for a direction that needs no gradient, and so is the same for every micro-batch; got 'each' with "
+                f"direction {self.direction}. {remedy}"
+            )
+
     def combined_by(self) -> str:
         """What departs from the plain weighted sum, for errors and descriptions."""
         if self.reuse is not None:
