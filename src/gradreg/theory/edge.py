@@ -10,6 +10,7 @@ Differs from the paper: a smaller network (the paper's has three hidden layers o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ def follow(
     widths = [problem.x.shape[1], *(checks.whole("hidden", width, minimum=1) for width in hidden), CLASSES]
     random = torch.Generator().manual_seed(checks.whole("seed", seed, minimum=0))
     layers: list[torch.nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(widths):
         layer = torch.nn.Linear(inputs, outputs)
         with torch.no_grad():
             layer.weight.copy_(torch.randn(outputs, inputs, generator=random) * 0.5 * inputs**-0.5)

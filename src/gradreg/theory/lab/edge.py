@@ -49,7 +49,20 @@ def run(options: argparse.Namespace) -> LabReport:
         for rate in dict.fromkeys(options.learning_rates)
         for rho in dict.fromkeys(options.rhos)
     ]
-    columns = ("method", "eta", "rho", "loss", "|g|", "curvature", "2/eta", "edge", "reached at step", "curvature/edge", "1st quartile", "3rd")
+    columns = (
+        "method",
+        "eta",
+        "rho",
+        "loss",
+        "|g|",
+        "curvature",
+        "2/eta",
+        "edge",
+        "reached at step",
+        "curvature/edge",
+        "1st quartile",
+        "3rd",
+    )
     tables = {
         "edge": Table(
             columns,
@@ -79,8 +92,8 @@ def _row(path: EdgePath) -> tuple[str | float | int, ...]:
 
 def _remarks(paths: Sequence[EdgePath]) -> list[str]:
     remarks = [
-        "On a quadratic nothing above the edge is stable. Here curvature reaches it and stays around it while the loss goes on falling: the "
-        "edge is where training lives, not a limit that it must keep away from."
+        "On a quadratic nothing above the edge is stable. Here curvature reaches it and stays around it while the loss goes on falling: "
+        "the edge is where training lives, not a limit that it must keep away from."
     ]
     never = [path for path in paths if path.arrival is None]
     if never:
