@@ -120,6 +120,8 @@ def _compare(argv: Sequence[str]) -> int:
             console.print(row.verdict(), highlight=False, markup=False, soft_wrap=True)
     if found.race is not None:
         console.print(found.race_said, highlight=False, markup=False, soft_wrap=True)
+    for text in found.sharpness_said:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     for text in found.warnings:
         console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from gradreg import checks, environment, files
 from gradreg.folders import locked
-from gradreg.study import results, table
+from gradreg.study import results, sharpness, table
 from gradreg.study.functions import FunctionVariant, is_reference, load_task
 from gradreg.study.plan import Job, Plan, make_plan
 from gradreg.study.results import Record
@@ -62,9 +62,19 @@ class Comparison:
         """That seeds were added, in how many looks, and which error was spent; empty without a race."""
         return "" if self.race is None else results.race_said(self.plan, self.race["looks"])
 
+    @property
+    def sharpness(self) -> dict[str, Any] | None:
+        """What the runs measured of sharpness, as in ``results.json``: means over seeds, and correlations with the metric."""
+        return sharpness.measured(self.rows, self.records, self.plan.metric)
+
+    @property
+    def sharpness_said(self) -> list[str]:
+        """The same in sentences, with how not to read them; empty if no run measured it."""
+        return [] if (found := self.sharpness) is None else sharpness.sentences(found, self.plan.metric)
+
     def to_dict(self) -> dict[str, Any]:
         """The content of ``results.json``."""
-        return results.results(self.plan, self.records, self.environment, self.rows, self.race)
+        return results.results(self.plan, self.records, self.environment, self.rows, self.race, self.sharpness)
 
     def to_frame(self) -> Any:
         """The runs as a ``pandas.DataFrame``, a row each, with the columns of ``runs`` in ``results.json``.
@@ -103,7 +113,8 @@ class Comparison:
 
     def __str__(self) -> str:
         raced = [self.race_said] if self.race is not None else []
-        return "\n".join([self.markdown(), *self.sentences(), *raced, *(f"warning: {text}" for text in self.warnings)])
+        said = [*self.sentences(), *raced, *self.sharpness_said]
+        return "\n".join([self.markdown(), *said, *(f"warning: {text}" for text in self.warnings)])
 
 
 def compare(

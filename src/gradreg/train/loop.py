@@ -26,6 +26,7 @@ from gradreg.train.evaluation import Evaluation, autocast, evaluate, widened
 from gradreg.train.optimization import squared_norm, warn_of_harm
 from gradreg.train.outcome import Epoch, Outcome, best_of
 from gradreg.train.penalty import RecipePenalty
+from gradreg.train.sharpness_recorder import SharpnessRecorder
 
 OnStep = Callable[[int, nn.Module, Data], None]
 
@@ -114,6 +115,7 @@ class Run:
         if config.ema is not None:
             ema = AveragedModel(unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.steps_per_epoch = config.steps_per_epoch(len(self.data.train))
+        self.sharpness = SharpnessRecorder(config, self.data, devices)
         self.flooding = config.flooded()
         self.penalty: RecipePenalty = config.resolved_penalty(self.steps_per_epoch)
         warn_of_harm(config.optimizer, config.schedule, self.penalty.penalty, steps_per_epoch=self.steps_per_epoch)
@@ -290,6 +292,7 @@ class Run:
             validation_top5=values.pop("validation_top5", None),
             ema_validation_loss=None if averaged_validation is None else averaged_validation.loss,
             unreadable_images=self.data.unreadable,
+            sharpness=self.sharpness.after(epoch, state.model),
             own=values,
             seconds=state.progress.seconds,
             images_per_second=images_per_second,
