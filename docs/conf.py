@@ -86,9 +86,9 @@ def prepare_docstring(app: Sphinx, what: str, name: str, obj: object, options: A
 def separated(lines: list[str]) -> list[str]:
     """``Cost: ...`` and the like as paragraphs with a bold heading; a section on one line would run into the next one."""
     found: list[str] = []
-    for line in lines:
+    for written in lines:
         # Bars around a number are not one of docutils' substitutions.
-        line = "``".join(part if i % 2 else part.replace("|", r"\|") for i, part in enumerate(line.split("``")))
+        line = "``".join(part if i % 2 else part.replace("|", r"\|") for i, part in enumerate(written.split("``")))
         heading = next((one for one in PARAGRAPHS if line.startswith(f"{one}: ")), None)
         if heading is not None:
             found += ["", f"**{heading}:** {line.removeprefix(heading + ':').strip()}"]
@@ -98,11 +98,13 @@ def separated(lines: list[str]) -> list[str]:
 
 
 def inline_math(self: Any, node: nodes.math) -> None:
+    """``$...$`` as MathML."""
     self.body.append(convert(node.astext(), display="inline"))
     raise nodes.SkipNode
 
 
 def block_math(self: Any, node: nodes.math_block) -> None:
+    """``$$...$$`` as MathML."""
     self.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
     raise nodes.SkipNode
 

@@ -28,7 +28,9 @@ def with_output(text: str, *, page: str) -> str:
                 exec(compile(match["code"], f"<{page}>", "exec"), names)
         except Exception as error:
             first = match["code"].splitlines()[0]
-            raise RuntimeError(f"{page}.md: code that is executed must run; got {error!r} in the block that begins with {first!r}.") from error
+            raise RuntimeError(
+                f"{page}.md: code that is executed must run; got {error!r} in the block that begins with {first!r}."
+            ) from error
         block = f"```python\n{match['code']}```\n"
         return block + (f"\n```text\n{printed.getvalue().rstrip()}\n```\n" if printed.getvalue().strip() else "")
 

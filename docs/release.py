@@ -7,9 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-import tables
-
 import gradreg
+import tables
 
 ROOT = Path(__file__).parents[1]
 

@@ -308,7 +308,8 @@ def equation(name: str) -> str:
 
 
 SYMBOLS = {
-    **dict(zip("αβγεηθλμρσ", (rf"\{x} " for x in "alpha beta gamma varepsilon eta theta lambda mu rho sigma".split()), strict=True)),
+    **{"α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "ε": r"\varepsilon ", "η": r"\eta ", "θ": r"\theta "},
+    **{"λ": r"\lambda ", "μ": r"\mu ", "ρ": r"\rho ", "σ": r"\sigma "},
     "∇": r"\nabla ",
     "·": r"\,",
     "−": "-",
@@ -343,7 +344,9 @@ def latex(equation: str) -> str:
     for bar, left, right in (("‖", r"\lVert ", r"\rVert "), ("|", r"\lvert ", r"\rvert ")):
         pieces = equation.split(bar)
         equation = "".join(piece + (("", left, right)[1 + i % 2] if i < len(pieces) - 1 else "") for i, piece in enumerate(pieces))
-    equation = re.sub(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?: [A-Za-z]+)*", lambda m: m[0] if m[0] in _FUNCTIONS else rf"\text{{{m[0]}}}", equation)
+    equation = re.sub(
+        r"(?<![\\A-Za-z])[A-Za-z]{2,}(?: [A-Za-z]+)*", lambda m: m[0] if m[0] in _FUNCTIONS else rf"\text{{{m[0]}}}", equation
+    )
     equation = "".join(SYMBOLS.get(letter, letter) for letter in equation)
     if not equation.isascii():
         strange = ", ".join(sorted(set(equation) - set(map(chr, range(128)))))

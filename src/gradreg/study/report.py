@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
-import plotly.offline
 import yaml
 from markupsafe import Markup
 
@@ -180,7 +179,7 @@ def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FunctionLoader(_text_of)
     )
-    shared = {"version": __version__, "plotly": Markup(plotly.offline.get_plotlyjs())}
+    shared = {"version": __version__, "chart_script": Markup(_text_of("chart.js"))}
     return environment.get_template(template).render(**shared, **values)
 
 
