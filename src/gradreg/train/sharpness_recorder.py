@@ -55,10 +55,13 @@ class SharpnessRecorder:
             found = sharpness.summary(
                 model, closures, measures=block.measures, rho=block.rho, vectors=block.vectors, sizes=sizes, mode="eval"
             )
+        reasons: dict[str, list[str]] = {}
         for name, error in found.failures.items():
-            if self._devices.main and name not in self._said:
-                self._said.add(name)
-                warnings.warn(f"{name} could not be measured after epoch {epoch}, and is nan: {error}", stacklevel=2)
+            if name not in self._said:
+                reasons.setdefault(str(error), []).append(name)
+        self._said.update(found.failures)
+        for reason, names in reasons.items() if self._devices.main else ():
+            warnings.warn(f"{', '.join(names)} could not be measured after epoch {epoch}, recorded as nan: {reason}", stacklevel=2)
         return found.record()
 
 
