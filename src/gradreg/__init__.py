@@ -33,7 +33,7 @@ from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
 from gradreg.masks import Mask, OnlyNorms, Sparse
 from gradreg.mixing import GradientMixing, Plain, Reuse, SurrogateGap, Unit
 from gradreg.penalties import GradientPenalty
-from gradreg.schedules import Anneal, Chance, Constant, Cosine, Delay, Every, LogTime, Product, Ramp, Schedule
+from gradreg.schedules import Anneal, Chance, Constant, Cosine, Delay, Every, LogTime, Product, Ramp, Schedule, Tail
 from gradreg.weight_decay import AutoL2, predict_l2
 from gradreg.weight_decay_clock import DecayClock, effective_learning_rate, l2_from_authors, l2_to_authors
 
@@ -71,6 +71,7 @@ __all__ = [
     "Schedule",
     "Sparse",
     "SurrogateGap",
+    "Tail",
     "Unified",
     "Unit",
     "asam",
