@@ -3,10 +3,10 @@
     python docs/tables.py           # rewrites them
     python docs/tables.py --check   # fails if one differs from the code
 
-A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, NAME being one of ``TABLES``. Penalties come from the
-signatures and docstrings of their constructors (the first sentence, ``Cost:`` and ``Source:``), data sets and the columns of a
-comparison from their records, ranges of a search from its list, extras and the citation from ``pyproject.toml``, and what studies and
-simulations answered from their stored results.
+A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, NAME being one of ``TABLES``, or ``stored/FILE`` for the
+table that a benchmark stored as benchmarks/results/FILE.md. Penalties come from the signatures and docstrings of their constructors
+(the first sentence, ``Cost:`` and ``Source:``), data sets and the columns of a comparison from their records, ranges of a search from
+its list, extras and the citation from ``pyproject.toml``, and what studies and simulations answered from their stored results.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import math
 import re
 import sys
 import tomllib
@@ -29,6 +30,7 @@ from gradreg.train.data.catalogue import DatasetRecord, all_records
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- generated: (?P<name>\S+) -->\n)(?P<table>.*?)(<!-- end -->)", flags=re.DOTALL)
+STORED = "stored/"
 SECTIONS = ("Args", "Cost", "Source", "Differs from the paper")
 
 
@@ -198,9 +200,75 @@ def search_strengths() -> str:
     return markdown(("penalty", "searched", "unless given"), rows)
 
 
-def search_statistics() -> str:
-    """The stored table of ``benchmarks/search_statistics.py``."""
-    return (ROOT / "benchmarks" / "results" / "search_statistics.md").read_text(encoding="utf-8")
+def choosing_seconds() -> str:
+    """What a step of every variant costs in processor time on the two perceptrons, from the stored results."""
+    results = ROOT / "benchmarks" / "results" / "choosing"
+    costs = json.loads((results / "cost-digits-cost.json").read_text(encoding="utf-8"))["variants"]
+    found = [
+        json.loads((results / f"seconds-{task}.json").read_text(encoding="utf-8"))["variants"] for task in ("digits-cost", "mnist-cost")
+    ]
+    header = (
+        "variant",
+        "evaluations a step",
+        *(f"{n}, plain {one['none']['milliseconds']:.1f} ms" for n, one in zip(("digits", "MNIST"), found, strict=True)),
+    )
+    names = sorted((name for name in found[0] if name in found[1]), key=lambda name: (costs[name]["cost"], found[0][name]["ratio"]))
+    rows = [
+        (name, f"{costs[name]['cost']:.2f}", *("{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**one[name]) for one in found))
+        for name in names
+    ]
+    return markdown(header, rows)
+
+
+def choosing_shares() -> str:
+    """The share of F-GR's gain that cheaper variants keep on the three tasks, from the stored tables."""
+    tasks = {"digits": "digits-cost", "MNIST": "mnist-cost", "CIFAR-10": "cifar10-cost"}
+    found = [stored_rows(f"{STORED}choosing/cost-{task}") for task in tasks.values()]
+    shown = ("every-2", "half", "quarter", "every-5", "tenth", "tenth-every-5", "remembered-0.1")
+    rows = [(f"`{name}`", found[0][name][1], *(one[name][-1] for one in found)) for name in shown]
+    return markdown(("variant", "evaluations a step", *(f"{task}, %" for task in tasks)), rows)
+
+
+def choosing_signs() -> str:
+    """What the first epochs show of a small radius, the best one, and two that are too large, for each method, from the stored run."""
+    stored_runs = json.loads((ROOT / "benchmarks" / "results" / "choosing" / "signs.json").read_text(encoding="utf-8"))["runs"]
+    found = {(run["method"], run["radius"]): run for run in stored_runs}
+    shown = {"sam": (0.1, 0.3, 0.5, 0.7), "gnp": (0.1, 0.3, 0.7, 2.0), "fgr": (0.1, 1.0, 2.0, 8.0), "asam": (0.1, 1.0, 2.0, 5.0)}
+    names = {"sam": "SAM", "gnp": "GNP", "fgr": "F-GR", "asam": "ASAM"}
+    rows: list[tuple[str, ...]] = []
+    for method, radii in shown.items():
+        runs = [found[method, radius] for radius in radii]
+        early = [sum(run["cosine"][:5]) / 5 for run in runs]
+        below = [next((str(k + 1) for k, one in enumerate(run["train_loss"]) if one < 0.9 * math.log(10)), "never") for run in runs]
+        cells = (
+            [f"{one:.2f}" for one in early],
+            [f"{min(run['cosine']):.2f}" for run in runs],
+            below,
+            [f"{run['gradient_norm'][4]:.2f}" for run in runs],
+            [f"{100 * run['test_accuracy']:.1f}" for run in runs],
+        )
+        rows.append((f"{names[method]} {' / '.join(f'{radius:g}' for radius in radii)}", *(" / ".join(each) for each in cells)))
+    header = (
+        "radius",
+        "cosine: mean of the first five epochs",
+        "smallest of any epoch",
+        "epochs until the loss is 10 % below guessing",
+        "gradient norm, epoch 5",
+        "test accuracy, %",
+    )
+    return markdown(header, rows)
+
+
+def stored_rows(name: str) -> dict[str, list[str]]:
+    """The rows of a stored table by their first cell."""
+    lines = stored_file(name).read_text(encoding="utf-8").splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {row[0]: row for row in rows}
+
+
+def stored_file(name: str) -> Path:
+    """Where a benchmark wrote the table ``stored/FILE``."""
+    return ROOT / "benchmarks" / "results" / f"{name.removeprefix(STORED)}.md"
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -215,8 +283,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "strengths": strengths,
     "studies": studies,
     "search-strengths": search_strengths,
-    "search-statistics": search_statistics,
     "jax-costs": jax_costs,
+    "choosing-seconds": choosing_seconds,
+    "choosing-shares": choosing_shares,
+    "choosing-signs": choosing_signs,
 }
 
 
@@ -273,6 +343,7 @@ def latex(equation: str) -> str:
     for bar, left, right in (("‖", r"\lVert ", r"\rVert "), ("|", r"\lvert ", r"\rvert ")):
         pieces = equation.split(bar)
         equation = "".join(piece + (("", left, right)[1 + i % 2] if i < len(pieces) - 1 else "") for i, piece in enumerate(pieces))
+    equation = re.sub(r"√\(([^()]*)\)", r"\\sqrt{\1}", equation)
     equation = re.sub(
         r"(?<![\\A-Za-z])[A-Za-z]{2,}(?: [A-Za-z]+)*", lambda m: m[0] if m[0] in _FUNCTIONS else rf"\text{{{m[0]}}}", equation
     )
@@ -350,9 +421,13 @@ def updated(text: str, *, file: str) -> str:
     """``text`` with every marked table written again."""
 
     def table(match: re.Match[str]) -> str:
-        if match["name"] not in TABLES:
-            raise SystemExit(f"{file}: a generated table must be one of {', '.join(TABLES)}; got {match['name']!r}.")
-        return f"{match[1]}{TABLES[match['name']]()}{match[4]}"
+        name = match["name"]
+        if name in TABLES:
+            return f"{match[1]}{TABLES[name]()}{match[4]}"
+        if not name.startswith(STORED) or not stored_file(name).exists():
+            known = f"{', '.join(TABLES)}, or {STORED}FILE where benchmarks/results/FILE.md is"
+            raise SystemExit(f"{file}: a generated table must be one of {known}; got {name!r}.")
+        return f"{match[1]}{stored_file(name).read_text(encoding='utf-8').rstrip()}\n{match[4]}"
 
     return MARKED.sub(table, text)
 

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     )
     from gradreg.sharpness.rises import critical_sharpness, directional_sharpness, random_sharpness, sam_sharpness, slice_1d
     from gradreg.sharpness.spectra import eigenvalues, largest_eigenvalues, spectrum, trace
+    from gradreg.sharpness.summaries import Summary, summary
 
 _HOMES = {
     "operators": ("CurvatureOperator", "gauss_newton", "hessian"),
     "results": ("CriticalSharpness", "Eigenvalues", "Passes", "Rise", "Slice", "Spectrum", "Trace", "by_layer"),
     "rises": ("critical_sharpness", "directional_sharpness", "random_sharpness", "sam_sharpness", "slice_1d"),
     "spectra": ("eigenvalues", "largest_eigenvalues", "spectrum", "trace"),
+    "summaries": ("Summary", "summary"),
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Rise",
     "Slice",
     "Spectrum",
+    "Summary",
     "Trace",
     "by_layer",
     "critical_sharpness",
@@ -52,6 +55,7 @@ __all__ = [
     "sam_sharpness",
     "slice_1d",
     "spectrum",
+    "summary",
     "trace",
 ]
 

@@ -14,7 +14,8 @@ import yaml
 from markupsafe import Markup
 
 from gradreg import __version__, files
-from gradreg.study import charts
+from gradreg.sharpness.measures import MEASURES
+from gradreg.study import charts, sharpness
 from gradreg.study.history import read_history
 from gradreg.study.plan import Plan
 from gradreg.study.results import Record, over_seeds, race_said, warnings
@@ -44,7 +45,7 @@ def write_report(
         command: the command line that made it, if one did.
         race: the rule and the looks of a race; None without one.
     """
-    runs_of = {row.label: [record for record in records if _belongs(record, row)] for row in rows}
+    runs_of = {row.label: [record for record in records if record.belongs_to(row)] for row in rows}
     drawn = [(label, run) for label, group in runs_of.items() for run in group if not run.diverged and run.error is None]
     history = {(label, run.seed): read_history(folder / run.folder) for label, run in drawn}
     name = plan.metric.title
@@ -66,6 +67,16 @@ def write_report(
             "One dot a run, the bar at their mean. Thin lines join the runs of a seed.",
         ),
     }
+    found = sharpness.measured(rows, records, plan.metric)
+    if found is not None:
+        figures["Sharpness beside the metric"] = (
+            charts.sharpness_by_metric(rows, runs_of, plan.metric, found["measures"]),
+            "One dot a run, at the end of training, on a logarithmic axis where all values are positive. " + found["caution"],
+        )
+        figures["Sharpness over training"] = (
+            charts.sharpness_over_training(rows, history, found["measures"]),
+            f"{MEASURES[found['measures'][0]].capitalize()}: the mean over seeds at each measurement.",
+        )
     figures = {title: (figure, note) for title, (figure, note) in figures.items() if figure is not None}
     page = render(
         "report.html",
@@ -80,6 +91,7 @@ def write_report(
         equal_seconds=bool(plan.seconds),
         race=None if race is None else race_said(plan, race["looks"]),
         figures=drawn_figures(figures),
+        sharpness=None if found is None else _sharpness(found),
         configuration=yaml.safe_dump({name: dict(variant.settings) for name, variant in plan.variants.items()}, sort_keys=False),
         environment=yaml.safe_dump(dict(environment), sort_keys=False, allow_unicode=True),
         command=command,
@@ -88,6 +100,23 @@ def write_report(
     path = folder / "report.html"
     files.write_text(path, page)
     return path
+
+
+def _sharpness(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The block as the page shows it: headings, lines of cells, and lines of correlations."""
+    overs = list(dict.fromkeys(one["over"] for one in found["correlations"]))
+    told = {(one["measure"], one["over"]): sharpness.correlation_text(one) for one in found["correlations"]}
+    metric = next(key for key in found["table"][0] if key.startswith("test_"))
+    return {
+        "headings": [MEASURES[name] for name in found["measures"]],
+        "lines": [
+            (line["label"], (line[metric], line[f"{metric}_sd"]), [sharpness.cell(line[name]) for name in found["measures"]])
+            for line in found["table"]
+        ],
+        "correlations": [(over, [told.get((name, over), "") for name in found["measures"]]) for over in overs],
+        "caution": found["caution"],
+        "not_independent": sharpness.NOT_INDEPENDENT if overs else "",
+    }
 
 
 def methods(plan: Plan, rows: Sequence[Row], records: Sequence[Record], race: Mapping[str, Any] | None = None) -> str:
@@ -132,11 +161,6 @@ def methods(plan: Plan, rows: Sequence[Row], records: Sequence[Record], race: Ma
         )
     sentences.append(f"Computed by gradreg {__version__}.")
     return " ".join(sentences)
-
-
-def _belongs(run: Record, row: Row) -> bool:
-    same = run.variant == row.variant and run.budget == row.budget
-    return same and (run.budget == "epochs" or run.planned_evaluations == row.gradient_evaluations)
 
 
 def drawn_figures(figures: Mapping[str, tuple[go.Figure, str]]) -> list[dict[str, Any]]:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from gradreg.folders import FolderInUse, locked
 from gradreg.study import statistics
+from gradreg.study.executors.executor import Executor, Site
 from gradreg.study.plan import Job, folder_name
 from gradreg.study.results import Record
+from gradreg.study.running import OnProgress, run_jobs
 from gradreg.study.search import Finding, Search, State, best_of, finite, is_behind
 from gradreg.study.search_space import Arm, suggest
 from gradreg.study.tasks import TaskError, Variant
-from gradreg.study.workers import OnProgress, run_jobs
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -133,7 +134,7 @@ class Searcher:
             _agree(study, search.identity(arm))
             self._studies[arm.name] = study
 
-    def run(self, *, workers: int, on_progress: OnProgress = lambda job, share: None) -> None:
+    def run(self, *, executor: Executor, on_progress: OnProgress = lambda job, share: None) -> None:
         """Run trials until every side has as many as it is to have; those that another process runs are left to it.
 
         Raises:
@@ -141,10 +142,16 @@ class Searcher:
             RuntimeError: a worker died.
         """
         with locked(Path(self._signature["folder"]), purpose="--out"):
-            jobs = run_jobs(lambda: self._jobs(max(1, workers)), self.folder / "trials", workers=workers, on_progress=on_progress)
+            site = Site(self.folder.resolve(), None, self._code(), self.search.task.name)
+            wanted = lambda: self._jobs(max(1, executor.at_a_time()))  # noqa: E731
+            jobs = run_jobs(wanted, site.folder / "trials", executor=executor, site=site, on_progress=on_progress)
             with contextlib.closing(jobs) as ended:
                 for job, result in ended:
                     self._take(job, result)
+
+    def _code(self) -> Path | None:
+        """The folder with the task's own code."""
+        return self.search.task.variant(None, {}).code
 
     def findings(self) -> list[Finding]:
         """All trials, of all processes, in the order in which they began."""

@@ -228,3 +228,69 @@ def seeds_needed(difference: float, sd: float, *, alpha: float, power: float = P
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+FEWEST_FOR_CORRELATION = 5
+"""Pairs beyond the groups' means below which a rank correlation has no interval worth the name."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A rank correlation over runs.
+
+    Args:
+        value: Spearman's, −1 to 1.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        n: pairs.
+        groups: whose means were taken off first; 1 for none.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    groups: int = 1
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], groups: Sequence[Any] | None = None) -> Correlation | None:
+    """Spearman's rank correlation with a 95 % interval; None with too few pairs, or where all values of one side are equal.
+
+    The interval is tanh(atanh r ± 1.96·√((1 + r²/2)/(m − 3))), m the pairs less the groups beyond the first. It holds for independent
+    pairs. At r = ±1, where it would have no width, the nearest other value that m ranks can have takes r's place.
+
+    Args:
+        x: one value for each pair.
+        y: the other.
+        groups: of each pair; the mean of its group is taken off each value first, which leaves the correlation within groups.
+
+    Source: Bonett and Wright 2000, Sample size requirements for estimating Pearson, Kendall and Spearman correlations, Psychometrika 65.
+    """
+    import numpy as np
+    from scipy import stats
+
+    first, second = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    names = list(dict.fromkeys(groups)) if groups is not None else [None]
+    if groups is not None:
+        members = [np.array([g == name for g in groups]) for name in names]
+        first, second = (_centered(values, members) for values in (first, second))
+    m = len(first) - (len(names) - 1)
+    if m < FEWEST_FOR_CORRELATION or any(np.ptp(values) == 0 for values in (first, second)):
+        return None
+    found: Any = stats.spearmanr(first, second)
+    value = float(found.statistic)
+    most = 1 - 12 / (m * (m * m - 1))
+    inside = min(max(value, -most), most)
+    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((1 + inside**2 / 2) / (m - 3))
+    low, high = math.tanh(math.atanh(inside) - half), math.tanh(math.atanh(inside) + half)
+    return Correlation(value, min(low, value), max(high, value), len(first), len(names))
+
+
+def _centered(values: NDArray[Any], members: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The values less their group's mean; rounding that is left of equal ones is 0."""
+    import numpy as np
+
+    found = values.copy()
+    for own in members:
+        found[own] -= values[own].mean()
+    return np.where(np.abs(found) <= ROUNDING * np.abs(values).max(initial=0.0), 0.0, found)

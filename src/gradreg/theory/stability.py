@@ -136,6 +136,31 @@ def sharpest_stable_curvature(gamma: float, *, learning_rate: float, momentum: f
     return 2 * limit / (1 + math.sqrt(1 + 4 * strength * limit))
 
 
+def sam_edge(gradient_norm: float, strength: float, *, learning_rate: float, momentum: float = 0.0) -> float:
+    """SAM's edge of stability: the curvature above which a step of SAM or GNP overshoots where the gradient has length ‖g‖.
+
+    Along an eigenvector of curvature h the gradient h·θ and the perturbation strength·ĝ give the curvature h(1 + strength·h/‖g‖), so that
+    power 1 acts as power 2 with γ = strength/‖g‖: the edge is h* with h*(1 + strength·h*/‖g‖) = 2(1 + μ)/η. It lies below gradient
+    descent's 2(1 + μ)/η, and falls to 0 with ‖g‖.
+
+    Args:
+        gradient_norm: ‖g‖ ≥ 0.
+        strength: λ ≥ 0: ρ for SAM, α·r for GNP; 0 gives the edge of gradient descent.
+        learning_rate: η > 0.
+        momentum: μ of heavy-ball momentum, 0 ≤ μ < 1.
+
+    Source: Long and Bartlett 2023, arXiv 2309.12488, equation 3 (μ = 0): (‖g‖/2ρ)·(√(1 + 8ρ/(η‖g‖)) − 1).
+    Differs from the paper: momentum, and GNP.
+
+    >>> sam_edge(0.5, 1.0, learning_rate=0.5), sam_edge(0.5, 0.0, learning_rate=0.5)
+    (1.1861406616345072, 4.0)
+    """
+    norm, strength = checks.non_negative("gradient_norm", gradient_norm), checks.non_negative("strength", strength)
+    if strength > 0 and norm == 0:
+        return 0.0
+    return sharpest_stable_curvature(strength / norm if strength > 0 else 0.0, learning_rate=learning_rate, momentum=momentum)
+
+
 def settling_distance(curvature: float, strength: float, *, learning_rate: float, momentum: float = 0.0) -> float:
     """How far from the minimum SAM and GNP settle: δ = ηhλ / (2(1 + μ) − ηh), h the largest curvature.
 

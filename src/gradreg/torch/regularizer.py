@@ -22,6 +22,7 @@ from gradreg.torch.exact import DoubleBackward
 from gradreg.torch.gradients import Gradients
 from gradreg.torch.masks import CoordinateMask, check_mask, selected_parameters
 from gradreg.torch.metrics import Metrics
+from gradreg.torch.microbatches import combined, restore_gradients
 from gradreg.torch.mixing import check_mixing
 from gradreg.torch.parallel import Parallelism
 from gradreg.torch.perturbation import Perturbation
@@ -30,6 +31,7 @@ from gradreg.torch.step import Result, Step
 from gradreg.torch.watch import Watch, check_memory, check_real
 
 Scope = Literal["local", "global"]
+Perturb = Literal["all", "each"]
 
 
 class GradientRegularizer:
@@ -71,6 +73,8 @@ class GradientRegularizer:
             a penalty on the squared norm, and of a direction that is not normalized by it. With False it is NaN there, which saves a
             read of all gradients (about 1 % of a step of a small multi-layer perceptron). May be changed from step to step, to measure
             only what is logged.
+        measure_shares: put into ``metrics.shares`` which part of the perturbation lies in each parameter; costs a read of the perturbation
+            and no device sync. May be changed from step to step.
 
     Memory: one copy of the perturbed parameters from the first regularized step on, the penalty's state (see its constructor), and
     two copies of the state that forward passes write. Where c = strength / radius is not 1,
@@ -92,6 +96,7 @@ class GradientRegularizer:
         replay_rng: bool = True,
         measure_cosine: bool = False,
         measure_norm: bool = True,
+        measure_shares: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module; got {checks.describe(model)}. Pass the module, not its parameters.")
@@ -135,10 +140,12 @@ class GradientRegularizer:
         self.replay_rng = replay_rng
         self.measure_cosine = measure_cosine
         self.measure_norm = measure_norm
+        self.measure_shares = measure_shares
         self._parameters = [p for _, p in named]
         self._indices = {p: index for index, p in enumerate(self._parameters)}
         self._perturbed = list(selected)
-        self._state = State(own_names(model), remembered_kinds(penalty))
+        self._names = own_names(model)
+        self._state = State(self._names, remembered_kinds(penalty))
         self._mask = CoordinateMask(mask, self._state, self._indices) if mask is not None and mask.level == "coordinates" else None
         self._correction = Correction()
         self._remembers = penalty is not None and penalty.keeps_tensors
@@ -153,7 +160,7 @@ class GradientRegularizer:
         self._watch = Watch(model)
         self._checked_backward = False
         self._forward_state = ForwardState(model)
-        self._evaluator: Evaluator | None = None
+        self._evaluators: list[Evaluator] = []
         self._step = 0
         self._evaluations: int | float = 0
         nan = float("nan")
@@ -167,7 +174,7 @@ class GradientRegularizer:
     @property
     def repeats_pass(self) -> bool:
         """Whether the closure under evaluation was already evaluated in this step: ask it before logging or counting in a closure."""
-        return self._evaluator is not None and self._evaluator.repeats_pass
+        return any(evaluator.repeats_pass for evaluator in self._evaluators)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -239,6 +246,7 @@ class GradientRegularizer:
         has_aux: Literal[False] = False,
         ascent: Callable[[], Tensor] | Sequence[Callable[[], Tensor]] | None = None,
         ascent_share: float = 1.0,
+        perturb: Perturb = "all",
         backward: Callable[[Tensor], object] | None = None,
         scaler: Scaler | None = None,
         step: int | None = None,
@@ -251,6 +259,7 @@ class GradientRegularizer:
         has_aux: Literal[True],
         ascent: Closure | Sequence[Closure] | None = None,
         ascent_share: float = 1.0,
+        perturb: Perturb = "all",
         backward: Callable[[Tensor], object] | None = None,
         scaler: Scaler | None = None,
         step: int | None = None,
@@ -262,6 +271,7 @@ class GradientRegularizer:
         has_aux: bool = False,
         ascent: Closure | Sequence[Closure] | None = None,
         ascent_share: float = 1.0,
+        perturb: Perturb = "all",
         backward: Callable[[Tensor], object] | None = None,
         scaler: Scaler | None = None,
         step: int | None = None,
@@ -278,6 +288,11 @@ class GradientRegularizer:
                 the perturbed parameters if c = strength / radius = 1, and otherwise at the unperturbed ones first. Not for "exact",
                 a mixing other than "plain", ``reuse``, ``decoupled``, or a direction that needs no gradient.
             ascent_share: which part of the batch ``ascent`` evaluates, in (0, 1]: what it adds to ``metrics.evaluations``.
+            perturb: "all" makes one perturbation from the sum of the closures' gradients; "each" gives every closure of a sequence of n a
+                perturbation of its own, as n ranks with scope "local" have it (m-sharpness): the result is the mean of the regularized
+                gradients of the losses n·closure(). So closures are the same in both, each the mean over its micro-batch times its
+                share 1/n. Closures that draw or write state follow one another. For scope "local"; not with ``ascent``, a penalty that
+                keeps tensors, or mixes otherwise than by a sum.
             backward: replaces ``loss.backward()``, for instance ``accelerator.backward``. It is called with a multiple of the loss and
                 must be linear in it. Its factors are part of the objective, except for the scale of ``scaler``: the
                 division by ``gradient_accumulation_steps`` makes a sequence of closures the mean of its micro-batches.
@@ -296,7 +311,9 @@ class GradientRegularizer:
             (With ``ascent`` and c = 1, loss and aux are those of ``ascent``, because ``closure`` is not evaluated at the unperturbed
             parameters; for a direction that needs no gradient and c = 1 they are those at the perturbed parameters.)
 
-        Cost: see ``GradientPenalty.evaluations_at``; one evaluation at steps where the strength is 0.
+        Cost: see ``GradientPenalty.evaluations_at``; one evaluation at steps where the strength is 0. The same with ``perturb="each"``,
+        which perturbs the parameters n times. Source of that: Foret et al. 2021, arXiv 2010.01412, section 4.1; gain rises as the
+        micro-batches get smaller (arXiv 2509.18001).
 
         Raises:
             TypeError, ValueError: a closure that is not callable, returns no scalar or a loss without a gradient, or calls ``backward``;
@@ -323,37 +340,45 @@ class GradientRegularizer:
             self._correction.check_applied("the next backward()")
         if penalty is not None and ascents is not None:
             penalty.check_ascent("closures")
+        if perturb != "all":
+            self._check_each(perturb, ascents)
         control = self._radius
         values = None if penalty is None else penalty.at(number, radius=None if control is None else control.radius)
         plan = PLAIN if penalty is None or values is None else penalty.plan(values, separate_ascent=ascents is not None)
         if self._averages:
             self._check_averaging(plan)
         perturbed = [p for p in self._perturbed if p.requires_grad]
-        evaluator = self._evaluator = Evaluator(
-            closures,
-            ascents,
-            has_aux=has_aux,
-            in_sequence=not callable(closure if plan.passes[0].of == "loss" else ascent),
-            parallelism=self._parallelism,
-            trainable=trainable,
-            backward=run,
-            scaler=scaler,
-            state=self._forward_state,
-            keep_state=self.freeze_batch_statistics,
-            replay_rng=self.replay_rng,
-        )
+        in_sequence = not callable(closure if plan.passes[0].of == "loss" else ascent)
+        parts = [[one] for one in closures] if perturb == "each" and not plan.is_one_plain_pass and len(closures) > 1 else [closures]
+        self._evaluators = [
+            Evaluator(
+                part,
+                ascents,
+                has_aux=has_aux,
+                in_sequence=in_sequence and len(parts) == 1,
+                parallelism=self._parallelism,
+                trainable=trainable,
+                backward=run,
+                scaler=scaler,
+                state=self._forward_state,
+                keep_state=self.freeze_batch_statistics,
+                replay_rng=self.replay_rng,
+                share=1.0 / len(parts),
+            )
+            for part in parts
+        ]
         if self._remembers:
             self._state.discard_staged()
         if control is not None:
             control.begin()
         try:
             with torch.enable_grad():
-                result = self._result(evaluator, perturbed, values, plan)
+                result = self._results(perturbed, values, plan)
         except BaseException:
             self._perturbation.restore()  # in case the interrupt came while the step's own contexts were exiting
             raise
         finally:
-            self._evaluator = None
+            self._evaluators = []
         self._checked_backward = True
         if self._remembers:
             self._state.commit(finite_only=scaler is not None)
@@ -364,11 +389,26 @@ class GradientRegularizer:
         self._record(number, values, plan, result, share)
         return (result.loss, result.aux) if has_aux else result.loss
 
-    def _result(self, evaluator: Evaluator, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan) -> Result:
+    def _results(self, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan) -> Result:
+        """The result of the step, whose micro-batches have steps of their own where there are several evaluators."""
+        first, *others = self._evaluators
+        if not others:
+            return self._result(first, perturbed, values, plan, averages=True)
+        before = [p.grad for p in first.trainable]
+        try:
+            results = [self._result(e, perturbed, values, plan, averages=e is self._evaluators[-1]) for e in self._evaluators]
+        except BaseException:
+            restore_gradients(first.trainable, before)
+            raise
+        return combined(results, in_sequence=True)
+
+    def _result(
+        self, evaluator: Evaluator, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan, *, averages: bool
+    ) -> Result:
         penalty = self.penalty
         if plan.exact and penalty is not None and values is not None:
             if perturbed:
-                return DoubleBackward(evaluator, perturbed, self.scope == "global").run(penalty, values.strength, plan)
+                return DoubleBackward(evaluator, perturbed, self.scope == "global", averages).run(penalty, values.strength, plan)
             plan = PLAIN  # without perturbed parameters an exact penalty does not depend on anything
         step = Step(
             penalty=penalty,
@@ -387,11 +427,29 @@ class GradientRegularizer:
             check_rounding=_is_full(penalty, values),
             must_reach=self._watch.first,
             radius=self._radius if self._radius is not None and values is not None and self._radius.measures(values) else None,
+            model=self.model,
+            measure_shares=self.measure_shares,
+            averages=averages,
         )
         if not self._watch.first or all(p.offset == 0 for p in plan.passes):
             return step.run()
         with self._watch.first_step(self._perturbation):
             return step.run()
+
+    def _check_each(self, perturb: Perturb, ascents: Sequence[Closure] | None) -> None:
+        """Raise if the closures cannot each have a perturbation of their own."""
+        checks.choice("perturb", perturb, ("all", "each"))
+        if ascents is not None:
+            raise ValueError(
+                "perturb must be 'all' with ascent, whose closures belong to no micro-batch; got 'each'. Leave one of them out."
+            )
+        if self.scope == "global":
+            raise ValueError(
+                "perturb must be 'all' with scope='global', which perturbs all ranks and micro-batches alike; got 'each'. Build the "
+                "regularizer with scope='local'."
+            )
+        if self.penalty is not None:
+            self.penalty.check_each()
 
     def _check_averaging(self, plan: Plan) -> None:
         """Raise if the step needs gradients averaged over the ranks and the caller has switched that off."""
@@ -414,7 +472,8 @@ class GradientRegularizer:
                 "coefficient": nan if values is None or values.coefficient is None else values.coefficient,
                 "cosine": result.cosine,
                 "evaluations": self._evaluations,
-            }
+            },
+            {self._names[p]: length for p, length in result.lengths.items()},
         )
 
 

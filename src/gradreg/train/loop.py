@@ -26,6 +26,7 @@ from gradreg.train.evaluation import Evaluation, autocast, evaluate, widened
 from gradreg.train.optimization import squared_norm, warn_of_harm
 from gradreg.train.outcome import Epoch, Outcome, best_of
 from gradreg.train.penalty import RecipePenalty
+from gradreg.train.sharpness_recorder import SharpnessRecorder
 
 OnStep = Callable[[int, nn.Module, Data], None]
 
@@ -114,6 +115,7 @@ class Run:
         if config.ema is not None:
             ema = AveragedModel(unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.steps_per_epoch: int = config.steps_per_epoch(len(self.data.train))
+        self.sharpness = SharpnessRecorder(config, self.data, devices)
         self.flooding: Flooding | IndividualFlooding | None = config.flooded()
         self.penalty: RecipePenalty = config.resolved_penalty(self.steps_per_epoch)
         warn_of_harm(config.optimizer, config.schedule, self.penalty.penalty, steps_per_epoch=self.steps_per_epoch)
@@ -169,12 +171,15 @@ class Run:
         self._set_weight_decay(step, batch)
         state.optimizer.zero_grad()
         state.regularizer.measure_norm = state.progress.batch + 1 == self.steps_per_epoch  # the step that the epoch's record logs
-        fraction = self.penalty.ascent_fraction
+        fraction, m = self.penalty.ascent_fraction, self.penalty.m
         ascent = None if fraction is None else self._closures(batch, fraction)
+        if m is not None and not self.penalty.acts_at(step):
+            m = None  # a step without a penalty is that of plain training
         loss = state.regularizer.backward(
-            self._closures(batch, 1.0),
+            self._closures(batch, 1.0, m),
             ascent=ascent,
             ascent_share=1.0 if fraction is None else fraction,
+            perturb="all" if m is None else "each",
             scaler=state.scaler if state.scaler.is_enabled() else None,
         )
         if config.clip_norm is not None:
@@ -214,19 +219,23 @@ class Run:
         if math.isfinite(loss):  # a diverged run ends with its epoch; until then its measurements mean nothing
             weight_decay.set(step, loss=loss, accuracy=accuracy)
 
-    def _closures(self, batch: AnyBatch, fraction: float) -> list[Callable[[], Tensor]]:
-        """One closure for each micro-batch of the first ``fraction`` of the images; their gradients, averaged over processes, add up."""
+    def _closures(self, batch: AnyBatch, fraction: float, m: int | None = None) -> list[Callable[[], Tensor]]:
+        """One closure for each micro-batch of the first ``fraction`` of the images; their gradients, averaged over processes, add up.
+
+        With ``m`` a micro-batch has at most m images, or one more on a process with an image more than others.
+        """
         size = math.ceil(fraction * batch.size)
         # The same number on every process, even if one has an image more, because each closure involves collective operations.
-        parts = min(self.config.accumulation, math.ceil(fraction * batch.fewest))
+        parts = min(self.config.accumulation, math.ceil(fraction * batch.fewest)) if m is None else math.ceil(batch.fewest / m)
         whole = self.devices.processes * batch.share
         ends = [size * i // parts for i in range(parts + 1)]
         return [
-            self._closure(batch, slice(start, end), whole * (end - start) / size, first=start == 0)
+            self._closure(batch, slice(start, end), whole * (end - start) / size, l2=1.0 / parts if m is not None else float(start == 0))
             for start, end in itertools.pairwise(ends)
         ]
 
-    def _closure(self, batch: AnyBatch, rows: slice, weight: float, *, first: bool) -> Callable[[], Tensor]:
+    def _closure(self, batch: AnyBatch, rows: slice, weight: float, *, l2: float) -> Callable[[], Tensor]:
+        """The loss of some rows times ``weight``, and ``l2`` times that of the weights."""
         config, model = self.config, self.state.model
         given, targets = batch.part(rows, config.precision)
         if config.channels_last:
@@ -239,8 +248,8 @@ class Run:
             loss = self.loss.training(outputs, targets, reduction=reduction)
             loss = loss if self.flooding is None else self.flooding(loss)
             loss = loss if weight == 1.0 else weight * loss
-            if first and config.optimizer.l2_in_loss:
-                loss = loss + config.optimizer.l2_in_loss / 2 * squared_norm(model)
+            if l2 and config.optimizer.l2_in_loss:
+                loss = loss + l2 * config.optimizer.l2_in_loss / 2 * squared_norm(model)
             return loss
 
         return closure
@@ -290,6 +299,7 @@ class Run:
             validation_top5=values.pop("validation_top5", None),
             ema_validation_loss=None if averaged_validation is None else averaged_validation.loss,
             unreadable_images=self.data.unreadable,
+            sharpness=self.sharpness.after(epoch, state.model),
             own=values,
             seconds=state.progress.seconds,
             images_per_second=images_per_second,

@@ -79,6 +79,11 @@ class RecipeVariant(Variant):
         return asdict(self.config)
 
     @property
+    def code(self) -> Path | None:
+        files = [Path(one["file"]) for one in (self.config.code or {}).values()]
+        return files[0].parent if files else None
+
+    @property
     def seed(self) -> int:
         return self.config.seed
 

@@ -103,6 +103,7 @@ class Data:
         classes: how many; None if a data set of one's own does not say.
         image_shape: (channels, height, width); None for samples that are no images.
         in_memory: whether the images are held in memory; otherwise they are read from their files as they are needed.
+        unaugmented: the first n training images in a fixed order, not augmented; all of them if there are fewer.
         unreadable: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
     """
 
@@ -112,6 +113,7 @@ class Data:
     classes: int | None
     image_shape: tuple[int, int, int] | None
     in_memory: bool
+    unaugmented: Callable[[int], EvaluationBatches]
     unreadable: int = 0
 
 
@@ -148,6 +150,9 @@ def load(
     def evaluation_set(part: Subset, images: InMemoryImages | EncodedImages) -> EvaluationSet:
         return EvaluationSet(loaders.evaluation(images.take(part.positions)), part.labels, normalize, device=device, sampler=sampler)
 
+    def unaugmented(n: int) -> EvaluationSet:
+        return evaluation_set(Subset(splits.train.positions[:n], splits.train.labels[:n]), images)
+
     training = loaders.training(images.take(splits.train.positions), augmentation, seed=seed)
     transform = BatchTransform(normalize, augmentation, classes=classes, seed=seed)
     return Data(
@@ -159,6 +164,7 @@ def load(
         classes=classes,
         image_shape=loaders.shape,
         in_memory=loaders.in_memory,
+        unaugmented=unaugmented,
         unreadable=read - left,
     )
 

@@ -115,6 +115,7 @@ def load(config: DataConfig, *, code: Code | None, seed: int, device: torch.devi
         classes=_classes(train),
         image_shape=_image_shape(training.first()),
         in_memory=False,
+        unaugmented=lambda n: EvaluationSamples(batches(train, kept[:n])),
     )
 
 
