@@ -89,6 +89,24 @@ def test_a_broken_link_and_a_missing_anchor_are_found(tmp_path):
     assert links.broken(tmp_path) == ["a.html: b.html#not", "a.html: no.png"]
 
 
+def test_what_keeps_a_checkout_from_being_published_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    release = load("release")
+    monkeypatch.setattr(release.tables, "main", lambda argv: 0)
+    project = re.sub(
+        r"^Repository = .*$", 'Repository = "https://example.org/gradreg"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE
+    )
+    (tmp_path / "pyproject.toml").write_text(project)
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## [{release.gradreg.__version__}] - 2026-12-01\n")
+    assert release.faults(tmp_path, tag=f"v{release.gradreg.__version__}") == []
+    (tmp_path / "pyproject.toml").write_text(project.replace("example.org", "github.com/OWNER"))
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## [{release.gradreg.__version__}] - unreleased\n")
+    first, second, third = release.faults(tmp_path, tag="v9.9.9")
+    assert first.startswith("pyproject.toml: [project.urls] must name the repository; got OWNER.")
+    assert second.startswith("CHANGELOG.md: must have a heading with the day of the release")
+    assert third == f"the tag must be v{release.gradreg.__version__}, that of the version; got 'v9.9.9'."
+
+
 PACKAGES = {
     "gradreg": "gradreg",
     "gradreg.torch": "torch",
