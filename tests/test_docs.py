@@ -182,7 +182,7 @@ QUESTIONS = {
     ),
     "How do I accumulate gradients?": ("quick-start", "in-your-pytorch-loop", "one perturbation is made from the whole gradient"),
     "Why did my resumed run lose its momentum?": ("coming-from-sam", "davda54-sam", "not the momentum"),
-    "It costs twice as much: what is cheaper?": ("choosing", "what-it-costs", "half of the batch"),
+    "It costs twice as much: what is cheaper?": ("choosing", "which-at-what-cost", "half of the batch"),
     "Do 16-bit weights move at all?": ("pytorch", "small-numbers-and-rounding", "rounded away"),
     "Is a flatter minimum better?": ("sharpness", "what-each-number-means-and-what-it-costs", "Flatter is not better"),
     "Can I use it in the Hugging Face Trainer?": ("integrations", "hugging-face-trainer", "Trainer"),
