@@ -36,6 +36,7 @@ lint: $(STAMP) ## check format, lint, types, and the tables of the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/python docs/typing_for_users.py
 	$(BIN)/python docs/tables.py --check
 
 tables: $(STAMP) ## rewrite the tables of README.md and docs/ that are generated from the code

@@ -317,7 +317,6 @@ SYMBOLS = {
     "ℓ": r"\ell ",
     "²": "^2",
     "₂": "_2",
-    "√": r"\surd ",
 }
 """What the constructors' equations are written with, in LaTeX."""
 
@@ -344,6 +343,7 @@ def latex(equation: str) -> str:
     for bar, left, right in (("‖", r"\lVert ", r"\rVert "), ("|", r"\lvert ", r"\rvert ")):
         pieces = equation.split(bar)
         equation = "".join(piece + (("", left, right)[1 + i % 2] if i < len(pieces) - 1 else "") for i, piece in enumerate(pieces))
+    equation = re.sub(r"√\(([^()]*)\)", r"\\sqrt{\1}", equation)
     equation = re.sub(
         r"(?<![\\A-Za-z])[A-Za-z]{2,}(?: [A-Za-z]+)*", lambda m: m[0] if m[0] in _FUNCTIONS else rf"\text{{{m[0]}}}", equation
     )

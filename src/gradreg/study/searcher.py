@@ -120,7 +120,8 @@ class Searcher:
     ) -> None:
         import optuna
 
-        self.search, self.folder = search, folder
+        self.search: Search = search
+        self.folder: Path = folder
         self._on_trial = on_trial
         self._active: list[_Active] = []
         self._signature = {"host": socket.gethostname(), "folder": str((folder / "processes" / uuid.uuid4().hex[:12]).resolve())}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gradreg.flooding import IndividualFlooding
+from gradreg.flooding import Flooding, IndividualFlooding
 from gradreg.torch import GradientRegularizer
 from gradreg.train import models
 from gradreg.train.checkpoints.policy import Saver
@@ -103,7 +103,7 @@ class Run:
         self.devices = devices
         torch.manual_seed(config.seed)
         random.seed(config.seed)
-        self.data = load_data(config, devices)
+        self.data: Data = load_data(config, devices)
         model = models.create(config.model, classes=self.data.classes, image_shape=self.data.image_shape, code=config.code)
         self.loss = config.objective.build_loss()
         if devices.rank > 0:  # after the same initial weights everywhere, different dropout masks on each process
@@ -114,15 +114,15 @@ class Run:
         ema = None
         if config.ema is not None:
             ema = AveragedModel(unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-        self.steps_per_epoch = config.steps_per_epoch(len(self.data.train))
+        self.steps_per_epoch: int = config.steps_per_epoch(len(self.data.train))
         self.sharpness = SharpnessRecorder(config, self.data, devices)
-        self.flooding = config.flooded()
+        self.flooding: Flooding | IndividualFlooding | None = config.flooded()
         self.penalty: RecipePenalty = config.resolved_penalty(self.steps_per_epoch)
         warn_of_harm(config.optimizer, config.schedule, self.penalty.penalty, steps_per_epoch=self.steps_per_epoch)
         length = {"epochs": config.epochs, "steps_per_epoch": self.steps_per_epoch}
         optimizer, weight_decay = config.weight_decay.build(unwrapped(model), config.optimizer, classes=self.data.classes, **length)
         self.schedule = config.schedule.build(optimizer, **length)
-        self.state = TrainingState(
+        self.state: TrainingState = TrainingState(
             model=model,
             optimizer=optimizer,
             regularizer=GradientRegularizer(model, self.penalty.penalty, scope=config.scope),
@@ -131,7 +131,7 @@ class Run:
             ema=ema,
             divided=devices.processes > 1 and config.parallel == "fsdp",
         )
-        self.evaluation_batch_size = config.evaluation_batch_size or (1000 if self.data.in_memory else config.batch_size)
+        self.evaluation_batch_size: int = config.evaluation_batch_size or (1000 if self.data.in_memory else config.batch_size)
 
     def train_epoch(self, saver: Saver | None, on_step: OnStep | None) -> None:
         """Train the rest of the epoch, evaluate, and add its record to the history."""

@@ -342,7 +342,7 @@ class Loaders:
         self._size, self._device = config.image_size, device
         self._workers = streaming.workers(config)
         self._center_crop = transforms.evaluation_transform(config.image_size, crop=transforms.evaluation_crop(config))
-        self.shape = _shape(images, transforms.evaluation_transform(config.image_size))
+        self.shape: tuple[int, int, int] = _shape(images, transforms.evaluation_transform(config.image_size))
         fits = count * math.prod(self.shape) <= MEMORY_LIMIT if config.memory == "auto" else config.memory
         self.in_memory: bool = isinstance(images, InMemoryImages) or fits
 

@@ -195,7 +195,8 @@ class SampleBatches:
         keep_workers: bool,
     ) -> None:
         self._samples, self._collate, self._name, self._device = samples, collate, config.name, device
-        self.sampler, self.order = sampler, EpochOrder(len(samples), seed=seed)
+        self.sampler: BatchSampler = sampler
+        self.order: EpochOrder = EpochOrder(len(samples), seed=seed)
         self._fetcher = streaming.ChunkFetcher(samples, workers=config.workers or 0, keep_workers=keep_workers)
 
     def __len__(self) -> int:
