@@ -45,7 +45,7 @@ SLOW = {
     ),
     "sharpness": ("data_parallel", "eigenvalues", "jax", "traces", "unchanged"),
     "study": ("compare", "l2", "report", "search", "seconds", "until"),
-    "theory": ("command", "diagonal_network", "flooding", "kernel_decay", "stability"),
+    "theory": ("command", "diagonal_network", "edge", "flooding", "kernel_decay", "stability"),
     "torch": ("auto_radius_parallel", "compile", "data_parallel", "data_parallel_inside", "fsdp", "interrupts"),
     "train": ("interruptions", "options", "own", "processes", "recipes", "sharpness_command", "signals", "start_up", "trackers"),
     "train/models": ("create", "parameters"),
