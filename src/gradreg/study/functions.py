@@ -27,7 +27,7 @@ from gradreg.study.tasks import Metric, Mode, OnProgress, Task, TaskError, Varia
 
 RESERVED = (
     "task", "penalties", "seeds", "out", "workers", "rivals", "until", "max_seeds", "margin", "fresh", "executor", "partial", "help",
-    "penalty", "search", "trials", "confirm", "storage",
+    "penalty", "search", "trials", "confirm", "storage", "probe", "probe_share", "alignment",
 )  # fmt: skip
 """The options of ``gradreg compare`` and ``gradreg tune`` themselves, which a task's function cannot have."""
 
