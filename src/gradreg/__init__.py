@@ -27,6 +27,7 @@ from gradreg.constructors import (
 from gradreg.deprecations import deprecated
 from gradreg.directions import Adaptive, Direction, EmaDirection, Friendly, Gradient, Random
 from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
+from gradreg.held_out import HeldOut
 from gradreg.masks import Mask, OnlyNorms, Sparse
 from gradreg.mixing import GradientMixing, Plain, Reuse, SurrogateGap, Unit
 from gradreg.penalties import GradientPenalty
@@ -53,6 +54,7 @@ __all__ = [
     "Gradient",
     "GradientMixing",
     "GradientPenalty",
+    "HeldOut",
     "IndividualFlooding",
     "LogTime",
     "Mask",
