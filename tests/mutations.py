@@ -32,6 +32,7 @@ ENGINE = (
 )
 """The tests of the engine that need one process."""
 AUTO_RADIUS = ("test_auto_radius.py", "torch/test_auto_radius.py")
+FAMILY = ("torch/test_family.py", "-m", "not slow")
 LIKELY = {
     "../penalties.py": ("closures", "cost", "family"),
     "../plan.py": ("identities", "family"),
@@ -115,18 +116,18 @@ MUTANTS = (
     Mutant('norm measured without being asked for', 'step.py', 'self.measure_norm and all(', 'all('),
     Mutant("family: T for biases too", "directions.py", "if p.dim() > 1 or direction.one_dimensional", "if p.dim() > 0"),
     Mutant("family: eta dropped", "directions.py", "        torch._foreach_add_(scales, direction.eta)", "        pass"),
-    Mutant('family: no cap on a loss-equated step', 'directions.py', '        limited = min(inverse, float(cap))', '        limited = inverse'),
-    Mutant('family: a loss-equated step by the norm once', 'directions.py', 'factor=inverse * limited)', 'factor=limited)'),
-    Mutant('family: lambda the wrong way round', 'directions.py', 'factor=(1.0 - lam) + lam * inputs.inverse_norm())', 'factor=lam + (1.0 - lam) * inputs.inverse_norm())'),
-    Mutant('family: t counted from 0', '../directions.py', 'first = 1.0 / ((step + 1) / 1)', 'first = 1.0 / (max(step, 1) / 1)'),
-    Mutant('family: fans the wrong way round', '../directions.py', 'return math.sqrt(fan_out / fan_in)', 'return math.sqrt(fan_in / fan_out)'),
-    Mutant('family: a table counted as a matrix', 'directions.py', 'looked_up=p in tables)', 'looked_up=False)'),
-    Mutant('family: a transposed convolution as any', 'directions.py', 'if p in transposed and direction.layout is None:', 'if False:'),
-    Mutant('family: the factor of a length of its own forgotten', 'directions.py', 'return radius * self.factor / self.weight / self.scale', 'return radius / self.weight / self.scale'),
-    Mutant('family: loss scale in the inverse norm', 'directions.py', 'safe_ratio(abs(self.weight) * self.scale, self.norm())', 'safe_ratio(abs(self.weight), self.norm())'),
-    Mutant('family: weight in the inverse norm', 'directions.py', 'safe_ratio(abs(self.weight) * self.scale, self.norm())', 'safe_ratio(self.scale, self.norm())'),
-    Mutant('shares of the last perturbation', 'step.py', 'if step.measure_shares and not self._lengths:', 'if step.measure_shares:'),
-    Mutant('shares without the square', 'metrics.py', '(lengths / lengths.max()).square()', '(lengths / lengths.max())'),
+    Mutant('family: no cap on a loss-equated step', 'directions.py', '        limited = min(inverse, float(cap))', '        limited = inverse', FAMILY),
+    Mutant('family: a loss-equated step by the norm once', 'directions.py', 'factor=inverse * limited)', 'factor=limited)', FAMILY),
+    Mutant('family: lambda the wrong way round', 'directions.py', 'factor=(1.0 - lam) + lam * inputs.inverse_norm())', 'factor=lam + (1.0 - lam) * inputs.inverse_norm())', FAMILY),
+    Mutant('family: t counted from 0', '../directions.py', 'first = 1.0 / ((step + 1) / 1)', 'first = 1.0 / (max(step, 1) / 1)', FAMILY),
+    Mutant('family: fans the wrong way round', '../directions.py', 'return math.sqrt(fan_out / fan_in)', 'return math.sqrt(fan_in / fan_out)', FAMILY),
+    Mutant('family: a table counted as a matrix', 'directions.py', 'looked_up=p in tables)', 'looked_up=False)', FAMILY),
+    Mutant('family: a transposed convolution as any', 'directions.py', 'if p in transposed and direction.layout is None:', 'if False:', FAMILY),
+    Mutant('family: the factor of a length of its own forgotten', 'directions.py', 'return radius * self.factor / self.weight / self.scale', 'return radius / self.weight / self.scale', FAMILY),
+    Mutant('family: loss scale in the inverse norm', 'directions.py', 'safe_ratio(abs(self.weight) * self.scale, self.norm())', 'safe_ratio(abs(self.weight), self.norm())', ("torch/test_family.py", "torch/test_precision.py", "torch/test_identities.py")),
+    Mutant('family: weight in the inverse norm', 'directions.py', 'safe_ratio(abs(self.weight) * self.scale, self.norm())', 'safe_ratio(self.scale, self.norm())', ("torch/test_family.py", "torch/test_precision.py", "torch/test_identities.py")),
+    Mutant('shares of the last perturbation', 'step.py', 'if step.measure_shares and not self._lengths:', 'if step.measure_shares:', ("torch/test_metrics.py",)),
+    Mutant('shares without the square', 'metrics.py', '(lengths / lengths.max()).square()', '(lengths / lengths.max())', ("torch/test_metrics.py",)),
     Mutant('family: average added, not taken away', 'directions.py', '-direction.sigma * inputs.weight', 'direction.sigma * inputs.weight'),
     Mutant('family: proposals of a failed step remembered', 'regularizer.py', '            self._state.discard_staged()\n', '            pass\n'),
     Mutant('family: earlier gradients remembered', 'step.py', 'alone = any(p.keeps == "apart" for p in self.plan.passes) or self.penalty.direction.averages == "results"', 'alone = any(p.keeps == "apart" for p in self.plan.passes)'),
@@ -277,6 +278,11 @@ MUTANTS = (
     Mutant("tune: plain training searched less", "../study/searcher.py", "counts[arm.name] < self.search.trials", "counts[arm.name] < self.search.trials - (arm.penalty is None)", ("study/test_search.py",)),
     Mutant("tune: a dead process's trial left", "../study/searcher.py", "                if not ended:", "                if True:", ("study/test_search.py",)),
     Mutant("tune: what a trial had found forgotten when it is taken over", "../study/searcher.py", 'if key == "progress"}', 'if key == "nothing"}', ("study/test_search.py",)),
+    Mutant("probe: early climbs count as well", "../study/probing.py", "return self.climbs[len(self.climbs) // 2 :]", "return self.climbs", ("study/test_probing.py",)),
+    Mutant("probe: trains with the whole penalty", "../study/probing.py", "WEIGHT = 0.01", "WEIGHT = 1.0", ("study/test_probing.py",)),
+    Mutant("probe: between radii without the logarithm", "../study/probing.py", "part = (before - alignment) / (before - here) if before > here else 0.0", "part = 0.0", ("study/test_probing.py",)),
+    Mutant("probe: nonlinearity without the radius", "../study/probing.py", "radius * (measured.plain if power == 2 else", "(measured.plain if power == 2 else", ("study/test_probing.py",)),
+    Mutant("probe: climbs never end by the gradients", "../study/probing.py", "(cosine > FLOOR) & (measured.perturbed < _LONGEST**2 * measured.plain)", "(cosine > -2.0)", ("study/test_probing.py",)),
 )  # fmt: skip
 
 
@@ -296,7 +302,7 @@ def failures(mutant: Mutant, *, first: bool) -> list[str]:
             "-m",
             "pytest",
             *(f"tests/torch/test_{name}.py" for name in likely),
-            *(word if word.startswith("-") else f"tests/{word}" for word in mutant.tests),
+            *(word if word.startswith("-") or word == "not slow" else f"tests/{word}" for word in mutant.tests),
             "-p",
             "no:cacheprovider",
             "--tb=no",

@@ -30,6 +30,7 @@ from gradreg.constructors import (
 from gradreg.deprecations import deprecated
 from gradreg.directions import Adaptive, Direction, EmaDirection, FanScaled, Friendly, Gradient, LossEquated, Random, Unified
 from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
+from gradreg.held_out import HeldOut
 from gradreg.masks import Mask, OnlyNorms, Sparse
 from gradreg.mixing import GradientMixing, Plain, Reuse, SurrogateGap, Unit
 from gradreg.penalties import GradientPenalty
@@ -58,6 +59,7 @@ __all__ = [
     "Gradient",
     "GradientMixing",
     "GradientPenalty",
+    "HeldOut",
     "IndividualFlooding",
     "LogTime",
     "LossEquated",

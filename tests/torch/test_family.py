@@ -431,3 +431,54 @@ def test_a_loss_equated_step_of_a_tiny_gradient_is_as_long_as_its_cap(dtype: tor
 
     GradientRegularizer(model, gradreg.le_sam(sigma=0.5, rho_max=2.0)).backward(closure)
     assert float((seen[1] - seen[0]).norm()) == pytest.approx(2.0, rel=1e-5)
+
+
+def mup_network(width: int) -> nn.Sequential:
+    """In maximal update parameterization: standard deviations 1/√fan_in of the input layer, √(2/n) and 1/n."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(a, b, bias=False) for a, b in ((16, width), (width, width), (width, 4))]
+    for layer, deviation in zip(layers, (1 / 4, (2 / width) ** 0.5, 1 / width), strict=True):
+        nn.init.normal_(layer.weight, std=deviation)
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+
+def radius_of_alignment(model: nn.Module, build: Callable[..., GradientPenalty], closure: Callable[[], Tensor]) -> tuple[float, float]:
+    """Where the cosine of the two gradients is 0.9, by bisection, and the share of that perturbation that lies in the last layer."""
+    low, high, share = 1e-2, 1e1, 0.0
+    for _ in range(9):
+        radius = (low * high) ** 0.5
+        regularizer = GradientRegularizer(model, build(rho=radius), measure_cosine=True, measure_shares=True)
+        regularizer.backward(closure)
+        model.zero_grad()
+        low, high = (radius, high) if regularizer.metrics.cosine > 0.9 else (low, radius)
+        share = regularizer.metrics.shares["4.weight"]
+    return radius, share
+
+
+@pytest.mark.slow
+def test_the_radius_of_an_alignment_holds_over_widths_with_layerwise_radii_and_falls_without() -> None:
+    """SAM's falls as the root of the width, because its perturbation is that of the last layer. benchmarks/layerwise_radii.py trains."""
+    draws = torch.Generator().manual_seed(1)
+    x, y = torch.randn(32, 16, generator=draws), torch.randint(0, 4, (32,), generator=draws)
+    found: dict[str, dict[int, tuple[float, float]]] = {"sam": {}, "mup2": {}}
+    for width in (128, 1024):
+        model = mup_network(width)
+        layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+        groups = [{"params": [layer.weight], "lr": 0.3 * layer.out_features / layer.in_features} for layer in layers]
+        optimizer = torch.optim.SGD(groups)
+
+        def closure(model: nn.Module = model) -> Tensor:
+            return nn.functional.cross_entropy(model(x), y)
+
+        for _ in range(10):
+            optimizer.zero_grad()
+            closure().backward()
+            optimizer.step()
+        optimizer.zero_grad()
+        for name, build in (("sam", gradreg.sam), ("mup2", gradreg.mup2_sam)):
+            found[name][width] = radius_of_alignment(model, build, closure)
+    (small, few), (large, many) = found["sam"][128], found["sam"][1024]
+    assert 2.2 < small / large < 3.6  # √8 = 2.8
+    assert few < many
+    assert many > 0.9
+    assert 0.8 < found["mup2"][128][0] / found["mup2"][1024][0] < 1.25

@@ -17,6 +17,7 @@ from gradreg.train.devices import Devices
 from gradreg.train.loop import Run, train
 from gradreg.train.optimization import HarmfulPenalty
 from gradreg.train.outcome import Outcome
+from gradreg.train.penalty import RecipePenalty
 
 SMALL = Config(
     data=DataConfig(train_size=250, label_noise=0.2),
@@ -238,6 +239,56 @@ def test_m_of_a_whole_batch_is_one_perturbation_and_a_resting_step_is_plain():
 def test_what_does_not_go_with_m(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **changes)
+
+
+def test_a_share_of_the_training_images_tells_whether_the_penalty_helps():
+    """50 of 250 images are not trained on: 2 steps an epoch, of which the first and the eleventh look at held-out images."""
+    config = replace(SMALL, epochs=6, penalty={**SAM, "held_out": 0.2})
+    outcome = train(config)
+    assert outcome.history[-1].step == 12
+    assert outcome.history[-1].gradient_evaluations == 2 * 12 + 2
+    run = Run(config, Devices(config))
+    assert (len(run.data.train), len(run.data.kept_out)) == (200, 50)
+    assert config.steps_per_epoch() == run.steps_per_epoch == 2
+    everything = Run(SMALL, Devices(SMALL)).data.train
+    (all_rows,) = everything.batches(1, 250)
+    (trained,), (kept,) = run.data.train.batches(1, 200), run.data.kept_out.batches(1, 50)
+    as_sets = [{tuple(image.flatten().tolist()) for image in batch.images} for batch in (all_rows, trained, kept)]
+    assert as_sets[1] | as_sets[2] == as_sets[0]
+    loss = run._held_out(run.data.kept_out, 0)()
+    expected = cross_entropy(run.state.model(kept.images.double()), kept.targets)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+
+
+def test_held_out_images_leave_training_itself_as_it_is():
+    """While the penalty stays on, a look at them changes no weight: the same run on 200 images."""
+    config = replace(SMALL, data=replace(SMALL.data, train_size=250, label_noise=0.0), epochs=3)
+    with_look = train(replace(config, penalty={**SAM, "held_out": 0.2}))
+    assert with_look.history[-1].strength == 0.2
+    smaller = Run(replace(config, penalty={**SAM, "held_out": 0.2}), Devices(config))
+    for _ in range(3):
+        for batch in smaller.data.train.batches(smaller.state.progress.epoch + 1, 100):
+            smaller.state.optimizer.zero_grad()
+            smaller.state.regularizer.backward(smaller._closures(batch, 1.0))
+            smaller.state.optimizer.step()
+            smaller.schedule.step_update(smaller.state.regularizer.step)
+        smaller.state.progress.epoch += 1
+    for ours, theirs in zip(with_look.model.parameters(), smaller.state.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "message"),
+    [
+        ({**SAM, "held_out": 1.0}, "^penalty.held_out must be a share < 1 of the training samples; got 1.0"),
+        ({**SAM, "held_out": 0}, "^penalty.held_out must be finite and > 0; got 0"),
+    ],
+)
+def test_what_may_be_held_out(penalty, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, penalty=penalty)
+    with pytest.raises(ValueError, match=r"^penalty\.held_out must leave samples to train on; got 0\.9 of 1"):
+        RecipePenalty(None, held_out=0.9).kept_out(1)
 
 
 def test_an_adaptive_optimizer_that_warms_up_under_a_whole_penalty_is_warned_of():

@@ -12,6 +12,7 @@ from gradreg.extras import needing
 
 if TYPE_CHECKING:
     from gradreg.sharpness.operators import CurvatureOperator, gauss_newton, hessian
+    from gradreg.sharpness.penalized import PenalizedCurvature, penalized_curvature
     from gradreg.sharpness.results import (
         CriticalSharpness,
         Eigenvalues,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "operators": ("CurvatureOperator", "gauss_newton", "hessian"),
+    "penalized": ("PenalizedCurvature", "penalized_curvature"),
     "results": ("CriticalSharpness", "Eigenvalues", "Passes", "Rise", "Slice", "Spectrum", "Trace", "by_layer"),
     "rises": ("critical_sharpness", "directional_sharpness", "random_sharpness", "sam_sharpness", "slice_1d"),
     "spectra": ("eigenvalues", "largest_eigenvalues", "spectrum", "trace"),
@@ -39,6 +41,7 @@ __all__ = [
     "CurvatureOperator",
     "Eigenvalues",
     "Passes",
+    "PenalizedCurvature",
     "Rise",
     "Slice",
     "Spectrum",
@@ -51,6 +54,7 @@ __all__ = [
     "gauss_newton",
     "hessian",
     "largest_eigenvalues",
+    "penalized_curvature",
     "random_sharpness",
     "sam_sharpness",
     "slice_1d",

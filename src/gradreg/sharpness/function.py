@@ -197,6 +197,10 @@ class LossFunction:
         with torch.no_grad():
             self._perturbation.perturb(parameters, self.space.split(direction), step, check_rounding=False)
 
+    def rewind(self) -> None:
+        """Go back to the buffers and random numbers that the first closure read, before closures are evaluated by someone else."""
+        self._go_to_start(0)
+
     def loss(self, only: int | None = None, *, averaged: bool = True) -> float:
         """The loss where the parameters are; ``only``: of one closure, without its weight."""
         losses: dict[int, Tensor] = {}

@@ -27,7 +27,8 @@ from gradreg.study.tasks import Metric, Mode, OnProgress, Task, TaskError, Varia
 
 RESERVED = (
     "task", "penalties", "seeds", "out", "workers", "rivals", "until", "max_seeds", "margin", "fresh", "executor", "partial", "help",
-    "penalty", "search", "trials", "confirm", "storage", "run_cpus", "run_gpus", "run_memory", "ray_address", "ray_working_dir",
+    "penalty", "search", "trials", "confirm", "storage", "probe", "probe_share", "alignment",
+    "run_cpus", "run_gpus", "run_memory", "ray_address", "ray_working_dir",
     "slurm_partition", "slurm_time", "slurm_account", "slurm_at_once", "slurm_option",
 )  # fmt: skip
 """The options of ``gradreg compare`` and ``gradreg tune`` themselves, which a task's function cannot have."""

@@ -105,7 +105,7 @@ def write_report(
 def _sharpness(found: Mapping[str, Any]) -> dict[str, Any]:
     """The block as the page shows it: headings, lines of cells, and lines of correlations."""
     overs = list(dict.fromkeys(one["over"] for one in found["correlations"]))
-    told = {(one["measure"], one["over"]): sharpness.correlation_text(one) for one in found["correlations"]}
+    told = {(one["measure"], one["over"]): sharpness.correlation_text(one).partition(" ") for one in found["correlations"]}
     metric = next(key for key in found["table"][0] if key.startswith("test_"))
     return {
         "headings": [MEASURES[name] for name in found["measures"]],
@@ -113,7 +113,7 @@ def _sharpness(found: Mapping[str, Any]) -> dict[str, Any]:
             (line["label"], (line[metric], line[f"{metric}_sd"]), [sharpness.cell(line[name]) for name in found["measures"]])
             for line in found["table"]
         ],
-        "correlations": [(over, [told.get((name, over), "") for name in found["measures"]]) for over in overs],
+        "correlations": [(over, [told.get((name, over), ("", "", "")) for name in found["measures"]]) for over in overs],
         "caution": found["caution"],
         "not_independent": sharpness.NOT_INDEPENDENT if overs else "",
     }

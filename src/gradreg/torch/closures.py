@@ -121,6 +121,19 @@ class Evaluator:
             self._end(group)  # again, because an interrupt may have come during the first time
             raise
 
+    @contextmanager
+    def leaving_no_trace(self) -> Iterator[None]:
+        """A context of one pass after which state and random numbers are those before it."""
+        closures = max(len(g.closures) for g in self._groups.values())
+        self._state.begin(self.trainable, closures=closures, state=True, random=True)
+        start = self._here()
+        try:
+            yield
+        finally:
+            self._state.settle([start.state], self.trainable)
+            self._go_to(start)
+            self._state.search_again()
+
     def _end(self, group: _Group) -> None:
         self._sharing = self.repeats_pass = False
         if group.end is not None:

@@ -15,6 +15,7 @@ from gradreg.torch.auto_radius import RadiusControl, RadiusMeasurement
 from gradreg.torch.closures import Evaluator
 from gradreg.torch.directions import Ascent, DirectionInputs, ascent_direction
 from gradreg.torch.gradients import ByParameter, Gradients
+from gradreg.torch.held_out import HelpMeasurement
 from gradreg.torch.masks import CoordinateMask
 from gradreg.torch.metrics import Alignment
 from gradreg.torch.mixing import MixingInputs, add_reused, mix, orthogonal_part, weigh_plain
@@ -71,6 +72,7 @@ class Step:
         measure_shares: measure how the perturbation is divided among the parameters.
         averages: whether the gradients are averaged over the ranks with this step's last pass. Not where it is that of one micro-batch of
             several, before the last: they are averaged together.
+        held_out: is told the plain gradient, if this step measures whether the penalty helps; else None.
     """
 
     penalty: GradientPenalty | None
@@ -92,6 +94,7 @@ class Step:
     model: nn.Module | None = None
     measure_shares: bool = False
     averages: bool = True
+    held_out: HelpMeasurement | None = None
 
     @property
     def averages_last(self) -> bool:
@@ -270,6 +273,8 @@ class _Work:
     def _look_at_plain(self, this: Pass) -> None:
         """Measure the norm, and prepare the cosine, of a plain pass that gives no direction."""
         step = self.step
+        if step.held_out is not None:
+            step.held_out.add_plain(this.weight)
         parameters, first = step.gradients.held(step.perturbed)
         if step.measure_norm:
             self._norm = self._unweighted(gradient_norm(first), this.weight)
@@ -303,6 +308,8 @@ class _Work:
             )
         norm = _Lazily(first)
         climbs = this.offset != 0
+        if step.held_out is not None and not climbs and this.of == "loss":
+            step.held_out.add_plain(this.weight)
         if step.measure_norm and not climbs:
             norm()
         agreed: ByParameter = {}

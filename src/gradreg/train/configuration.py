@@ -72,7 +72,8 @@ class Config:
         penalty: the gradient penalty by "name" (docs/pytorch.md lists them) and its symbols. Optional: "every", "probability",
             a "warmup" of "kind" (zero, radius, strength) and "epochs" or "steps", a "tail", the last share of the steps, in which alone
             it acts, "ascent_fraction", the share of each batch from which the ascent direction comes, and "m", how many samples share a
-            perturbation (m-sharpness). null trains without one.
+            perturbation (m-sharpness), and "held_out", the share of the training samples kept out of training to tell whether the
+            penalty helps, which is off while it does not. null trains without one.
         flooding: keeps the training loss from falling below a level: "name" (batch, or individual for iFlood) and "level"; null does not.
             Each micro-batch of each process is flooded separately.
         scope: under data parallelism, whether each process perturbs by its own gradient (local) or all by their mean (global).
@@ -222,7 +223,8 @@ class Config:
         """Optimizer steps in an epoch.
 
         Args:
-            images: images trained on, where they have been loaded; None takes the number that ``data`` names, counting a folder's files.
+            images: training images, with those that a penalty keeps out, where they have been loaded; None takes the number that
+                ``data`` names, counting a folder's files.
 
         Raises:
             ValueError: ``images`` is None for data that are not counted before they are loaded.
@@ -231,7 +233,9 @@ class Config:
             from gradreg.train.data import samples
 
             images = samples.training_samples(self.data, self.code, seed=self.seed)
-        return math.ceil((self.data.training_images() if images is None else images) / self.batch_size)
+        if images is None:
+            images = self.data.training_images()
+        return math.ceil((images - self._penalty.described.kept_out(images)) / self.batch_size)
 
     def resolved_penalty(self, steps_per_epoch: int | None = None) -> RecipePenalty:
         """The penalty that ``penalty`` describes, for epochs of ``steps_per_epoch`` steps (None: as many as ``steps_per_epoch()``).

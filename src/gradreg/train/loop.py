@@ -8,19 +8,21 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gradreg.flooding import Flooding, IndividualFlooding
+from gradreg.held_out import HeldOut
 from gradreg.torch import GradientRegularizer
 from gradreg.train import models
 from gradreg.train.checkpoints.policy import Saver
 from gradreg.train.checkpoints.save_and_load import TrainingState, unwrapped
 from gradreg.train.configuration import Config
 from gradreg.train.data import loader
-from gradreg.train.data.loader import AnyBatch, Data, EvaluationBatches
+from gradreg.train.data.loader import AnyBatch, Data, EvaluationBatches, TrainingBatches
 from gradreg.train.devices import Devices
 from gradreg.train.evaluation import Evaluation, autocast, evaluate, widened
 from gradreg.train.optimization import squared_norm, warn_of_harm
@@ -87,7 +89,8 @@ def train(
 
 def load_data(config: Config, devices: Devices) -> Data:
     """The data of a run: images of a known set, or samples of a data set of one's own."""
-    place = {"seed": config.seed, "device": devices.device, "rank": devices.rank, "processes": devices.processes}
+    place: dict[str, Any] = {"seed": config.seed, "device": devices.device, "rank": devices.rank, "processes": devices.processes}
+    place["kept_out"] = config.described_penalty.kept_out
     if config.data.is_own:
         from gradreg.train.data import samples
 
@@ -114,7 +117,8 @@ class Run:
         ema = None
         if config.ema is not None:
             ema = AveragedModel(unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-        self.steps_per_epoch: int = config.steps_per_epoch(len(self.data.train))
+        kept_out = 0 if self.data.kept_out is None else len(self.data.kept_out)
+        self.steps_per_epoch: int = config.steps_per_epoch(len(self.data.train) + kept_out)
         self.sharpness = SharpnessRecorder(config, self.data, devices)
         self.flooding: Flooding | IndividualFlooding | None = config.flooded()
         self.penalty: RecipePenalty = config.resolved_penalty(self.steps_per_epoch)
@@ -178,6 +182,7 @@ class Run:
         loss = state.regularizer.backward(
             self._closures(batch, 1.0, m),
             ascent=ascent,
+            held_out=None if self.data.kept_out is None else self._held_out(self.data.kept_out, step),
             ascent_share=1.0 if fraction is None else fraction,
             perturb="all" if m is None else "each",
             scaler=state.scaler if state.scaler.is_enabled() else None,
@@ -251,6 +256,20 @@ class Run:
             if l2 and config.optimizer.l2_in_loss:
                 loss = loss + l2 * config.optimizer.l2_in_loss / 2 * squared_norm(model)
             return loss
+
+        return closure
+
+    def _held_out(self, samples: TrainingBatches, step: int) -> Callable[[], Tensor]:
+        """The loss on a batch of ``samples``, which is fetched only if it is asked for: with another step another one, in turn."""
+        size, number = self.config.batch_size, math.ceil(len(samples) / self.config.batch_size)
+        epoch, i = divmod(step // HeldOut().every, number)
+
+        def closure() -> Tensor:
+            batch = next(iter(samples.batches(epoch + 1, size, start=i)))
+            given, targets = batch.part(slice(None), self.config.precision)
+            with autocast(self.config.precision, self.devices.device):
+                outputs = widened(self.state.model(given), self.config.precision)
+            return self.devices.processes * batch.share * self.loss.training(outputs, targets, reduction="mean")
 
         return closure
 

@@ -20,11 +20,25 @@ class RecipePenalty:
         penalty: the specification; None trains without one.
         ascent_fraction: share of each batch from which the ascent direction comes, > 0 and < 1; None takes the whole batch.
         m: samples that share a perturbation, ≥ 1; None makes one from each process's whole part of a batch.
+        held_out: share of the training samples that are kept out of training, to tell whether the penalty helps, > 0 and < 1; None keeps
+            none out.
     """
 
     penalty: GradientPenalty | None
     ascent_fraction: float | None = None
     m: int | None = None
+    held_out: float | None = None
+
+    def kept_out(self, samples: int) -> int:
+        """How many of ``samples`` training samples are kept out for ``held_out``.
+
+        Raises:
+            ValueError: none would be left to train on.
+        """
+        number = 0 if self.held_out is None else max(1, round(self.held_out * samples))
+        if number >= samples:
+            raise ValueError(f"penalty.held_out must leave samples to train on; got {self.held_out:g} of {samples}. Use a smaller share.")
+        return number
 
     def evaluations_at(self, step: int) -> float:
         """Gradient evaluations that optimizer step ``step`` costs, in passes over a whole batch."""
@@ -41,18 +55,20 @@ class RecipePenalty:
     def __str__(self) -> str:
         part = "" if self.ascent_fraction is None else f", ascent on {100 * self.ascent_fraction:g} % of each batch"
         each = "" if self.m is None else f", m {self.m}"
-        return "no penalty" if self.penalty is None else f"{self.penalty}{part}{each}"
+        held_out = "" if self.held_out is None else f", {100 * self.held_out:g} % held out"
+        return "no penalty" if self.penalty is None else f"{self.penalty}{part}{each}{held_out}"
 
 
 @dataclass(frozen=True)
 class PenaltyConfig:
     """A ``penalty:`` block, parsed.
 
-    In addition to the keys of ``GradientPenalty.from_dict`` it may have ``ascent_fraction`` and ``m``, and ``warmup`` may have ``epochs``
-    instead of ``steps``. Only a block with epochs is built again once the data, and with them the steps per epoch, are known.
+    In addition to the keys of ``GradientPenalty.from_dict`` it may have ``ascent_fraction``, ``m`` and ``held_out``, and ``warmup`` may
+    have ``epochs`` instead of ``steps``. Only a block with epochs is built again once the data, and with them the steps per epoch, are
+    known.
 
     Args:
-        keys: the block without ``ascent_fraction``, ``m`` and ``warmup.epochs``.
+        keys: the block without ``ascent_fraction``, ``m``, ``held_out`` and ``warmup.epochs``.
         warmup_epochs: length of the warm-up, > 0; None where it is counted in steps, or there is none.
         built: steps in an epoch -> the penalty that the block describes; 0 stands for any number, if no epochs are counted.
     """
@@ -71,7 +87,8 @@ class PenaltyConfig:
         if block is None:
             return cls({}, None, {0: RecipePenalty(None)})
         keys = dict(block)
-        fraction, m, warmup, epochs = keys.pop("ascent_fraction", None), keys.pop("m", None), keys.get("warmup"), None
+        fraction, m, held_out = (keys.pop(key, None) for key in ("ascent_fraction", "m", "held_out"))
+        warmup, epochs = keys.get("warmup"), None
         if isinstance(warmup, Mapping) and "epochs" in warmup:
             if "steps" in warmup:
                 raise ValueError(
@@ -82,6 +99,8 @@ class PenaltyConfig:
             keys["warmup"] = {k: v for k, v in cast("Mapping[str, Any]", warmup).items() if k != "epochs"}
         parsed = cls(keys, epochs, {})
         penalty = GradientPenalty.from_dict(parsed._with_steps(1))
+        if held_out is not None and checks.positive("penalty.held_out", held_out, remedy="Leave it out to keep none out.") >= 1:
+            raise ValueError(f"penalty.held_out must be a share < 1 of the training samples; got {held_out}. Write 0.05, say.")
         if fraction is not None:
             fraction = _checked_fraction(penalty, fraction)
         if m is not None:
@@ -95,7 +114,7 @@ class PenaltyConfig:
                 penalty.check_each()
             except ValueError as error:
                 raise ValueError(f"penalty.m must be left out here; got {m}: {error}") from error
-        parsed.built[1 if parsed.counts_epochs else 0] = RecipePenalty(penalty, fraction, m)
+        parsed.built[1 if parsed.counts_epochs else 0] = RecipePenalty(penalty, fraction, m, held_out)
         return parsed
 
     @property

@@ -21,6 +21,7 @@ from gradreg.train.evaluate_command import configuration_and_weights
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from gradreg.penalties import GradientPenalty
     from gradreg.sharpness import Slice, Spectrum
 
 DESCRIPTION = (
@@ -123,6 +124,7 @@ def _measured(run: str, config: Config, weights: Path, options: Mapping[str, Any
             if name != "critical_sharpness":
                 raise why
             notes.append(f"No critical sharpness: {why}")
+        penalty, step, penalized = _penalized(config, model, closures, found.results, len(data.train), notes, common)
         line = sharpness.slice_1d(model, closures, **common)
         density = sharpness.spectrum(model, closures, steps=40, **common) if options["spectrum"] else None
     finally:
@@ -137,6 +139,12 @@ def _measured(run: str, config: Config, weights: Path, options: Mapping[str, Any
         **dict.fromkeys(MEASURES),
         **found.numbers,
         "share_by_layer": sharpness.by_layer(top.shares[0]),
+        "learning_rate": config.optimizer.lr,
+        "momentum": config.optimizer.momentum if config.optimizer.name == "sgd" else 0.0,
+        "optimizer": config.optimizer.name,
+        "penalty": None if penalty is None else penalty.to_dict(),
+        "penalty_step": step,
+        "penalized": penalized,
         "product_error": None if top.product_error is None else float(top.product_error),
         "trace_by_layer": sharpness.by_layer(trace.by_parameter),
         "negative_share": None if density is None else density.share_below(0.0)[0],
@@ -146,6 +154,26 @@ def _measured(run: str, config: Config, weights: Path, options: Mapping[str, Any
         "notes": list(dict.fromkeys([*found.notes, *line.notes, *notes])),
     }
     return MeasuredRun(_plain(numbers), line, density)
+
+
+def _penalized(
+    config: Config, model: Any, closures: Any, results: Mapping[str, Any], images: int, notes: list[str], common: Mapping[str, Any]
+) -> tuple[GradientPenalty | None, int, list[dict[str, float]]]:
+    """The run's penalty, its last step, and what it makes there of the curvature along the outermost eigenvectors."""
+    from gradreg import sharpness
+
+    steps_per_epoch = config.steps_per_epoch(images)
+    penalty, last = config.resolved_penalty(steps_per_epoch).penalty, config.epochs * steps_per_epoch - 1
+    measured: list[dict[str, float]] = []
+    for name in ("largest_eigenvalue", "smallest_eigenvalue") if penalty is not None else ():
+        top = results[name]
+        try:
+            found = sharpness.penalized_curvature(model, closures, penalty, top.vectors[0], at=last, **common)
+        except ValueError as error:
+            notes.append(f"What the penalty makes of the curvature was not measured: {error}")
+            break
+        measured.append({"curvature": float(top.values[0]), "penalized": found.value, "error": found.error})
+    return penalty, last, measured
 
 
 def _test_metric(folder: Any, config: Config, weights: str) -> float | None:

@@ -93,6 +93,8 @@ class RecipeVariant(Variant):
 
     @cached_property
     def evaluations(self) -> int | None:
+        if self.config.described_penalty.held_out is not None:
+            return None  # the penalty may be off at some steps
         return gradient_evaluations(self.config)
 
     def result(self, folder: Path, seed: int, stretch: Fraction) -> dict[str, Any] | None:
