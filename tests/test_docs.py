@@ -120,7 +120,10 @@ PACKAGES = {
 def test_every_public_name_is_in_the_reference(package):
     page = (ROOT / "docs" / "reference" / f"{PACKAGES[package]}.md").read_text(encoding="utf-8")
     there = re.findall(rf"^\.\. auto(?:function|class):: {re.escape(package)}\.(\w+)$", page, flags=re.MULTILINE)
-    assert sorted(there) == sorted(name for name in importlib.import_module(package).__all__ if name != "__version__")
+    names = {name for name in importlib.import_module(package).__all__ if name != "__version__"}
+    assert names - set(there) == set(), f"docs/reference/{PACKAGES[package]}.md lacks them"
+    assert set(there) - names == set(), f"docs/reference/{PACKAGES[package]}.md has what is not public"
+    assert len(there) == len(set(there))
 
 
 @pytest.fixture(scope="module")
