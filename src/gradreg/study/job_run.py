@@ -53,6 +53,11 @@ class JobRun:
                     return ended
             return outcome(self.job, place, on_progress)
 
+    def configuration(self) -> list[Any]:
+        """What is run, in plain values."""
+        job = self.job
+        return [dict(job.variant.settings), job.variant.source, job.seed, str(job.stretch)]
+
 
 def outcome(job: Job, place: Path, on_progress: Callable[[float], None]) -> dict[str, Any]:
     """The result of ``job`` in the folder ``place``; of one that failed its last line, with the traceback in the folder."""

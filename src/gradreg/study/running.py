@@ -62,7 +62,8 @@ def run_jobs(
             new = [job for job in jobs() if job.folder not in started]
             for job in new:
                 started[job.folder] = job
-                works[job.folder] = Work(job.folder, JobRun(job, str(runs), shared=executor.name != "local"))
+                run = JobRun(job, str(runs), shared=executor.name != "local")
+                works[job.folder] = Work(job.folder, run, run.configuration)
             if new:
                 session.submit([works[job.folder] for job in new])
 
