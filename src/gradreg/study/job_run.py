@@ -41,9 +41,10 @@ class JobRun:
         """The result; of a run that failed ``{"error": its last line}``, with the traceback in its folder."""
         if is_url(self.runs):
             with tempfile.TemporaryDirectory(prefix="gradreg-") as folder:
-                result = outcome(self.job, Path(folder) / "run", on_progress)
+                place = Path(folder) / self.job.folder
+                result = outcome(self.job, place, on_progress)
                 if "task_error" not in result:
-                    uploaded(Path(folder) / "run", f"{self.runs}/{self.job.folder}")
+                    uploaded(place, f"{self.runs}/{self.job.folder}")
                 return result
         place = Path(self.runs) / self.job.folder
         with _alone_in(place) if self.shared else nullcontext():

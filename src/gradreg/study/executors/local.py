@@ -31,8 +31,6 @@ _ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0")
 _HANG_UP: list[int] = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
 _PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that this process gets when its parent dies."""
-_CRASH = 6
-"""Lines of what Python writes when it crashes that say what happened, and where: it names the innermost call first."""
 _TOLD_TO_END = (-signal.SIGTERM, 128 + signal.SIGTERM, 0)
 """Exit codes of workers that did not die by themselves."""
 
@@ -172,7 +170,7 @@ class _Pool(Session):
         own = bool(died)  # else a signal told one of them to end, and it is not known which
         for work, note in lost:
             if work.key in (died or begun):
-                ended.append(Ended(work.key, died=_how(codes.get(begun[work.key])), lines=_lines(note)[1:_CRASH], own=own))
+                ended.append(Ended(work.key, died=_how(codes.get(begun[work.key])), lines=_lines(note)[1:], own=own))
         names = {one.key for one in ended}
         self._pool = self._new_pool()
         self.submit([work for work, _ in lost if work.key not in names])
