@@ -345,3 +345,43 @@ def test_the_local_executor_says_how_many_runs_wait(mine, monkeypatch):
     assert len({job.folder for job, _ in ended}) == 6
     assert max(queued) == 5
     assert queued[-1] == 0
+
+
+# ---- thousands of runs
+
+
+def test_no_folder_holds_thousands_of_entries_and_studies_of_before_still_open(mine):
+    from collections import Counter
+
+    from gradreg.study.functions import load_task
+    from gradreg.study.plan import make_plan
+
+    task = load_task(str(mine))
+    few = make_plan(task, ["sam:rho=0.1"], seeds=3, rivals=["epochs"]).jobs({})
+    assert few[0].folder == "none/seed-0"
+    assert few[1].folder == "sam-rho-0.1/seed-0"
+    seeds = make_plan(task, ["sam:rho=0.1"], seeds=5000, rivals=["epochs"]).jobs({})
+    variants = {f"sam {i}": "sam:rho=0.1" for i in range(9999)}
+    named = make_plan(task, variants, seeds=1, rivals=["epochs"]).jobs({})
+    for jobs in (seeds, named):
+        assert len({job.folder for job in jobs}) == 10_000
+        folders = {place for job in jobs for place in (Path(job.folder), *Path(job.folder).parents)}
+        entries = Counter(place.parent for place in folders)
+        assert max(entries.values()) <= 1010
+    assert seeds[2 * 999].folder == "none/seed-999"
+    assert seeds[2 * 1000].other_folders[0] == "none/seed-1000"
+
+
+def test_a_study_that_grew_finds_its_runs_where_they_were(mine, monkeypatch):
+    from gradreg.study import plan as plans
+
+    settings = {"penalties": ["sam:rho=0.1"], "rivals": ["epochs"], "workers": 0, "out": mine.parent / "out"}
+    study.compare(str(mine), seeds=3, **settings)
+    before = begun(mine)
+    monkeypatch.setattr(plans, "MOST_IN_FOLDER", 2)
+    found = study.compare(str(mine), seeds=3, partial=True, penalties=["sam:rho=0.1"], rivals=["epochs"], out=mine.parent / "out")
+    assert len(found.records) == 6
+    assert (mine.parent / "out" / "runs" / "none" / "seed-2").is_dir()
+    study.compare(str(mine), seeds=4, **settings)
+    assert begun(mine) == [*before, "seeds-1000 3", "seeds-1000 3"]
+    assert (mine.parent / "out" / "runs" / "none" / "seeds-1000" / "seed-2" / "result.json").is_file()

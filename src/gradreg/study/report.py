@@ -24,6 +24,11 @@ from gradreg.study.table import Row, shown_columns
 SPENDING = {"obrien-fleming": "O'Brien-Fleming", "pocock": "Pocock"}
 
 
+DRAWN = 24
+DRAWN_SEEDS = 100
+"""Rows, and seeds of each, that charts show: more cannot be told apart, and the table has them."""
+
+
 def write_report(
     plan: Plan,
     rows: Sequence[Row],
@@ -45,26 +50,37 @@ def write_report(
         command: the command line that made it, if one did.
         race: the rule and the looks of a race; None without one.
     """
-    runs_of = {row.label: [record for record in records if _belongs(record, row)] for row in rows}
-    drawn = [(label, run) for label, group in runs_of.items() for run in group if not run.diverged and run.error is None]
+    by_row: dict[tuple[str, str, float | None], list[Record]] = {}
+    for record in records:
+        by_row.setdefault(_row_of(record), []).append(record)
+    shown = rows[:DRAWN]
+    runs_of = {
+        row.label: by_row.get((row.variant, row.budget, None if row.budget == "epochs" else row.gradient_evaluations), []) for row in shown
+    }
+    drawn = [(label, run) for label, group in runs_of.items() for run in group[:DRAWN_SEEDS] if not run.diverged and run.error is None]
     history = {(label, run.seed): read_history(folder / run.folder) for label, run in drawn}
     name = plan.metric.title
+    part = (
+        ""
+        if len(rows) <= DRAWN and all(len(group) <= DRAWN_SEEDS for group in runs_of.values())
+        else (f" Of the first {len(shown)} rows, and {DRAWN_SEEDS} seeds at most; the table has all.")
+    )
     figures = {
         "Learning curves": (
-            charts.learning_curves(rows, history, plan.metric),
-            f"Test {name} after each epoch: mean and one standard deviation. Dotted: validation, where it is logged.",
+            charts.learning_curves(shown, history, plan.metric),
+            f"Test {name} after each epoch: mean and one standard deviation. Dotted: validation, where it is logged." + part,
         ),
         "What the gradients buy": (
-            charts.metric_by_cost(rows, history, plan.metric),
-            "The same against gradient evaluations. Dashed: plain training, lengthened to as many evaluations.",
+            charts.metric_by_cost(shown, history, plan.metric),
+            "The same against gradient evaluations. Dashed: plain training, lengthened to as many evaluations." + part,
         ),
         "What the time buys": (
-            charts.metric_by_seconds(rows, history, plan.metric),
-            "The same against seconds. Workers share the machine: read the ratio of two curves rather than the seconds.",
+            charts.metric_by_seconds(shown, history, plan.metric),
+            "The same against seconds. Workers share the machine: read the ratio of two curves rather than the seconds." + part,
         ),
         "Every seed": (
-            charts.dots(rows, runs_of, plan.metric),
-            "One dot a run, the bar at their mean. Thin lines join the runs of a seed.",
+            charts.dots(shown, {label: group[:DRAWN_SEEDS] for label, group in runs_of.items()}, plan.metric),
+            "One dot a run, the bar at their mean. Thin lines join the runs of a seed." + part,
         ),
     }
     figures = {title: (figure, note) for title, (figure, note) in figures.items() if figure is not None}
@@ -135,9 +151,9 @@ def methods(plan: Plan, rows: Sequence[Row], records: Sequence[Record], race: Ma
     return " ".join(sentences)
 
 
-def _belongs(run: Record, row: Row) -> bool:
-    same = run.variant == row.variant and run.budget == row.budget
-    return same and (run.budget == "epochs" or run.planned_evaluations == row.gradient_evaluations)
+def _row_of(run: Record) -> tuple[str, str, float | None]:
+    """What a run and its row agree on."""
+    return run.variant, run.budget, None if run.budget == "epochs" else run.planned_evaluations
 
 
 def drawn_figures(figures: Mapping[str, tuple[go.Figure, str]]) -> list[dict[str, Any]]:
