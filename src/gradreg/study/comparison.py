@@ -211,8 +211,7 @@ def run_study(
     executor = usable(plan.task, list(plan.variants.values()), executor or LocalExecutor())
     with opened(out) as (folder, mirror):
         site = Site(folder.resolve(), None if mirror is None else mirror.url, plan.variants[plan.baseline].code, plan.task)
-        runs = folder / "runs"
-        found = _Found(plan, runs)
+        found = _Found(plan, folder / "runs", reading=mirror is not None)
         stored = StoredPlan.of(folder, plan)
         plan = found.plan = replace(plan, seconds=stored.seconds if "seconds" in plan.rivals else {})
         records, missing = found.records, found.missing()
@@ -252,7 +251,7 @@ def partial_study(plan: Plan, out: Path | str) -> Comparison:
         ValueError: no run of it is complete.
     """
     with opened(out, reading=True) as (folder, _):
-        found = _Found(plan, folder / "runs")
+        found = _Found(plan, folder / "runs", reading=True)
         stored = StoredPlan.of(folder, plan, reading=True)
         plan = found.plan = replace(plan, seconds=stored.seconds if "seconds" in plan.rivals else {})
         missing = found.missing()
@@ -270,10 +269,11 @@ class _Found:
     Args:
         plan: what is compared.
         runs: the folder of its runs.
+        reading: whether nothing may be moved in it.
     """
 
-    def __init__(self, plan: Plan, runs: Path) -> None:
-        self.plan, self.records = plan, dict[str, Record]()
+    def __init__(self, plan: Plan, runs: Path, *, reading: bool = False) -> None:
+        self.plan, self.records, self._reading = plan, dict[str, Record](), reading
         self._runs, self._looked_at = runs, set[str]()
 
     def missing(self) -> Sequence[Job]:
@@ -282,12 +282,24 @@ class _Found:
         for job in jobs:
             if job.folder not in self._looked_at:
                 self._looked_at.add(job.folder)
-                place = self._runs / job.folder
+                place = self._place(job)
                 ended = job.variant.result(place, job.seed, job.stretch) if place.is_dir() else None
                 if ended is not None:
                     self.records[job.folder] = Record.of(job, ended, self.plan.metric)
         known = self.plan.jobs(self.records)
         return self.missing() if len(known) > len(jobs) else [job for job in known if job.folder not in self.records]
+
+    def _place(self, job: Job) -> Path:
+        """The folder of a run, which is put there if it lies where an earlier version, or a smaller plan, had it."""
+        place = self._runs / job.folder
+        for other in job.other_folders:
+            before = self._runs / other
+            if before.is_dir() and not place.exists():
+                if self._reading:
+                    return before
+                place.parent.mkdir(parents=True, exist_ok=True)
+                before.rename(place)
+        return place
 
 
 def _compared(plan: Plan, records: Mapping[str, Record], folder: Path, command: str, race: Mapping[str, Any] | None) -> Comparison:

@@ -41,9 +41,10 @@ class JobRun:
         """The result; of a run that failed ``{"error": its last line}``, with the traceback in its folder."""
         if is_url(self.runs):
             with tempfile.TemporaryDirectory(prefix="gradreg-") as folder:
-                result = outcome(self.job, Path(folder) / "run", on_progress)
+                place = Path(folder) / self.job.folder
+                result = outcome(self.job, place, on_progress)
                 if "task_error" not in result:
-                    uploaded(Path(folder) / "run", f"{self.runs}/{self.job.folder}")
+                    uploaded(place, f"{self.runs}/{self.job.folder}")
                 return result
         place = Path(self.runs) / self.job.folder
         with _alone_in(place) if self.shared else nullcontext():
@@ -52,6 +53,11 @@ class JobRun:
                 if ended is not None:  # which the process that was in the folder has just completed
                     return ended
             return outcome(self.job, place, on_progress)
+
+    def configuration(self) -> list[Any]:
+        """What is run, in plain values."""
+        job = self.job
+        return [dict(job.variant.settings), job.variant.source, job.seed, str(job.stretch)]
 
 
 def outcome(job: Job, place: Path, on_progress: Callable[[float], None]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ LOSSES = 10
 """The same of runs whose machine was lost, or taken for something else."""
 _LINES = 5
 """Last lines of a run that died which its error repeats; its folder has more."""
+_FRAME = re.compile(r"\[.* E .*\] logging\.cc|PC: @|@ |\*\*\* SIG")
+"""Lines of a stack outside Python, which no reader of a table can use."""
 _POLL = 0.1
 
 OnProgress = Callable[[Job, float], None]
@@ -62,7 +65,8 @@ def run_jobs(
             new = [job for job in jobs() if job.folder not in started]
             for job in new:
                 started[job.folder] = job
-                works[job.folder] = Work(job.folder, JobRun(job, str(runs), shared=executor.name != "local"))
+                run = JobRun(job, str(runs), shared=executor.name != "local")
+                works[job.folder] = Work(job.folder, run, run.configuration)
             if new:
                 session.submit([works[job.folder] for job in new])
 
@@ -123,8 +127,14 @@ def _failed(ended: Ended, times: int, runs: Path | str) -> dict[str, Any]:
 
 
 def _said(ended: Ended) -> str:
-    last = [line.strip() for line in ended.lines if line.strip()][-_LINES:]
+    last = _telling([line.strip() for line in ended.lines if line.strip()])[-_LINES:]
     return f"; its last lines: {' | '.join(last)}" if last else ""
+
+
+def _telling(lines: Sequence[str]) -> list[str]:
+    """The lines that tell a reader something: of what Python writes when it crashes, what happened and the two innermost calls."""
+    crash = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python error")), len(lines))
+    return [line for line in lines[: crash + 4] if not _FRAME.match(line)]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gradreg.folders import FolderInUse, locked
 from gradreg.study import statistics
 from gradreg.study.executors.executor import Executor, Site
-from gradreg.study.plan import Job, folder_name
+from gradreg.study.plan import Job, folder_name, spread
 from gradreg.study.results import Record
 from gradreg.study.running import OnProgress, run_jobs
 from gradreg.study.search import Finding, Search, State, best_of, finite, is_behind
@@ -98,11 +98,14 @@ class _Active:
     seconds: float = 0.0
     evaluations: float = 0.0
 
+    trials: Path = Path()
+
     def job(self, seed: int) -> Job:
         """Its run with a seed: trials of equal values share it."""
         held = json.dumps({"values": self.trial.params}, sort_keys=True)
         name = f"{folder_name(self.arm.name)}-{hashlib.sha256(held.encode()).hexdigest()[:10]}"
-        return Job(name, seed, "epochs", self.variant.evaluations, self.variant)
+        within = "" if (self.trials / name).is_dir() else spread(name)  # of an earlier version, which did not spread them
+        return Job(name, seed, "epochs", self.variant.evaluations, self.variant, within=within)
 
 
 class Searcher:
@@ -276,6 +279,7 @@ class Searcher:
         scores = {int(seed): score for seed, score in progress.get("scores", {}).items()}
         variant = arm.variant(self.search.task, trial.params)
         active = _Active(arm, study, trial, variant, scores, progress.get("seconds", 0.0), progress.get("evaluations", 0.0))
+        active.trials = self.folder / "trials"
         _report(active)
         self._active.append(active)
 

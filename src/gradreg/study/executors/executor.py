@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -39,10 +41,17 @@ class Work:
     Args:
         key: names it; of a run the folder within the study's.
         call: called with a function that takes the share that is done, 0 to 1, and returns the result. It is pickled.
+        configuration: what, beside the key, another process must agree on that takes the work over, in plain values.
     """
 
     key: str
     call: Callable[[Callable[[float], None]], dict[str, Any]]
+    configuration: Callable[[], Any] = field(default=lambda: None, compare=False, repr=False)
+
+    @property
+    def identity(self) -> str:
+        """A digest of the configuration."""
+        return hashlib.sha256(json.dumps(self.configuration(), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def pickled(self) -> bytes:
         """``call`` as another process gets it.

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gradreg import __version__
+from gradreg import __version__, files
 from gradreg.study.executors.executor import ExecutorError, OnShare, Site, Work
 
 SEEN = ".seen"
@@ -48,8 +48,9 @@ class Orders:
         self._seen: dict[str, str] = {}
         if self._notes is not None:
             self._notes.mkdir(parents=True, exist_ok=True)
-            token = uuid.uuid4().hex
-            (site.folder / SEEN).write_text(token)
+            file = site.folder / SEEN
+            token = file.read_text() if file.is_file() else uuid.uuid4().hex  # works of a driver that died may still ask for it
+            files.write_text(file, token)
             self._seen = {"folder": str(site.folder), "token": token}
 
     def of(self, work: Work) -> Order:

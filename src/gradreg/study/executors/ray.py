@@ -76,7 +76,7 @@ class RayExecutor(Executor):
         if ray.is_initialized():
             yield ray
             return
-        if self.address is not None and ":" in self.address:
+        if self.address is not None and self.address not in ("auto", "local"):
             _check_address(self.address)
         environment = {"working_dir": str(self._sent(site)), "excludes": self._left_out(site)} if self._sent(site) is not None else None
         try:
@@ -158,7 +158,7 @@ def _check_address(address: str) -> None:
     """Raise ExecutorError unless something that speaks gRPC answers; Ray itself would try for a minute, and then end this process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     refused = f"--ray-address must be of a running Ray; got {address!r}"
-    if not port.isdecimal():
+    if not host or not port.isdecimal():
         raise ExecutorError(f"{refused}, which is no HOST:PORT. Write 10.0.0.1:6379, say.")
     try:
         with socket.create_connection((host, int(port)), timeout=_SECONDS) as connection:

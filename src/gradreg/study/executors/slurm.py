@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import hashlib
 import itertools
 import math
 import re
@@ -154,7 +153,7 @@ class _Slurm(Session):
             left = self._left.pop(work.key, None)
             if left is None:
                 new.append(work)
-            elif left[1] == _identity(work):
+            elif left[1] == work.identity:
                 self._jobs[work.key] = _Submitted(work.key, left[0])
             else:  # of another configuration
                 self._cancel([left[0]])
@@ -197,7 +196,7 @@ class _Slurm(Session):
                 raise ExecutorError(f"Slurm must take the jobs of the study; got: {_reason(error)}") from error
             for work, job in zip(works, jobs, strict=True):
                 self._jobs[work.key] = _Submitted(work.key, job)
-            listed = [{"key": work.key, "job": job.job_id, "identity": _identity(work)} for work, job in zip(works, jobs, strict=True)]
+            listed = [{"key": work.key, "job": job.job_id, "identity": work.identity} for work, job in zip(works, jobs, strict=True)]
             files.write_json(folder / JOBS, {"jobs": listed})
 
     def _new_folder(self) -> Path:
@@ -307,10 +306,6 @@ def _squeue(*, patient: bool = False) -> dict[str, tuple[str, str]] | None:
         raise ExecutorError(f"Slurm must answer; got of squeue: {_reason(error)}. Is its controller up? (scontrol ping)") from error
     rows = [line.strip().split("|") for line in said.splitlines()]
     return {row[0]: (row[1], row[2]) for row in rows if len(row) == 3}
-
-
-def _identity(work: Work) -> str:
-    return hashlib.sha256(work.pickled()).hexdigest()[:16]
 
 
 def _reason(error: BaseException) -> str:
