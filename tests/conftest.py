@@ -44,7 +44,7 @@ SLOW = {
         "docs",
     ),
     "sharpness": ("data_parallel", "eigenvalues", "jax", "traces", "unchanged"),
-    "study": ("compare", "l2", "report", "search", "seconds", "until"),
+    "study": ("compare", "executors", "l2", "probing", "ray", "report", "search", "seconds", "slurm", "until"),
     "theory": ("command", "diagonal_network", "edge", "flooding", "kernel_decay", "stability"),
     "torch": ("auto_radius_parallel", "compile", "data_parallel", "data_parallel_inside", "fsdp", "interrupts"),
     "train": ("interruptions", "options", "own", "processes", "recipes", "sharpness_command", "signals", "start_up", "trackers"),

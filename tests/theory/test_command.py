@@ -124,8 +124,10 @@ def test_advice_on_measured_runs_takes_what_was_measured(tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "plain: the theory is that of gradient descent with momentum; adamw scales each coordinate" in shown
     assert "gnp: the theory" not in shown
-    assert "plain, SAM(rho 0.1): theory and measurement part: On a quadratic learning rate 0.05 diverges at the measured" in shown
-    assert "curvature 90, above 76" in shown  # an option goes before the file
+    assert (
+        "plain, SAM(rho 0.1): theory and measurement part: On a quadratic learning rate 0.05 diverges at the measured curvature 90, "
+        "above 76" in shown  # an option goes before the file
+    )
     assert "gnp, GNP(r 0.5, alpha 0.8): nothing too large." in shown
     assert "only one below -0.825 is" in shown
     assert "a step of this learning rate overshoots there" in shown

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gradreg.extras import needing
+
 if TYPE_CHECKING:
     from gradreg.sharpness.operators import CurvatureOperator, gauss_newton, hessian
     from gradreg.sharpness.penalized import PenalizedCurvature, penalized_curvature
@@ -66,4 +68,5 @@ def __getattr__(name: str) -> Any:
     home = next((module for module, names in _HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    with needing(__name__, "sharpness"):
+        return getattr(import_module(f"{__name__}.{home}"), name)

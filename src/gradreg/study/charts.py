@@ -1,4 +1,4 @@
-"""The page's charts, by Plotly: learning curves, the metric against gradient evaluations and seconds, and a dot for each seed."""
+"""The page's charts, figures of Plotly that ``chart.js`` draws: learning curves, what evaluations and seconds buy, a dot for each seed."""
 
 from __future__ import annotations
 
@@ -219,13 +219,8 @@ def empty_figure(x_title: str, y_title: str) -> go.Figure:
     """A figure in the style of all of them."""
     figure = go.Figure()
     figure.update_layout(
-        template="plotly_white",
+        template="none",  # chart.js has the style
         height=420,
-        margin={"l": 60, "r": 16, "t": 16, "b": 48},
-        font={"family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
-        hovermode="closest",
-        dragmode=False,
     )
     figure.update_xaxes(title=x_title)
     figure.update_yaxes(title=y_title)

@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
-import plotly.offline
 import yaml
 from markupsafe import Markup
 
@@ -19,10 +18,15 @@ from gradreg.sharpness.measures import MEASURES
 from gradreg.study import charts, sharpness
 from gradreg.study.history import read_history
 from gradreg.study.plan import Plan
-from gradreg.study.results import Record, over_seeds, race_said, warnings
+from gradreg.study.results import Record, by_row, over_seeds, race_said, warnings
 from gradreg.study.table import Row, shown_columns
 
 SPENDING = {"obrien-fleming": "O'Brien-Fleming", "pocock": "Pocock"}
+
+
+DRAWN = 24
+DRAWN_SEEDS = 100
+"""Rows, and seeds of each, that charts show: more cannot be told apart, and the table has them."""
 
 
 def write_report(
@@ -46,36 +50,42 @@ def write_report(
         command: the command line that made it, if one did.
         race: the rule and the looks of a race; None without one.
     """
-    runs_of = {row.label: [record for record in records if record.belongs_to(row)] for row in rows}
-    drawn = [(label, run) for label, group in runs_of.items() for run in group if not run.diverged and run.error is None]
+    shown = rows[:DRAWN]
+    runs_of = by_row(shown, records)
+    drawn = [(label, run) for label, group in runs_of.items() for run in group[:DRAWN_SEEDS] if not run.diverged and run.error is None]
     history = {(label, run.seed): read_history(folder / run.folder) for label, run in drawn}
     name = plan.metric.title
+    part = (
+        ""
+        if len(rows) <= DRAWN and all(len(group) <= DRAWN_SEEDS for group in runs_of.values())
+        else (f" Of the first {len(shown)} rows, and {DRAWN_SEEDS} seeds at most; the table has all.")
+    )
     figures = {
         "Learning curves": (
-            charts.learning_curves(rows, history, plan.metric),
-            f"Test {name} after each epoch: mean and one standard deviation. Dotted: validation, where it is logged.",
+            charts.learning_curves(shown, history, plan.metric),
+            f"Test {name} after each epoch: mean and one standard deviation. Dotted: validation, where it is logged." + part,
         ),
         "What the gradients buy": (
-            charts.metric_by_cost(rows, history, plan.metric),
-            "The same against gradient evaluations. Dashed: plain training, lengthened to as many evaluations.",
+            charts.metric_by_cost(shown, history, plan.metric),
+            "The same against gradient evaluations. Dashed: plain training, lengthened to as many evaluations." + part,
         ),
         "What the time buys": (
-            charts.metric_by_seconds(rows, history, plan.metric),
-            "The same against seconds. Workers share the machine: read the ratio of two curves rather than the seconds.",
+            charts.metric_by_seconds(shown, history, plan.metric),
+            "The same against seconds. Workers share the machine: read the ratio of two curves rather than the seconds." + part,
         ),
         "Every seed": (
-            charts.dots(rows, runs_of, plan.metric),
-            "One dot a run, the bar at their mean. Thin lines join the runs of a seed.",
+            charts.dots(shown, {label: group[:DRAWN_SEEDS] for label, group in runs_of.items()}, plan.metric),
+            "One dot a run, the bar at their mean. Thin lines join the runs of a seed." + part,
         ),
     }
     found = sharpness.measured(rows, records, plan.metric)
     if found is not None:
         figures["Sharpness beside the metric"] = (
-            charts.sharpness_by_metric(rows, runs_of, plan.metric, found["measures"]),
+            charts.sharpness_by_metric(shown, runs_of, plan.metric, found["measures"]),
             "One dot a run, at the end of training, on a logarithmic axis where all values are positive. " + found["caution"],
         )
         figures["Sharpness over training"] = (
-            charts.sharpness_over_training(rows, history, found["measures"]),
+            charts.sharpness_over_training(shown, history, found["measures"]),
             f"{MEASURES[found['measures'][0]].capitalize()}: the mean over seeds at each measurement.",
         )
     figures = {title: (figure, note) for title, (figure, note) in figures.items() if figure is not None}
@@ -180,7 +190,7 @@ def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FunctionLoader(_text_of)
     )
-    shared = {"version": __version__, "plotly": Markup(plotly.offline.get_plotlyjs())}
+    shared = {"version": __version__, "chart_script": Markup(_text_of("chart.js"))}
     return environment.get_template(template).render(**shared, **values)
 
 

@@ -59,11 +59,6 @@ class Record:
     warnings: tuple[str, ...] = ()
     sharpness: Mapping[str, float | None] = field(default_factory=dict)
 
-    def belongs_to(self, row: Row) -> bool:
-        """Whether the run is one of those of a row of the table."""
-        same = self.variant == row.variant and self.budget == row.budget
-        return same and (self.budget == "epochs" or self.planned_evaluations == row.gradient_evaluations)
-
     @classmethod
     def of(cls, job: Job, result: Mapping[str, Any], metric: Metric) -> Record:
         """The run of ``job`` that ended with ``result``.
@@ -220,6 +215,16 @@ def rows(plan: Plan, records: Sequence[Record]) -> list[Row]:
                 for label, (_, n, _) in groups.items()
             ]
     return found
+
+
+def by_row(rows: Sequence[Row], records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The runs of every row of the table, by its label."""
+    found: dict[tuple[str, str, float | None], list[Record]] = {}
+    for run in records:
+        found.setdefault((run.variant, run.budget, None if run.budget == "epochs" else run.planned_evaluations), []).append(run)
+    return {
+        row.label: found.get((row.variant, row.budget, None if row.budget == "epochs" else row.gradient_evaluations), []) for row in rows
+    }
 
 
 def results(

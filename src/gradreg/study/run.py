@@ -45,7 +45,8 @@ class Run:
         stretch: Fraction = Fraction(1),
         on_progress: OnProgress = lambda share: None,
     ) -> None:
-        self.penalty = penalty
+        self._penalty = penalty
+        self._penalized_steps: int | None = None
         self.seed = seed
         self.folder = folder
         self._metric = metric
@@ -63,6 +64,14 @@ class Run:
         self._records: list[dict[str, Any]] = []
         self._measuring = 0.0
         self._unmeasured: dict[str, str] = {}
+
+    @property
+    def penalty(self) -> GradientPenalty | None:
+        """The variant's penalty; None for plain training. One with a tail knows the steps of the run once these are known."""
+        steps = self._penalized_steps
+        if steps is None and self._length is not None and self._length.unit == "steps":
+            steps = self._length.total
+        return self._penalty if self._penalty is None or steps is None else self._penalty.over(steps)
 
     @property
     def device(self) -> Any:
@@ -111,11 +120,13 @@ class Run:
         """As ``total_epochs``, for runs whose length is ``steps(n)``."""
         return self._total("steps")
 
-    def regularizer(self, model: Any, **options: Any) -> Any:
+    def regularizer(self, model: Any, *, total_steps: int | None = None, **options: Any) -> Any:
         """A ``gradreg.torch.GradientRegularizer`` of ``model`` with this run's penalty, whose gradient evaluations are counted.
 
         Args:
             model: a ``torch.nn.Module``.
+            total_steps: optimizer steps of the whole run, of which a penalty's tail is a share (``sam:rho=0.1,tail=0.3``): the length of
+                ``run.epochs(n)`` times the steps of an epoch. Not needed if the length is ``run.steps(n)``, asked for before.
             options: of ``GradientRegularizer``, such as ``parameters=``.
         """
         from gradreg.torch import GradientRegularizer
@@ -124,11 +135,14 @@ class Run:
             raise TypeError(
                 "penalty must be left out of run.regularizer(), which takes that of the variant; got one. Name it in penalties=."
             )
+        self._set_penalized_steps(total_steps)
         made = GradientRegularizer(model, self.penalty, **options)
         self._regularizers.append(made)
         return made
 
-    def value_and_grad(self, fun: Callable[..., Any], *, state: bool = False, **options: Any) -> CountedValueAndGrad:
+    def value_and_grad(
+        self, fun: Callable[..., Any], *, state: bool = False, total_steps: int | None = None, **options: Any
+    ) -> CountedValueAndGrad:
         """``gradreg.jax.value_and_grad`` of ``fun`` with this run's penalty, whose gradient evaluations are counted.
 
         Calls outside ``jax.jit`` are counted one by one. Inside it a call cannot be seen: declare the steps by ``run.steps(n)``.
@@ -137,11 +151,13 @@ class Run:
             fun: the loss, as ``gradreg.jax.value_and_grad`` takes it.
             state: whether the function takes ``state=`` and returns ``(value, gradients, state)``, for every penalty alike, with an empty
                 state for those that have none. ``init(params)`` makes the first.
+            total_steps: as for ``regularizer``.
             options: of ``gradreg.jax.value_and_grad``.
 
         Raises:
             TaskError: a penalty that has a state, without ``state=True``.
         """
+        self._set_penalized_steps(total_steps)
         made = CountedValueAndGrad(fun, self.penalty, state, options)
         self._functions.append(made)
         return made
@@ -317,6 +333,10 @@ class Run:
         logged = [record["epoch"] or 0 for record in self._records] if self._length.unit == "epochs" else []
         return max([self._length.done, *logged])
 
+    def _set_penalized_steps(self, total_steps: int | None) -> None:
+        if total_steps is not None:
+            self._penalized_steps = checks.whole("total_steps", total_steps, minimum=1)
+
     def _set_length(self, unit: str, n: int) -> int:
         checks.whole(unit, n, minimum=1, remedy=f"Write run.{unit}(20), say.")
         if self._length is not None:
@@ -344,7 +364,7 @@ class Run:
 
     def _evaluations(self) -> int | float:
         counted = sum(made.metrics["evaluations"] for made in self._made()) + sum(made.evaluations for made in self._functions)
-        if counted == 0 and self.penalty is None:
+        if counted == 0 and self._penalty is None:
             counted = self._plain_steps()
         if counted == 0 and self._functions:
             counted = self._declared_evaluations
@@ -449,15 +469,14 @@ class CountedValueAndGrad:
 
     def __init__(self, fun: Callable[..., Any], penalty: GradientPenalty | None, state: bool, options: Mapping[str, Any]) -> None:
         from gradreg.jax import value_and_grad
-        from gradreg.jax.state import carries_state
 
-        stateful = penalty is not None and carries_state(penalty)
+        self._both = value_and_grad(fun, penalty, **options)
+        stateful = self._both.carries_state
         if stateful and not state:
             raise TaskError(
                 f"state must be True for a penalty that carries a state; got {penalty}. Write run.value_and_grad(loss, state=True), pass "
                 "state=state, and take three values."
             )
-        self._both = value_and_grad(fun, penalty, **options)
         self._penalty, self._stateful, self._state = penalty, stateful, state
         self.calls = 0
         self.evaluations: float = 0
@@ -474,9 +493,15 @@ class CountedValueAndGrad:
         returned = self._both(params, *args, **kwargs, **(given if self._stateful else {}))
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, args, kwargs))):
             step = int(kwargs.get("step", self.calls))
-            self.evaluations += 1 if self._penalty is None else self._penalty.evaluations_at(step)
+            own = 1 if self._penalty is None else self._penalty.evaluations_at(step)
+            self.evaluations += own if self._both.rule is None else self._looked(own, given["state"], returned[-1])
             self.calls += 1
         return (*returned, {}) if self._state and not self._stateful else returned
+
+    def _looked(self, own: float, before: Any, after: Any) -> float:
+        """The evaluations of a step that may look at held-out data, and at which the penalty may be off."""
+        looked = self._both.looked(before, after)
+        return (own if looked or self._both.is_on(after) else 1) + looked
 
 
 def _number(name: str, value: Any) -> float:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gradreg.sharpness.measures import CAUTION, MEASURES
-from gradreg.study.results import Record
+from gradreg.study.results import Record, by_row
 from gradreg.study.statistics import Correlation, deviation, mean, rank_correlation
 from gradreg.study.table import Row
 from gradreg.study.tasks import Metric
@@ -30,7 +30,8 @@ def measured(rows: Sequence[Row], records: Sequence[Record], metric: Metric) -> 
     names = [name for name in MEASURES if any(run.sharpness.get(name) is not None for run in runs)]
     if not names:
         return None
-    table = [_line(row, [run for run in runs if run.belongs_to(row)], names, metric) for row in rows]
+    runs_of = by_row(rows, runs)
+    table = [_line(row, runs_of[row.label], names, metric) for row in rows]
     return {
         "caution": CAUTION,
         "measures": names,

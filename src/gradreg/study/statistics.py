@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ MOST_SEEDS = 1000
 """Above this, ``seeds_needed`` has no answer that somebody would run."""
 FLIPS = 9999
 """Sign flips that are drawn where there are more, that is from 14 seeds on; below, all 2ⁿ are counted."""
+_AT_ONCE = 4_000_000
+"""Numbers that are held at a time where flips are drawn."""
+_TIES = 2.2e-14
+"""SciPy's: flips whose mean agrees with the observed one to this share are ties."""
 ROUNDING = 1e-12
 """Differences that agree to this share of the values are equal: what is left is rounding."""
 
@@ -171,6 +176,8 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     values = np.asarray(differences, dtype=float)
     if len(values) < 2 or not values.any():
         return 1.0
+    if 2 ** len(values) > FLIPS:
+        return _drawn_flips_p(values)
     found = stats.permutation_test(
         (values,),
         lambda sample, axis: sample.mean(axis=axis),
@@ -180,6 +187,39 @@ def sign_flip_p(differences: Sequence[float]) -> float:
         rng=np.random.default_rng(0),
     )
     return float(found.pvalue)
+
+
+def _drawn_flips_p(values: NDArray[Any]) -> float:
+    """``scipy.stats.permutation_test`` with drawn flips, which are the same for all variants and need not be drawn for each."""
+    import numpy as np
+
+    flips = _flips(len(values))
+    rows = max(1, _AT_ONCE // len(values))
+    null = np.concatenate([(flips[i : i + rows] * values).mean(axis=-1) for i in range(0, len(flips), rows)])
+    observed = values.mean()
+    near = abs(observed) * _TIES
+    tails = [(null <= observed + near).sum() + 1, (null >= observed - near).sum() + 1]
+    return float(min(1.0, 2 * min(tails) / (len(null) + 1)))
+
+
+@lru_cache(maxsize=4)
+def _flips(n: int) -> NDArray[Any]:
+    """The signs that SciPy's permutation test draws for n values, [resamples, n]."""
+    import numpy as np
+    from scipy import stats
+
+    found: list[NDArray[Any]] = []
+
+    def seen(sample: NDArray[Any], axis: int) -> NDArray[Any]:
+        if sample.ndim > 1:
+            found.append(sample.astype(np.int8))
+        return sample.mean(axis=axis)
+
+    stats.permutation_test(
+        (np.ones(n),), seen, permutation_type="samples", n_resamples=FLIPS, vectorized=True, batch=max(1, _AT_ONCE // n),
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return np.concatenate(found)
 
 
 def bca_interval(differences: Sequence[float], *, level: float = CONFIDENCE) -> tuple[float, float] | None:
