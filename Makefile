@@ -42,7 +42,7 @@ tables: $(STAMP) ## rewrite the tables of README.md and docs/ that are generated
 	$(BIN)/python docs/tables.py
 
 lock: ## update requirements.lock to the newest versions, with hashes
-	$(BIN)/uv pip compile pyproject.toml --universal --upgrade --extra torch --extra jax --extra theory --extra train --extra study --extra tune --extra sharpness --group dev \
+	$(BIN)/uv pip compile pyproject.toml --universal --upgrade --extra torch --extra jax --extra theory --extra train --extra study --extra tune --extra ray --extra slurm --extra sharpness --group dev \
 		--generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
 
 format: $(STAMP) ## format the sources and fix what the linter can
