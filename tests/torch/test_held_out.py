@@ -130,7 +130,8 @@ def test_micro_batches_count_together() -> None:
     halves: list[Callable[[], Tensor]] = [lambda i=i: problem.loss(slice(2 * i, 2 * i + 2)) / 2 for i in range(2)]
     kept: list[Callable[[], Tensor]] = [lambda: problem.loss(KEPT) / 4, lambda: 3 * problem.loss(KEPT) / 4]
     g, h = gradient(problem, slice(0, 4)), gradient(problem, KEPT)
-    for regularizer, options in ((whole, {}), (each, {"perturb": "each"})):
+    pairs: list[tuple[GradientRegularizer, dict[str, Any]]] = [(whole, {}), (each, {"perturb": "each"})]
+    for regularizer, options in pairs:
         problem.model.zero_grad()
         regularizer.backward(halves, held_out=kept, **options)
         change = {name: v - g[name] for name, v in gradients(problem.model).items()}
