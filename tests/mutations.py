@@ -31,9 +31,9 @@ ENGINE = (
     "--ignore=tests/torch/test_fsdp.py",
 )
 """The tests of the engine that need one process."""
-EACH = ("torch/test_microbatches.py", "-m", "not slow")
+EACH = ("torch/test_microbatches.py", "-mnot slow")
 TAIL = ("test_tail.py",)
-HELD_OUT = ("test_held_out.py", "torch/test_held_out.py", "-m", "not slow")
+HELD_OUT = ("test_held_out.py", "torch/test_held_out.py", "-mnot slow")
 AUTO_RADIUS = ("test_auto_radius.py", "torch/test_auto_radius.py")
 LIKELY = {
     "../penalties.py": ("closures", "cost", "family"),
