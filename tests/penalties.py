@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import gradreg
-from gradreg import Adaptive, EmaDirection, Friendly, GradientPenalty, SurrogateGap
+from gradreg import Adaptive, EmaDirection, Friendly, GradientPenalty, LossEquated, SurrogateGap, Unified
 
 # Radii are large enough that a missing, reversed or rescaled perturbation changes every digit of the answer.
 PENALTIES: dict[str, GradientPenalty] = {
@@ -32,6 +32,11 @@ PENALTIES: dict[str, GradientPenalty] = {
     "asam-everywhere": GradientPenalty(power=1, strength=0.3, radius=0.6, direction=Adaptive(eta=0.2, one_dimensional=True)),
     "adaptive-central": GradientPenalty(power=2, strength=0.3, radius=0.4, difference="central", direction=Adaptive(eta=0.5)),
     "layerwise": gradreg.layerwise_sam(rho=0.4, eta=0.1),
+    "loss-equated": gradreg.le_sam(sigma=0.5, rho_max=9.0),
+    "capped-central": GradientPenalty(power=2, strength=0.1, radius=0.4, difference="central", direction=LossEquated(rho_max=0.1)),
+    "unified": gradreg.unified_sam(rho=0.3),
+    "unified-backward": GradientPenalty(power=2, strength=0.2, radius=0.3, difference="backward", direction=Unified(lam=0.5)),
+    "fan-scaled": gradreg.mup2_sam(rho=0.4, layout="out-in"),
     "friendly": gradreg.friendly_sam(rho=0.3, sigma=0.7, beta=0.6),
     "friendly-mixing": GradientPenalty(power=2, strength=0.2, radius=0.5, difference="backward", direction=Friendly(sigma=0.7, beta=0.6)),
     "remembered": gradreg.remembered(epsilon=0.3, decay=0.4),
@@ -67,6 +72,7 @@ def traits(penalty: GradientPenalty) -> set[object]:
             getattr(direction, "scale", None),
             getattr(direction, "ahead", None),
             getattr(direction, "one_dimensional", None),
+            isinstance(getattr(direction, "lam", None), str),
         ),
         (type(mask), getattr(mask, "choice", None)),
         type(penalty.mixing),

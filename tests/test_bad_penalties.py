@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gradreg import Constant, GradientPenalty, Ramp, bgr, exact, fgr, gnp, sam
+from gradreg import Constant, GradientPenalty, LossEquated, Ramp, bgr, exact, fgr, gnp, le_sam, mup2_sam, sam, unified_sam
 
 REMEDY = "Use penalty=None to train without one"
 
@@ -33,6 +33,16 @@ REMEDY = "Use penalty=None to train without one"
         (lambda: fgr(gamma=0.1, epsilon=-0.1), ValueError, "^epsilon must be finite and > 0; got -0.1"),
         (lambda: fgr(gamma=0.1), TypeError, "^fgr needs epsilon; got only gamma=0.1"),
         (lambda: bgr(gamma=0.1, epsilon=math.nan), ValueError, "^epsilon must be a number > 0 and finite; got nan"),
+        (lambda: le_sam(sigma=-1), ValueError, f"^sigma must be finite and > 0; got -1. {REMEDY}"),
+        (lambda: le_sam(sigma=0.3, rho_max=0), ValueError, "^rho_max must be finite and > 0; got 0. Use a large number for no cap"),
+        (lambda: unified_sam(rho=0.1, lam=1.5), ValueError, r"^lam must be in \[0, 1\]; got 1.5"),
+        (lambda: unified_sam(rho=0.1, lam="1-t"), ValueError, "^unknown lam '1-t'. Did you mean '1-1/t'"),
+        (lambda: mup2_sam(rho=0.1, layout="in_out"), ValueError, "^unknown layout 'in_out'. Did you mean 'in-out'"),
+        (
+            lambda: GradientPenalty(power=1, strength=0.1, radius=0.1, direction=LossEquated()),
+            ValueError,
+            r"^direction=loss-equated\(rho_max 0.3\) must go with power 2, because it sets its own length; got power 1. Use le_sam\(",
+        ),
         (lambda: exact(gamma=0.1, power=3), ValueError, r"^power must be 1 \(penalise the norm\) or 2"),
         (lambda: exact(gamma=0.1).warmup("radius", steps=3), ValueError, "^warm-up 'radius' needs a finite-difference radius"),
         (lambda: sam().warmup("sero", steps=3), ValueError, "^unknown warm-up 'sero'. Did you mean 'zero'"),

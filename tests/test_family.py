@@ -15,12 +15,14 @@ from gradreg import (
     Direction,
     EmaDirection,
     Every,
+    FanScaled,
     Flooding,
     Friendly,
     Gradient,
     GradientMixing,
     GradientPenalty,
     IndividualFlooding,
+    LossEquated,
     Mask,
     OnlyNorms,
     Plain,
@@ -29,6 +31,7 @@ from gradreg import (
     Reuse,
     Sparse,
     SurrogateGap,
+    Unified,
     Unit,
     flooding_from_dict,
     sam,
@@ -48,6 +51,10 @@ class Untold:
 def test_constructors_build_points_of_the_space() -> None:
     assert gradreg.asam(rho=0.5, eta=0.02) == GradientPenalty(power=1, strength=0.5, radius=0.5, direction=Adaptive(eta=0.02))
     assert gradreg.layerwise_sam(rho=0.5).direction == Adaptive(scale="tensor")
+    le_sam = gradreg.le_sam(sigma=0.2, rho_max=0.5)
+    assert le_sam == GradientPenalty(power=2, strength=0.2, radius=0.2, direction=LossEquated(rho_max=0.5))
+    assert gradreg.unified_sam(rho=0.2, lam=0.5) == GradientPenalty(power=2, strength=0.2, radius=0.2, direction=Unified(lam=0.5))
+    assert gradreg.mup2_sam(rho=0.2) == GradientPenalty(power=1, strength=0.2, radius=0.2, direction=FanScaled())
     assert gradreg.friendly_sam(rho=0.1, sigma=0.5, beta=0.6).direction == Friendly(sigma=0.5, beta=0.6)
     assert gradreg.random_sam(rho=0.1, seed=3) == GradientPenalty(power=1, strength=0.1, radius=0.1, direction=Random(seed=3))
     remembered = gradreg.remembered(epsilon=0.2, decay=0.25)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradreg import Constant, Cosine, Delay, LogTime, Product, Ramp, Schedule
+from gradreg import Anneal, Constant, Cosine, Delay, LogTime, Product, Ramp, Schedule
 from gradreg.schedules import schedule_from_dict, warmup
 
 from .strategies import schedules
@@ -17,6 +17,7 @@ EVERY_KIND = [
     Constant(value=0.3),
     Ramp(start=0.1, end=0.7, steps=6),
     Cosine(start=0.9, end=0.2, steps=8),
+    Anneal(value=0.5, start=2, steps=4),
     LogTime(value=0.5, t0=4),
     Delay(value=0.2, steps=3),
     Delay(value=Ramp(steps=10), steps=3),
@@ -31,6 +32,7 @@ EVERY_KIND = [
         (Ramp(start=1.0, end=3.0, steps=4), {0: 1.0, 1: 1.5, 2: 2.0, 4: 3.0, 5: 3.0, 1000: 3.0}),
         (Ramp(start=3.0, end=1.0, steps=4), {0: 3.0, 3: 1.5, 4: 1.0, 9: 1.0}),
         (Cosine(start=2.0, end=0.0, steps=6), {0: 2.0, 2: 1.5, 3: 1.0, 4: 0.5, 6: 0.0, 7: 0.0}),
+        (Anneal(value=2.0, start=3, steps=6), {0: 2.0, 3: 2.0, 5: 1.5, 6: 1.0, 7: 0.5, 9: 0.0, 99: 0.0}),
         (LogTime(value=1.0, t0=10), {0: 1.0, 10: 0.5, 30: 0.25}),
         (Delay(value=0.2, steps=3), {0: 0.0, 2: 0.0, 3: 0.2, 4: 0.2}),
         (Delay(value=Ramp(start=0.0, end=1.0, steps=4), steps=2), {1: 0.0, 2: 0.5, 3: 0.75, 4: 1.0}),

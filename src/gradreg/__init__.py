@@ -17,28 +17,32 @@ from gradreg.constructors import (
     gnp,
     gsam,
     layerwise_sam,
+    le_sam,
     looksam,
     msam,
+    mup2_sam,
     random_sam,
     remembered,
     sam,
+    unified_sam,
     wsam,
 )
 from gradreg.deprecations import deprecated
-from gradreg.directions import Adaptive, Direction, EmaDirection, Friendly, Gradient, Random
+from gradreg.directions import Adaptive, Direction, EmaDirection, FanScaled, Friendly, Gradient, LossEquated, Random, Unified
 from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
 from gradreg.held_out import HeldOut
 from gradreg.masks import Mask, OnlyNorms, Sparse
 from gradreg.mixing import GradientMixing, Plain, Reuse, SurrogateGap, Unit
 from gradreg.penalties import GradientPenalty
-from gradreg.schedules import Chance, Constant, Cosine, Delay, Every, LogTime, Product, Ramp, Schedule, Tail
+from gradreg.schedules import Anneal, Chance, Constant, Cosine, Delay, Every, LogTime, Product, Ramp, Schedule, Tail
 from gradreg.weight_decay import AutoL2, predict_l2
 from gradreg.weight_decay_clock import DecayClock, effective_learning_rate, l2_from_authors, l2_to_authors
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Adaptive",
+    "Anneal",
     "AutoL2",
     "AutoRadius",
     "Chance",
@@ -49,6 +53,7 @@ __all__ = [
     "Direction",
     "EmaDirection",
     "Every",
+    "FanScaled",
     "Flooding",
     "Friendly",
     "Gradient",
@@ -57,6 +62,7 @@ __all__ = [
     "HeldOut",
     "IndividualFlooding",
     "LogTime",
+    "LossEquated",
     "Mask",
     "OnlyNorms",
     "Plain",
@@ -68,6 +74,7 @@ __all__ = [
     "Sparse",
     "SurrogateGap",
     "Tail",
+    "Unified",
     "Unit",
     "asam",
     "auto",
@@ -83,12 +90,15 @@ __all__ = [
     "l2_from_authors",
     "l2_to_authors",
     "layerwise_sam",
+    "le_sam",
     "looksam",
     "msam",
+    "mup2_sam",
     "predict_l2",
     "random_sam",
     "remembered",
     "sam",
+    "unified_sam",
     "wsam",
 ]
 

@@ -84,6 +84,14 @@ def fraction(name: str, value: object, *, remedy: str = "") -> float:
     return number
 
 
+def share(name: str, value: object, *, remedy: str = "") -> float:
+    """``value`` as a float in [0, 1]."""
+    number = real(name, value, rule="be a number in [0, 1]", remedy=remedy)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name} must be in [0, 1]; got {describe(value)}. {remedy}".rstrip())
+    return number
+
+
 def probability(name: str, value: object, *, remedy: str = "") -> float:
     """``value`` as a float in (0, 1]."""
     number = real(name, value, rule="be a number in (0, 1]", remedy=remedy)

@@ -8,10 +8,14 @@ A penalty perturbs the parameters by ``radius · v / ‖w‖`` (power 1) or ``ra
     Gradient      g                              g                      yes
     Adaptive      T²·g                           T·g                    yes
     Friendly      g − σ·m, m an EMA of g         v                      yes
+    LossEquated   g / ‖g‖², capped               its own                yes
+    Unified       (1 − λ + λ/‖g‖)·g              its own                yes
+    FanScaled     T²·g, T = √(fan_out/fan_in)    T·g                    yes
     EmaDirection  ±m, an EMA of the results G    v                      none
     Random        ±1 each, drawn                 v                      none
     ============  =============================  =====================  ==========================================
 
+``LossEquated`` and ``Unified`` set the length themselves, and go with power 2, which perturbs by ``radius · v``.
 A direction without a first pass needs no gradient at the unperturbed parameters: where c = strength / radius is 1, the step costs 1
 evaluation. EMAs begin at zero and are updated with the gradient of every step, also of those at which the strength is 0.
 
@@ -21,13 +25,17 @@ A direction is a frozen dataclass that says what it needs; each engine has one f
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from gradreg import checks
 from gradreg.serialization import Part
 
 Scale = Literal["element", "tensor"]
+Layout = Literal["out-in", "in-out"]
+Lambda = Literal["1/t", "1-1/t"]
 
 
 class Direction(Part, tag="direction"):
@@ -136,6 +144,116 @@ class Friendly(Direction, name="friendly"):
 
     def __str__(self) -> str:
         return f"friendly(sigma {self.sigma:g}, beta {self.beta:g})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossEquated(Direction, name="loss-equated"):
+    """The gradient at a length that gives a fixed first-order rise of the loss: ``radius·v = min(σ/‖g‖, ρ_max)·g/‖g‖``, the radius being σ.
+
+    Where the cap does not bind, ``v = g/‖g‖²``, so that to first order in σ the result is the gradient of ``L + σ·log‖g‖``.
+
+    Args:
+        rho_max: ρ_max > 0, the largest L2 norm of the perturbation; where the gradient is smaller than σ/ρ_max this is SAM's radius.
+
+    Source: Wang et al. 2026, arXiv 2605.10183 (LE-SAM).
+    Differs from the paper: a zero gradient is not perturbed, where theirs adds a small constant to the norm.
+    """
+
+    rho_max: float = 0.3
+
+    powers: ClassVar[tuple[int, ...]] = (2,)
+    ascends: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rho_max", checks.positive("rho_max", self.rho_max, remedy="Use a large number for no cap."))
+
+    def __str__(self) -> str:
+        return f"loss-equated(rho_max {self.rho_max:g})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unified(Direction, name="unified"):
+    """Between the gradient and its unit vector: ``v = (1 − λ + λ/‖g‖)·g``.
+
+    Args:
+        lam: λ in [0, 1]: 1 is SAM's normalized perturbation, 0 the gradient as it is; or, with t = step + 1, "1-1/t" from the gradient to
+            the unit vector, and "1/t" from the unit vector to the gradient.
+
+    Source: Oikonomou and Loizou 2025, arXiv 2503.02225, Unified SAM.
+    Differs from the paper: where the gradient is zero, nothing is perturbed.
+    """
+
+    lam: float | Lambda = "1-1/t"
+
+    powers: ClassVar[tuple[int, ...]] = (2,)
+    ascends: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.lam, str):
+            checks.choice("lam", self.lam, get_args(Lambda))
+        else:
+            object.__setattr__(self, "lam", checks.share("lam", self.lam))
+
+    @property
+    def depends_on_step(self) -> bool:  # type: ignore[override]  # of other directions a class variable
+        return isinstance(self.lam, str)
+
+    def lam_at(self, step: Any) -> Any:
+        """λ at ``step``, a whole number or a traced one."""
+        if not isinstance(self.lam, str):
+            return self.lam
+        first = 1.0 / ((step + 1) / 1)  # whole numbers divided by 1 are floats, as strict promotion of JAX asks
+        return first if self.lam == "1/t" else 1.0 - first
+
+    def __str__(self) -> str:
+        return f"unified(lambda {self.lam if isinstance(self.lam, str) else format(self.lam, 'g')})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FanScaled(Direction, name="fan-scaled"):
+    """The gradient with layerwise radii that hold across widths: ``v = T²·g``, ``w = T·g``, ``T = √(fan_out/fan_in)`` for each tensor.
+
+    In μP (maximal update parameterization) the gradient of a layer has a norm of the order of √(fan_in/fan_out). With this T every layer
+    contributes a term of the order of 1 to ‖w‖, and is perturbed by a matrix of spectral norm of the order of radius·√(fan_out/fan_in),
+    which changes what it computes by an amount that does not depend on the width. Without it the last layer has nearly all of the norm.
+
+    A matrix or kernel of a convolution has the fans of ``torch.nn.init``, of which the receptive field cancels. Biases, parameters of
+    normalization layers, and in PyTorch the tables of ``nn.Embedding``, have fan_in = 1; a scalar has T = 1.
+
+    Args:
+        layout: where the outputs are: "out-in" for weights of shape (out, in, ...), as in PyTorch and Equinox; "in-out" for (..., in, out),
+            as in Flax. None is "out-in" in PyTorch, where transposed convolutions are told by their modules; the JAX engine asks for one.
+
+    Source: Haas et al. 2024, arXiv 2411.00075 (μP², maximal update and perturbation parameterization): the condition that the perturbation
+    of every layer has a spectral norm of the order of √(fan_out/fan_in).
+    Differs from the paper: written with fans, where theirs has powers of one width, so the constants of input and output layers differ.
+    """
+
+    layout: Layout | None = None
+
+    ascends: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.layout is not None:
+            checks.choice("layout", self.layout, get_args(Layout))
+
+    def scale_of(self, shape: Sequence[int], *, layout: Layout, looked_up: bool = False) -> float:
+        """T of a tensor of ``shape``.
+
+        Args:
+            shape: of the whole tensor, not of a shard.
+            layout: where the outputs are.
+            looked_up: whether it is a table (rows, features) of which an input selects rows.
+        """
+        if not shape:
+            return 1.0
+        if len(shape) == 1 or looked_up:
+            return math.sqrt(shape[-1])
+        fan_out, fan_in = shape[:2] if layout == "out-in" else (shape[-1], shape[-2])
+        return math.sqrt(fan_out / fan_in)
+
+    def __str__(self) -> str:
+        return f"fan-scaled({self.layout})" if self.layout else "fan-scaled"
 
 
 @dataclass(frozen=True, kw_only=True)

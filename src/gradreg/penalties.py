@@ -249,7 +249,7 @@ class GradientPenalty:
         """What an ``AutoRadius`` can expect of the loss at the perturbed point."""
         mask = self.mask is not None and self.mask.level == "coordinates"
         predicts = self.direction.is_gradient and not mask and self.ascent_steps == 1
-        return Guards(self.direction.ascends, self.power if predicts else None)
+        return Guards(self.direction.ascends, self.power if predicts else None, self.difference == "backward")
 
     @property
     def strength_follows_radius(self) -> bool:

@@ -204,6 +204,42 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Anneal(Schedule):
+    """``value`` until step ``start``, then half a cosine to 0 at ``start + steps``, and 0 from there on.
+
+    Args:
+        value: finite.
+        start: the last step with the whole of it, ≥ 0.
+        steps: optimizer steps of the fall, ≥ 1.
+
+    >>> end = Anneal(value=0.5, start=8, steps=2)
+    >>> end(8), round(end(9), 12), end(10)
+    (0.5, 0.25, 0.0)
+    """
+
+    value: float
+    start: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", checks.real("value", self.value))
+        object.__setattr__(self, "start", checks.whole("start", self.start, minimum=0))
+        remedy = "Leave the schedule out for a constant value."
+        object.__setattr__(self, "steps", checks.whole("steps", self.steps, minimum=1, remedy=remedy))
+
+    def evaluate(self, step: Any, ops: Operations) -> Any:
+        share = ops.minimum(1.0, ops.maximum(0.0, (step - self.start) / self.steps))
+        # Of a traced step the cosine of π may round to a little more than −1, which must not leave a radius of 1e-8.
+        return ops.where(share == 1.0, 0.0, self.value * (1.0 + ops.cos(math.pi * share)) / 2.0)
+
+    def bounds(self) -> tuple[float, float]:
+        return min(self.value, 0.0), max(self.value, 0.0)
+
+    def __str__(self) -> str:
+        return f"{self.value:g} annealed to 0 (steps {self.start} to {self.start + self.steps})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogTime(Schedule):
     """Logarithmic time: ``value · t0 / (t0 + step)``, whose integral grows as the logarithm of the step.
 
@@ -385,6 +421,7 @@ _NAMED: dict[str, type[Schedule]] = {
     "constant": Constant,
     "ramp": Ramp,
     "cosine": Cosine,
+    "anneal": Anneal,
     "log-time": LogTime,
     "delay": Delay,
     "tail": Tail,

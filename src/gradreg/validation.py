@@ -77,9 +77,10 @@ def check_composition(penalty: Composition) -> None:
             f"difference {penalty.difference!r}, direction {direction}. Use sam(rho=..., steps=...) or fgr(..., steps=...)."
         )
     if penalty.power not in direction.powers:
+        why = "because it has no length of its own" if direction.powers == (1,) else "because it sets its own length"
         raise ValueError(
-            f"direction={direction} must go with power {direction.powers[0]}, because it has no length of its own; got power "
-            f"{penalty.power}. Use random_sam(rho=...)."
+            f"direction={direction} must go with power {direction.powers[0]}, {why}; got power "
+            f"{penalty.power}. Use {'random_sam(rho=...)' if direction.powers == (1,) else 'le_sam(sigma=...) or unified_sam(rho=...)'}."
         )
     if not direction.needs_gradient and penalty.reuse is not None:
         raise ValueError(

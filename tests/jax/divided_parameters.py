@@ -29,6 +29,7 @@ DIVIDED: dict[str, GradientPenalty] = {
     "cgr": gradreg.cgr(gamma=0.2, epsilon=0.5),
     "asam": gradreg.asam(rho=0.5, eta=0.1),
     "layerwise": gradreg.layerwise_sam(rho=0.5, eta=0.1, one_dimensional=True),
+    "loss-equated": gradreg.le_sam(sigma=0.3, rho_max=9.0),
     "exact-norm": gradreg.exact(gamma=0.3, power=1),
     "gsam": gradreg.gsam(rho=0.3, a=0.4),
     "looksam": gradreg.looksam(rho=0.3, k=2, a=0.7),
@@ -177,7 +178,7 @@ def test_what_cannot_be_right_is_an_error() -> None:
         attempt(tensor_parallel, TENSOR, norm_axes="modle")
     with pytest.raises(TypeError, match=r"norm_axes must name axes, or be a function .*; got 3"):
         attempt(tensor_parallel, TENSOR, norm_axes=3)
-    for penalty in (gradreg.random_sam(rho=0.3), gradreg.sam(rho=0.3).sparse(0.5, choice="random")):
+    for penalty in (gradreg.random_sam(rho=0.3), gradreg.sam(rho=0.3).sparse(0.5, choice="random"), gradreg.mup2_sam(rho=0.3)):
         with pytest.raises(ValueError, match=r"norm_axes must be left out for penalties that draw or compare single coordinates"):
             attempt(tensor_parallel, TENSOR, penalty, norm_axes="model")
 

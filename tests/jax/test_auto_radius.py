@@ -197,3 +197,16 @@ def test_needs_its_state() -> None:
     params, x, y = problem()
     with pytest.raises(TypeError, match=r"state must be given for a penalty that carries one"):
         value_and_grad(squared_error, KINDS["sam"])(params, x, y)
+
+
+def test_a_step_backward_that_passes_the_valley_is_halved_and_left_out() -> None:
+    """On ½θ² a step of 1.5·g back from 2 ends at −1, where the gradient is opposed; a forward one is taken as it is."""
+    for penalty, expected, radius in (
+        (gradreg.bgr(epsilon=AutoRadius(start=1.5)), 2.0, 0.75),
+        (gradreg.fgr(epsilon=AutoRadius(start=1.5)), 5.0, 1.5 * np.exp(0.05)),
+    ):
+        oracle = value_and_grad(lambda theta: 0.5 * theta**2, penalty)
+        theta = jnp.array(2.0)
+        _, gradient, state = oracle(theta, state=oracle.init(theta))
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+        np.testing.assert_allclose(jnp.exp(state["radius"]["log_radius"]), radius, rtol=1e-6)

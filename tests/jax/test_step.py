@@ -381,3 +381,25 @@ def test_aux_of_another_shape_needs_a_strength_that_is_never_zero() -> None:
     assert aux.shape == (2,)
     with pytest.raises(TypeError, match=r"ascent must return a loss and aux of the same structure.*got .*\(2,\).*\(8,\)"):
         value_and_grad(with_errors, gradreg.sam(rho=0.3).warmup("zero", steps=3), **options)(params, x, y, step=jnp.int32(4))
+
+
+def test_the_layout_of_weights_must_be_given() -> None:
+    params, x, y = problem()
+    with pytest.raises(ValueError, match=r"layout must be given in JAX.*got None. Write mup2_sam\(rho=..., layout='in-out'\) for Flax"):
+        value_and_grad(squared_error, gradreg.mup2_sam(rho=0.1))(params, x, y)
+
+
+def test_the_fans_of_a_kernel_are_its_last_two_axes_in_flax() -> None:
+    """T² = fan_out/fan_in: 6/2 for a kernel (3, 2, 6), 6 for its bias, 1 for a scalar. On Σ(θ + ½θ²) at 0, G − g is the perturbation."""
+    params = {"kernel": jnp.zeros((3, 2, 6)), "bias": jnp.zeros(6), "scalar": jnp.zeros(())}
+    oracle = grad(lambda p: sum(jnp.sum(leaf + 0.5 * leaf**2) for leaf in p.values()), gradreg.mup2_sam(rho=0.5, layout="in-out"))
+    size = np.sqrt(3 * 36 + 6 * 6 + 1)
+    for name, found in oracle(params).items():
+        np.testing.assert_allclose(found, 1 + 0.5 * {"kernel": 3, "bias": 6, "scalar": 1}[name] / size, rtol=1e-12)
+
+
+def test_a_loss_equated_step_of_a_tiny_gradient_is_as_long_as_its_cap() -> None:
+    """1 / ‖g‖² overflows float32 where ‖g‖ does not underflow it; SAM with ρ = 2 on L = ½·10⁻¹⁵·θ² shows how far it went."""
+    tiny = jnp.float32(1e-15)
+    found = grad(lambda p: 0.5 * tiny * p**2, gradreg.le_sam(sigma=0.5, rho_max=2.0))(jnp.float32(1.0))
+    np.testing.assert_allclose(found, 3e-15, rtol=1e-5)

@@ -10,7 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from gradreg import Adaptive, EmaDirection, Friendly, GradientPenalty, Random, Sparse, SurrogateGap, Unit
+from gradreg import (
+    Adaptive,
+    EmaDirection,
+    FanScaled,
+    Friendly,
+    GradientPenalty,
+    LossEquated,
+    Random,
+    Sparse,
+    SurrogateGap,
+    Unified,
+    Unit,
+)
 from gradreg.hashing import hashed
 
 from .cases import Loss
@@ -109,6 +121,16 @@ class Twin:
             v = (-self._average if direction.ahead else self._average) + jnp.zeros_like(g)
         elif isinstance(direction, Friendly):
             v = g - direction.sigma * self._average
+        elif isinstance(direction, LossEquated):
+            sigma, size = self.penalty.radius_at(step), jnp.linalg.norm(g)
+            v = min(sigma / float(size), direction.rho_max) / sigma * g / size  # type: ignore[operator]  # it has a radius
+        elif isinstance(direction, Unified):
+            lam = {"1/t": 1 / (step + 1), "1-1/t": 1 - 1 / (step + 1)}.get(direction.lam, direction.lam)  # type: ignore[arg-type]
+            v = (1 - lam + lam / jnp.linalg.norm(g)) * g  # type: ignore[operator]
+        elif isinstance(direction, FanScaled):
+            leaves = jax.tree.leaves(params)
+            T = jnp.concatenate([jnp.full(leaf.size, self._fan_scale(leaf, direction.layout)) for leaf in leaves])
+            return T**2 * g, T * g
         elif isinstance(direction, Adaptive):
             scales = [self._scale(direction, leaf) for leaf in jax.tree.leaves(params)]
             T = jnp.concatenate(scales)
@@ -123,6 +145,13 @@ class Twin:
             return jnp.ones(leaf.size)
         length = jnp.abs(leaf.ravel()) if direction.scale == "element" else jnp.linalg.norm(leaf.ravel()) * jnp.ones(leaf.size)
         return length + direction.eta
+
+    @staticmethod
+    def _fan_scale(leaf: Any, layout: str | None) -> float:
+        if leaf.ndim < 2:
+            return float(leaf.size**0.5)
+        fan_out, fan_in = leaf.shape if layout == "out-in" else leaf.shape[::-1]
+        return float((fan_out / fan_in) ** 0.5)
 
     @staticmethod
     def _coordinates(params: Any, seed: int, counter: int) -> list[tuple[int, int]]:

@@ -251,6 +251,27 @@ def test_rests_where_nothing_is_perturbed() -> None:
     assert radius()["log_radius"] != start["log_radius"]
 
 
+def test_a_step_that_fails_after_it_was_measured_does_not_count() -> None:
+    """The central difference measures its first perturbed pass, and the second fails."""
+    ends = []
+    for fails in (False, True):
+        problem = tanh_problem()
+        regularizer = GradientRegularizer(problem.model, gradreg.cgr(epsilon=AUTO))
+        if fails:
+            calls = iter(range(3))
+
+            def closure(problem: Problem = problem, calls: Any = calls) -> Tensor:
+                if next(calls) == 2:
+                    raise RuntimeError("out of memory")
+                return 5.0 * problem.loss()
+
+            with pytest.raises(RuntimeError, match="out of memory"):
+                regularizer.backward(closure)
+        regularizer.backward(problem.closure())
+        ends.append(regularizer.state_dict())
+    assert ends[0] == ends[1]
+
+
 def test_measures_every_k_steps() -> None:
     problem = tanh_problem()
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=AutoRadius(start=0.3, every=3)))
@@ -328,6 +349,43 @@ def radii_of(regularizer: GradientRegularizer, closure: Any, steps: int) -> list
         regularizer.backward(closure)
         found.append(regularizer.metrics.radius)
     return found
+
+
+def test_a_step_backward_that_passes_the_valley_is_halved_and_left_out() -> None:
+    """On ½θ² a step of 1.5·g back from 2 ends at −1, where the gradient is opposed; forward and shorter ones are not."""
+    for penalty, expected in ((gradreg.bgr(epsilon=AutoRadius(start=1.5)), 2.0), (gradreg.fgr(epsilon=AutoRadius(start=1.5)), 5.0)):
+        p = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+        regularizer = GradientRegularizer(nn.ParameterList([p]), penalty)
+        regularizer.backward(lambda p=p: 0.5 * p.square().sum())
+        assert p.grad is not None
+        assert float(p.grad) == pytest.approx(expected)
+        after = regularizer.state_dict()["radius"]["log_radius"]
+        assert after == pytest.approx(math.log(1.5 / 2) if expected == 2.0 else math.log(1.5) + 0.05)
+    shorter = GradientRegularizer(nn.ParameterList([p]), gradreg.bgr(epsilon=AutoRadius(start=0.5)))
+    p.grad = None
+    shorter.backward(lambda p=p: 0.5 * p.square().sum())
+    assert p.grad is not None
+    assert float(p.grad) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_backward_differences_do_not_leave_a_plateau_for_good(seed: int) -> None:
+    """Two hundred steps of a small network: the radius grows on a plateau, and where that ends the gradient turns within five steps."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2))
+    x, y = torch.randn(64, 3), 2 * torch.randn(64, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer = GradientRegularizer(model, gradreg.bgr(epsilon=AutoRadius()))
+    losses, radii = [], []
+    for _ in range(200):
+        optimizer.zero_grad()
+        losses.append(float(regularizer.backward(lambda: nn.functional.mse_loss(model(x), y))))
+        radii.append(regularizer.metrics.radius)
+        optimizer.step()
+    assert max(radii) > 1.0, "the plateau"
+    assert min(pair[1] / pair[0] for pair in pairwise(radii)) == pytest.approx(0.5, rel=1e-3), "its end"
+    assert losses[-1] < losses[0]
+    assert max(losses) < 1.1 * losses[0]
 
 
 def test_a_loss_that_falls_uphill_shrinks_the_radius() -> None:

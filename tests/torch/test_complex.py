@@ -40,8 +40,9 @@ class OfComplex(nn.Module):
 
 
 DRAWN = ("random", "sparse-random")
+OF_THEIR_SHAPE = ("fan-scaled",)
 OF_THEIR_SIZE = ("asam", "asam-everywhere", "adaptive-central", "layerwise", "adaptive-sparse-fisher", "sparse-fisher")
-COMPLEX = [name for name in PENALTIES if name not in (*DRAWN, *OF_THEIR_SIZE)]
+COMPLEX = [name for name in PENALTIES if name not in (*DRAWN, *OF_THEIR_SIZE, *OF_THEIR_SHAPE)]
 OF_COMPLEX = r"complex"
 
 
@@ -73,7 +74,7 @@ def test_complex_parameters_are_pairs_of_real_ones(name: str) -> None:
         assert re.match(rf"(TypeError|ValueError|RuntimeError): .*{OF_COMPLEX}.*; got", message), message
 
 
-@pytest.mark.parametrize("name", [*DRAWN, *OF_THEIR_SIZE])
+@pytest.mark.parametrize("name", [*DRAWN, *OF_THEIR_SIZE, *OF_THEIR_SHAPE])
 def test_complex_parameters_keep_their_imaginary_parts(name: str) -> None:
     """What is drawn or measured for each coordinate may be for the pair or for each half, but no half is left out; or an error in words."""
     model, _, message = complex_and_pairs(name)

@@ -129,6 +129,15 @@ TWINS: dict[str, tuple[GradientPenalty, TwinStep, TwinStep | None]] = {
         None,
     ),
     "layerwise": (gradreg.layerwise_sam(rho=0.4, eta=0.1), lambda f, at, _: twins.layerwise(f, at, 0.4, 0.1, MATRICES), None),
+    "le_sam": (gradreg.le_sam(sigma=0.5, rho_max=9.0), lambda f, at, _: twins.le_sam(f, at, 0.5, 9.0), None),
+    "le_sam, annealed": (
+        gradreg.le_sam(sigma=gradreg.Anneal(value=0.5, start=1, steps=3), rho_max=0.4),
+        lambda f, at, step: twins.le_sam(f, at, [0.5, 0.5, 0.375, 0.125, 0.0][step], 0.4) if step < 4 else grad(f)(at),
+        None,
+    ),
+    "unified": (gradreg.unified_sam(rho=0.3), lambda f, at, step: twins.unified_sam(f, at, 0.3, 1 - 1 / (step + 1)), None),
+    "unified, 1/t": (gradreg.unified_sam(rho=0.3, lam="1/t"), lambda f, at, step: twins.unified_sam(f, at, 0.3, 1 / (step + 1)), None),
+    "mup2": (gradreg.mup2_sam(rho=0.4), lambda f, at, _: twins.mup2(f, at, 0.4), None),
     "friendly": (
         gradreg.friendly_sam(rho=0.3, sigma=0.7, beta=0.6),
         remembering(lambda f, at, _, m: twins.friendly(f, at, m, 0.3, 0.7, 0.6)),
@@ -178,6 +187,9 @@ SAM = gradreg.sam(rho=0.4)
 REDUCTIONS: dict[str, tuple[GradientPenalty, GradientPenalty]] = {
     "layerwise with huge eta": (gradreg.layerwise_sam(rho=0.4 / 1e9, eta=1e9, one_dimensional=True), SAM),
     "asam with huge eta: T is constant": (gradreg.asam(rho=0.4 / 1e9, eta=1e9, one_dimensional=True), SAM),
+    "le_sam at its cap": (gradreg.le_sam(sigma=1e6, rho_max=0.4), SAM),
+    "unified, lambda 1": (gradreg.unified_sam(rho=0.4, lam=1), SAM),
+    "unified, lambda 0": (gradreg.unified_sam(rho=0.4, lam=0.0), gradreg.fgr(gamma=0.4, epsilon=0.4)),
     "friendly, sigma 0": (gradreg.friendly_sam(rho=0.4, sigma=0.0), SAM),
     "gsam, a 0": (gradreg.gsam(rho=0.4, a=0.0), SAM),
     "wsam, gamma 1/2": (gradreg.wsam(rho=0.4, gamma=0.5), SAM),
@@ -364,3 +376,109 @@ def test_parts_compose() -> None:
             assert_close(gradients(problem.model), twins.family(penalty, loss, theta, step=step, memory=memory), tolerance=1e-11)
             optimizer.step()
             regularizer.decoupled_step(optimizer)
+
+
+def test_fans_are_those_of_the_modules() -> None:
+    """T² = fan_out/fan_in: a table counts as one input, and a transposed convolution has its inputs first."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {
+            "table": nn.Embedding(7, 4),
+            "matrix": nn.Linear(4, 8),
+            "kernel": nn.Conv1d(8, 2, 3, bias=False),
+            "transposed": nn.ConvTranspose1d(2, 6, 3, bias=False),
+        }
+    ).double()
+    model.register_parameter("scalar", nn.Parameter(torch.tensor(1.0, dtype=torch.float64)))
+    squares = {
+        "scalar": 1.0,
+        "table.weight": 4.0,
+        "matrix.weight": 2.0,
+        "matrix.bias": 8.0,
+        "kernel.weight": 0.25,
+        "transposed.weight": 3.0,
+    }
+    tokens, seen = torch.tensor([[0, 3, 3, 5]]), []
+
+    def closure() -> Tensor:
+        seen.append(values(model))
+        hidden = model["kernel"](model["matrix"](model["table"](tokens)).tanh().transpose(1, 2))
+        return (model["transposed"](hidden).tanh() * model.get_parameter("scalar")).square().sum()
+
+    def deltas(penalty: GradientPenalty) -> dict[str, Tensor]:
+        seen.clear()
+        GradientRegularizer(model, penalty).backward(closure)
+        model.zero_grad()
+        return {name: seen[1][name] - seen[0][name] for name in squares}
+
+    sam, ours = deltas(gradreg.sam(rho=0.3)), deltas(gradreg.mup2_sam(rho=0.3))
+    size = sum(squares[name] * d.square().sum() for name, d in sam.items()) ** 0.5
+    assert_close(ours, {name: 0.3 * squares[name] * d / size for name, d in sam.items()}, tolerance=1e-12)
+    turned = deltas(gradreg.mup2_sam(rho=0.3, layout="in-out"))
+    ratio = turned["matrix.weight"].norm() / turned["scalar"].norm() / (ours["matrix.weight"].norm() / ours["scalar"].norm())
+    assert float(ratio) == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_loss_equated_step_of_a_tiny_gradient_is_as_long_as_its_cap(dtype: torch.dtype) -> None:
+    """1 / ‖g‖² overflows float32 where ‖g‖ does not underflow it."""
+    p = nn.Parameter(torch.ones(2, dtype=dtype))
+    model, seen = nn.ParameterList([p]), []
+
+    def closure() -> Tensor:
+        seen.append(p.detach().clone())
+        return 1e-25 * p.sum()
+
+    GradientRegularizer(model, gradreg.le_sam(sigma=0.5, rho_max=2.0)).backward(closure)
+    assert float((seen[1] - seen[0]).norm()) == pytest.approx(2.0, rel=1e-5)
+
+
+def mup_network(width: int) -> nn.Sequential:
+    """In maximal update parameterization: standard deviations 1/√fan_in of the input layer, √(2/n) and 1/n."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(a, b, bias=False) for a, b in ((16, width), (width, width), (width, 4))]
+    for layer, deviation in zip(layers, (1 / 4, (2 / width) ** 0.5, 1 / width), strict=True):
+        nn.init.normal_(layer.weight, std=deviation)
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+
+def radius_of_alignment(model: nn.Module, build: Callable[..., GradientPenalty], closure: Callable[[], Tensor]) -> tuple[float, float]:
+    """Where the cosine of the two gradients is 0.9, by bisection, and the share of that perturbation that lies in the last layer."""
+    low, high, share = 1e-2, 1e1, 0.0
+    for _ in range(9):
+        radius = (low * high) ** 0.5
+        regularizer = GradientRegularizer(model, build(rho=radius), measure_cosine=True, measure_shares=True)
+        regularizer.backward(closure)
+        model.zero_grad()
+        low, high = (radius, high) if regularizer.metrics.cosine > 0.9 else (low, radius)
+        share = regularizer.metrics.shares["4.weight"]
+    return radius, share
+
+
+@pytest.mark.slow
+def test_the_radius_of_an_alignment_holds_over_widths_with_layerwise_radii_and_falls_without() -> None:
+    """SAM's falls as the root of the width, because its perturbation is that of the last layer. benchmarks/layerwise_radii.py trains."""
+    draws = torch.Generator().manual_seed(1)
+    x, y = torch.randn(32, 16, generator=draws), torch.randint(0, 4, (32,), generator=draws)
+    found: dict[str, dict[int, tuple[float, float]]] = {"sam": {}, "mup2": {}}
+    for width in (128, 1024):
+        model = mup_network(width)
+        layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+        groups = [{"params": [layer.weight], "lr": 0.3 * layer.out_features / layer.in_features} for layer in layers]
+        optimizer = torch.optim.SGD(groups)
+
+        def closure(model: nn.Module = model) -> Tensor:
+            return nn.functional.cross_entropy(model(x), y)
+
+        for _ in range(10):
+            optimizer.zero_grad()
+            closure().backward()
+            optimizer.step()
+        optimizer.zero_grad()
+        for name, build in (("sam", gradreg.sam), ("mup2", gradreg.mup2_sam)):
+            found[name][width] = radius_of_alignment(model, build, closure)
+    (small, few), (large, many) = found["sam"][128], found["sam"][1024]
+    assert 2.2 < small / large < 3.6  # √8 = 2.8
+    assert few < many
+    assert many > 0.9
+    assert 0.8 < found["mup2"][128][0] / found["mup2"][1024][0] < 1.25

@@ -237,3 +237,54 @@ def test_the_cosine_is_refused_under_ddp(tmp_path) -> None:
             GradientRegularizer(model, gradreg.sam(rho=0.3), measure_cosine=True)
     finally:
         torch.distributed.destroy_process_group()
+
+
+SHARED = {name: PENALTIES[name] for name in ("sam", "fan-scaled", "cgr", "fgr-extrapolating", "sparse-random", "friendly")}
+
+
+@pytest.mark.parametrize("penalty", SHARED.values(), ids=SHARED)
+def test_shares_are_those_of_the_perturbation_that_the_closure_sees(penalty: GradientPenalty) -> None:
+    problem, seen = tanh_problem(), []
+
+    def closure() -> torch.Tensor:
+        seen.append({name: p.detach().clone() for name, p in problem.model.named_parameters()})
+        return problem.loss()
+
+    regularizer = GradientRegularizer(problem.model, penalty, measure_shares=True)
+    regularizer.backward(closure)
+    squares = {name: float((seen[1][name] - seen[0][name]).square().sum()) for name in seen[0]}
+    expected = {name: square / sum(squares.values()) for name, square in squares.items()}
+    assert regularizer.metrics.shares == pytest.approx(expected, rel=1e-9)
+    assert sum(regularizer.metrics.shares.values()) == pytest.approx(1.0)
+
+
+def test_shares_are_empty_where_nothing_is_perturbed_or_asked_for() -> None:
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.1).every(2))
+    assert regularizer.metrics.shares == {}
+    regularizer.backward(problem.closure())
+    assert regularizer.metrics.shares == {}
+    regularizer.measure_shares = True
+    regularizer.backward(problem.closure())  # a step of one plain pass
+    assert regularizer.metrics.shares == {}
+    regularizer.backward(problem.closure())
+    assert len(regularizer.metrics.shares) == 4
+    assert list(regularizer.metrics) == ["gradient_norm", "strength", "radius", "coefficient", "cosine", "evaluations"]
+    zero = GradientRegularizer(problem.model, gradreg.sam(rho=0.1), measure_shares=True)
+    zero.backward(lambda: 0.0 * problem.loss())
+    assert zero.metrics.shares == {}
+
+
+def test_shares_are_not_read_before_they_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "reading_is_free", lambda tensor: False)  # as on an accelerator
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.1), measure_shares=True)
+    regularizer.backward(problem.closure())
+    problem.model.zero_grad()
+    with Operations() as operations:
+        regularizer.backward(problem.closure())
+        assert "aten::_local_scalar_dense" not in operations.names
+        operations.recording = False
+        copied = pickle.loads(pickle.dumps(regularizer.metrics))
+    assert copied.shares == regularizer.metrics.shares
+    assert len(copied.shares) == 4

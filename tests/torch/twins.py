@@ -9,7 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from gradreg import Adaptive, EmaDirection, Friendly, GradientPenalty, Random, Sparse, SurrogateGap, Unit
+from gradreg import (
+    Adaptive,
+    EmaDirection,
+    FanScaled,
+    Friendly,
+    GradientPenalty,
+    LossEquated,
+    Random,
+    Sparse,
+    SurrogateGap,
+    Unified,
+    Unit,
+)
 from gradreg.hashing import hashed
 
 Parameters = dict[str, Tensor]
@@ -107,6 +119,27 @@ def layerwise(loss: Loss, theta: Parameters, rho: float, eta: float, rescaled: C
     t = {name: value.norm() + eta if name in rescaled else torch.ones(()) for name, value in theta.items()}
     size = norm({name: t[name] * v for name, v in g.items()})
     return grad(loss)(plus(theta, rho / size, {name: t[name] ** 2 * v for name, v in g.items()}))
+
+
+def le_sam(loss: Loss, theta: Parameters, sigma: float, rho_max: float) -> Parameters:
+    """Wang et al. 2026: ρ_t = min(σ_t/‖g‖, ρ_max), ∇L(θ + ρ_t·g/‖g‖)."""
+    g = grad(loss)(theta)
+    rho = min(sigma / float(norm(g)), rho_max)
+    return grad(loss)(plus(theta, rho / norm(g), g))
+
+
+def unified_sam(loss: Loss, theta: Parameters, rho: float, lam: float) -> Parameters:
+    """Oikonomou and Loizou 2025: ∇L(θ + ρ·(1 − λ + λ/‖g‖)·g)."""
+    g = grad(loss)(theta)
+    return grad(loss)(plus(theta, rho * (1 - lam + lam / norm(g)), g))
+
+
+def mup2(loss: Loss, theta: Parameters, rho: float) -> Parameters:
+    """Haas et al. 2024, with fans: ρ·(n_out/n_in)·∇_W for each matrix W, divided by the norm over all √(n_out/n_in)·∇_W."""
+    g = grad(loss)(theta)
+    ratio = {name: v.shape[0] / (v.shape[1] if v.dim() == 2 else 1) for name, v in g.items()}
+    size = sum(ratio[name] * v.square().sum() for name, v in g.items()) ** 0.5
+    return grad(loss)(plus(theta, rho / size, {name: ratio[name] * v for name, v in g.items()}))
 
 
 def friendly(loss: Loss, theta: Parameters, m: Parameters, rho: float, sigma: float, decay: float) -> tuple[Parameters, Parameters]:
@@ -283,12 +316,29 @@ def formed(
         return {n: t[n] ** 2 * v for n, v in g.items()}, norm({n: t[n] * v for n, v in g.items()})
     if isinstance(direction, Friendly):
         g = total(g, scaled(-direction.sigma, memory.average))
+    elif isinstance(direction, FanScaled):
+        t = {n: fan_scale(theta[n], direction.layout or "out-in") for n in g}
+        return {n: t[n] ** 2 * v for n, v in g.items()}, norm({n: t[n] * v for n, v in g.items()})
+    elif isinstance(direction, LossEquated):
+        sigma, size = penalty.radius_at(step), norm(g)
+        return scaled(min(sigma / float(size), direction.rho_max) / sigma / size, g), size  # type: ignore[operator]  # it has a radius
+    elif isinstance(direction, Unified):
+        lam = {"1/t": 1 / (step + 1), "1-1/t": 1 - 1 / (step + 1)}.get(direction.lam, direction.lam)  # type: ignore[arg-type]
+        return scaled(1 - lam + lam / norm(g), g), norm(g)  # type: ignore[operator]
     elif isinstance(direction, EmaDirection):
         sign = -1 if direction.ahead else 1
         g = {n: sign * memory.average.get(n, torch.zeros_like(v)) for n, v in g.items()}
     elif isinstance(direction, Random):
         g = {n: draw_signs(direction.seed, step, places[n], v.numel()).view_as(v).to(theta[n].dtype) for n, v in g.items()}
     return g, norm(g)
+
+
+def fan_scale(weight: Tensor, layout: str) -> float:
+    """√(fan_out/fan_in), a bias having one input."""
+    if weight.dim() == 1:
+        return len(weight) ** 0.5
+    fan_out, fan_in = weight.shape if layout == "out-in" else reversed(weight.shape)
+    return (fan_out / fan_in) ** 0.5
 
 
 def mean(terms: Sequence[Parameters]) -> Parameters:

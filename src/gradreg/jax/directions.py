@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from gradreg import checks
-from gradreg.directions import Adaptive, Direction, EmaDirection, Friendly, Gradient, Random
+from gradreg.directions import Adaptive, Direction, EmaDirection, FanScaled, Friendly, Gradient, LossEquated, Random, Unified
 from gradreg.jax.draws import signs
-from gradreg.jax.norms import Tree, widened
+from gradreg.jax.norms import Tree, gradient_norm, safe_ratio, widened
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class DirectionInputs:
             ``depends_on_step``, so that it is never missing.
         selected: for each leaf, in the order of ``jax.tree.leaves``, whether it is perturbed.
         shards: for each leaf, the mapped axes over which it is divided (``norm_axes``); empty if none is.
+        radius: the penalty's radius at this step, a number or a traced one.
     """
 
     params: Tree
@@ -45,6 +46,11 @@ class DirectionInputs:
     step: Any
     selected: Sequence[bool]
     shards: Sequence[tuple[str, ...]] = ()
+    radius: Any = None
+
+    def inverse_norm(self) -> jax.Array:
+        """1 / ‖g‖; 0 for a zero gradient."""
+        return safe_ratio(1.0, gradient_norm(self.gradients, self.selected, self.shards))
 
 
 @singledispatch
@@ -78,6 +84,35 @@ def _scale(direction: Adaptive, leaf: jax.Array, axes: tuple[str, ...]) -> jax.A
         return jnp.abs(leaf) + direction.eta
     length = jnp.sqrt(jax.lax.psum(jnp.sum(jnp.square(leaf)), axes) if axes else jnp.sum(jnp.square(leaf)))
     return length + direction.eta
+
+
+@ascent_direction.register
+def _(direction: LossEquated, inputs: DirectionInputs) -> tuple[Tree, Tree]:
+    inverse = inputs.inverse_norm()
+    # Dividing twice, because the square of a small norm underflows.
+    factor = inverse * jnp.minimum(inverse, direction.rho_max / jnp.asarray(inputs.radius, inverse.dtype))
+    v = jax.tree.map(lambda g: factor.astype(widened(g).dtype) * widened(g), inputs.gradients)
+    return v, v
+
+
+@ascent_direction.register
+def _(direction: Unified, inputs: DirectionInputs) -> tuple[Tree, Tree]:
+    lam, inverse = direction.lam_at(inputs.step), inputs.inverse_norm()
+    factor = jnp.asarray(1.0 - lam, inverse.dtype) + jnp.asarray(lam, inverse.dtype) * inverse
+    v = jax.tree.map(lambda g: factor.astype(widened(g).dtype) * widened(g), inputs.gradients)
+    return v, v
+
+
+@ascent_direction.register
+def _(direction: FanScaled, inputs: DirectionInputs) -> tuple[Tree, Tree]:
+    layout = direction.layout
+    if layout is None:
+        raise ValueError(
+            "layout must be given in JAX, where libraries differ in the shapes of weights; got None. Write mup2_sam(rho=..., "
+            "layout='in-out') for Flax, whose kernels are (..., in, out), or layout='out-in' for Equinox."
+        )
+    w = jax.tree.map(lambda p, g: direction.scale_of(jnp.shape(p), layout=layout) * widened(g), inputs.params, inputs.gradients)
+    return jax.tree.map(lambda p, g: direction.scale_of(jnp.shape(p), layout=layout) * g, inputs.params, w), w
 
 
 @ascent_direction.register

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import jax
 
 from gradreg import checks
-from gradreg.directions import Adaptive, EmaDirection, Friendly, Gradient
+from gradreg.directions import Adaptive, EmaDirection, Friendly, Gradient, LossEquated, Unified
 from gradreg.jax.norms import Tree
 from gradreg.jax.parallel import axis_names, varying
 from gradreg.jax.program import communicated_axes, gathered_axes
@@ -23,7 +23,8 @@ from gradreg.penalties import GradientPenalty
 
 NormAxes: TypeAlias = "str | tuple[str, ...] | Callable[[str, Any], str | tuple[str, ...] | None]"
 
-DIRECTIONS, MIXINGS = (Gradient, Adaptive, Friendly, EmaDirection), (Plain, Unit, SurrogateGap)
+DIRECTIONS = (Gradient, Adaptive, LossEquated, Unified, Friendly, EmaDirection)
+MIXINGS = (Plain, Unit, SurrogateGap)
 """What is computed from shards as from the whole: element by element, or by norms and inner products that are summed over the devices."""
 
 REMEDY = (
@@ -155,7 +156,8 @@ def _check_parts(penalty: GradientPenalty) -> None:
     known = type(penalty.direction) in DIRECTIONS and type(penalty.mixing) in MIXINGS
     if not known or (penalty.mask is not None and penalty.mask.level == "coordinates"):
         raise ValueError(
-            f"norm_axes must be left out for penalties that draw or compare single coordinates, and for parts of your own; got {penalty}. "
+            "norm_axes must be left out for penalties that draw or compare single coordinates or need the shapes of whole parameters, and "
+            f"for parts of your own; got {penalty}. "
             "A device cannot tell the place of its part in the whole. Use sharded arrays under plain jit."
         )
 

@@ -177,16 +177,16 @@ class Step:
         return Measurement(*(jnp.asarray(number, dtype) for number in numbers))
 
     def _guarded(self, total: Tree, plain: Tree, measured: Measured) -> Tree:
-        """``total``, or ``plain`` if loss or gradient at a perturbed point is not finite where the radius sets itself."""
+        """``total``, or ``plain`` if what a perturbed point gave cannot be used where the radius sets itself."""
         alignment, rule = measured.alignment, self.penalty.auto_radius
         if alignment is None or rule is None or self.scaled:
             return total
-        finite = jnp.isfinite(alignment.product + alignment.perturbed + alignment.rise)
+        usable = rule.usable(alignment, self.penalty.guards, jnp)
         if self.penalty.difference == "central":  # a second perturbed point is part of the result
-            finite &= mean(jnp.isfinite(self._norm(total)).astype(alignment.rise.dtype), self.unequal) == 1
+            usable &= mean(jnp.isfinite(self._norm(total)).astype(alignment.rise.dtype), self.unequal) == 1
         if rule.every > 1:
-            finite |= self.state[RADIUS]["steps"] % rule.every != 0
-        return jax.tree.map(lambda ours, instead: jnp.where(finite, ours, instead.astype(ours.dtype)), total, plain)
+            usable |= self.state[RADIUS]["steps"] % rule.every != 0
+        return jax.tree.map(lambda ours, instead: jnp.where(usable, ours, instead.astype(ours.dtype)), total, plain)
 
     def _with_next_radius(self, state: State, measured: Measured) -> State:
         """``state`` with the radius of the next step, where it sets itself."""
@@ -281,7 +281,7 @@ class Step:
         average = filled(params, state[AVERAGE]) if AVERAGE in state else None
 
         def perturb(at: Tree, gradients: Tree | None) -> tuple[Tree, Any]:
-            inputs = DirectionInputs(at, gradients, average, self.values.step, self.selected, self.shards.leaves)
+            inputs = DirectionInputs(at, gradients, average, self.values.step, self.selected, self.shards.leaves, self.values.radius)
             vector, measured = ascent_direction(penalty.direction, inputs)
             distance = self.values.radius
             if penalty.power == 1:

@@ -12,6 +12,7 @@ from typing import Any
 
 from gradreg import checks, files
 from gradreg.penalties import GradientPenalty
+from gradreg.sharpness.measures import PREFIX
 from gradreg.study.history import METRICS
 from gradreg.study.tasks import Metric, OnProgress, TaskError
 
@@ -61,6 +62,8 @@ class Run:
         self._declared = 0
         self._declared_evaluations: float = 0
         self._records: list[dict[str, Any]] = []
+        self._measuring = 0.0
+        self._unmeasured: dict[str, str] = {}
 
     @property
     def penalty(self) -> GradientPenalty | None:
@@ -211,6 +214,39 @@ class Run:
         else:
             before.update(record)
 
+    def sharpness(self, model: Any, closure: Any, *, every: int = 1, **options: Any) -> Mapping[str, float]:
+        """Measure the curvature of a loss after every k-th epoch and after the last, and log it: the study shows it beside the metric.
+
+        To be called in each epoch (or each step of a run without epochs), where ``log`` is, with the same samples each time. The model is
+        left bit for bit as it was, and neither the run's gradient evaluations nor its seconds count the measurement. In JAX log numbers
+        yourself: ``run.log(sharpness_largest_eigenvalue=..., sharpness_trace=..., sharpness_trace_error=...)``.
+
+        Args:
+            model: a ``torch.nn.Module``.
+            closure: returns the loss on a fixed part of the training data, as ``gradreg.sharpness`` takes it; or several closures.
+            every: epochs (or steps) from one measurement to the next, ≥ 1.
+            options: of ``gradreg.sharpness.summary``: ``measures``, ``rho``, ``vectors``, ``sizes``; ``mode`` is "eval" unless given.
+
+        Returns:
+            What was logged, ``sharpness_NAME``; NaN for what could not be measured. Empty if nothing is due.
+        """
+        checks.whole("every", every, minimum=1)
+        length = self._length
+        if length is None:
+            raise RuntimeError("sharpness is measured within the run's length; got no run.epochs(n) or run.steps(n) so far. Ask first.")
+        done = (self._epoch or 0) + 1 if length.unit == "epochs" else length.done + 1
+        if done % every and done < length.total:
+            return {}
+        from gradreg import sharpness
+
+        started = time.perf_counter()
+        found = sharpness.summary(model, closure, **{"mode": "eval", **options})
+        self._measuring += time.perf_counter() - started
+        self._unmeasured.update({name: str(error) for name, error in found.failures.items() if name not in self._unmeasured})
+        numbers = found.record()
+        self.log(**numbers)
+        return numbers
+
     def finish(self) -> dict[str, Any]:
         """The run's result, after the function has returned.
 
@@ -244,10 +280,19 @@ class Run:
             "best": None
             if diverged or best is None
             else {"epoch": best["epoch"], "by": validation, validation: best[validation], test: best[test]},
+            **self._last_sharpness(),
             "seconds": self._seconds(),
             "diverged": diverged,
             "warnings": self._warnings(),
         }
+
+    def _last_sharpness(self) -> dict[str, Any]:
+        """The last sharpness that was logged, and when."""
+        for record in reversed(self._records):
+            found = {name: value if math.isfinite(value) else None for name, value in record.items() if name.startswith(PREFIX)}
+            if found:
+                return {f"{PREFIX}epoch": record["epoch"], **found}
+        return {}
 
     def _check_regularizers(self) -> None:
         stolen = [made for made, steps in ((ref(), steps) for ref, steps in _ended) if made is not None and made.step != steps]
@@ -280,7 +325,7 @@ class Run:
             found.append(
                 f"logged {self._metric.test}=nan, without a loss that is not finite: log 0.0, say, where the metric is not defined"
             )
-        return found
+        return [*found, *(f"could not measure {name} each time: {why}" for name, why in self._unmeasured.items())]
 
     def _done(self) -> int:
         """Epochs or steps done; an epoch that logged counts, though the function returned in it."""
@@ -311,7 +356,7 @@ class Run:
         return self._length.total
 
     def _seconds(self) -> float:
-        return 0.0 if self._started is None else time.perf_counter() - self._started
+        return 0.0 if self._started is None else time.perf_counter() - self._started - self._measuring
 
     def _steps_done(self) -> int:
         counted = sum(made.step for made in self._made()) + sum(made.calls for made in self._functions)

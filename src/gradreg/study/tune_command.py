@@ -9,6 +9,7 @@ from typing import Any
 
 from gradreg.study import task_arguments
 from gradreg.study.command import ended_by_signals, keep_aside
+from gradreg.study.executors.executor import command_options, from_command
 from gradreg.study.search_space import SYNTAX, arms, parse_search
 
 DESCRIPTION = (
@@ -39,8 +40,20 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("--out", {"type": str, "help": "folder for search.json, search.html and the runs (runs/TASK-search)"}),
     ("--fresh", {"action": "store_true", "help": "keep what is in the folder aside, and search anew"}),
-    ("--workers", {"type": int, "help": "worker processes (one a core; one with an accelerator; 0: in this process)"}),
+    *command_options(),
+    (
+        "--probe",
+        {
+            "action": "store_true",
+            "help": "instead of a search: one run of the first epochs, which measures the alignment of the two gradients over radii and "
+            "recommends a start and a range for the search; for each --penalty",
+        },
+    ),
+    ("--probe-share", {"type": float, "default": 0.1, "help": "share of the training that is probed, at least an epoch"}),
+    ("--alignment", {"type": float, "default": 0.95, "help": "alignment at the start that the probe recommends"}),
 )
+_OF_SEARCH = ("--search", "--trials", "--seeds", "--confirm", "--storage", "--fresh", "--workers")
+_OF_PROBE = ("--probe-share", "--alignment")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,12 +64,20 @@ def main(argv: Sequence[str]) -> int:
 
 def _tune(argv: Sequence[str]) -> int:
     options, task = task_arguments.parse("tune", DESCRIPTION, OPTIONS, argv)
+    given = [word.partition("=")[0] for word in argv]
+    unused = [option for option in (_OF_SEARCH if options["probe"] else _OF_PROBE) if option in given]
+    if unused:
+        rule = "be left out with --probe, which searches nothing" if options["probe"] else "go with --probe"
+        raise ValueError(f"{unused[0]} must {rule}; got it {'with' if options['probe'] else 'without'} that. Remove one of them.")
+    if options["probe"]:
+        return _probe(options, task)
 
-    from gradreg.study.tuning import plan_search, run_search
+    from gradreg.study.tuning import plan_search, run_search, search_folder
 
     sides = arms(task, options["penalty"], parse_search(options["search"]))
     search = plan_search(task, sides, trials=options["trials"], seeds=options["seeds"], confirm=options["confirm"])
-    folder = Path(options["out"] or f"runs/{task.name}-search")
+    executor = from_command(options)
+    folder = search_folder(options["out"], task)
     if options["fresh"]:
         keep_aside(folder)
 
@@ -75,7 +96,7 @@ def _tune(argv: Sequence[str]) -> int:
         search,
         folder,
         storage=options["storage"],
-        workers=options["workers"],
+        executor=executor,
         command=shlex.join(["gradreg", "tune", *argv]),
         on_trial=lambda one: say(f"  {one.arm} {one.number}: {one.shown_values()}: {_ended(task, one)}"),
         on_record=lambda record, planned: say(f"  confirmed {record.variant}, seed {record.seed}, {record.seconds:.1f} s"),
@@ -91,6 +112,37 @@ def _tune(argv: Sequence[str]) -> int:
     for text in found.warnings:
         say(f"warning: {text}")
     say(f"report: {folder / 'search.html'}")
+    return 0
+
+
+def _probe(options: dict[str, Any], task: Any) -> int:
+    """Probe each penalty, print its curve and what it says, and write ``probe.json``."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from gradreg import files
+    from gradreg.study.probing import RESULTS, SCHEMA, probe
+
+    console = Console()
+    folder = Path(options["out"] or f"runs/{task.name}-probe")
+    files.make_directory(folder, purpose="--out")
+    found = []
+    for text in dict.fromkeys(options["penalty"]):
+        one = probe(task, penalty=text, share=options["probe_share"], alignment=options["alignment"])
+        found.append(one)
+        console.print(
+            f"{task.name}, {text}: the two gradients in the second half of the probe", highlight=False, markup=False, soft_wrap=True
+        )
+        table = Table()
+        for header in (one.argument, "alignment", "nonlinearity"):
+            table.add_column(header, justify="right")
+        for radius, cosine, nonlinearity in one.curve():
+            table.add_row(f"{radius:g}", f"{cosine:.3f}", "" if nonlinearity != nonlinearity else f"{nonlinearity:+.2f}")
+        console.print(table)
+        for sentence in one.sentences():
+            console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    files.write_json(folder / RESULTS, {"schema": SCHEMA, "task": task.name, "probes": [one.to_dict() for one in found]})
+    console.print(f"numbers: {folder / RESULTS}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -33,7 +33,8 @@ class RadiusControl:
     """
 
     def __init__(self, rule: AutoRadius, guards: Guards, parameters: Sequence[nn.Parameter], parallelism: Parallelism) -> None:
-        self.rule, self.guards = rule, guards
+        self.rule: AutoRadius = rule
+        self.guards: Guards = guards
         self._first = parameters[0]
         self._dtype = torch.float64 if any(p.dtype in (torch.float64, torch.complex128) for p in parameters) else torch.float32
         self._parallelism = parallelism
@@ -59,7 +60,7 @@ class RadiusControl:
         """Keep ``measured``, averaged over the ranks, for ``commit``.
 
         Returns:
-            The alignment, and whether everything that was measured is finite.
+            The alignment, and whether the perturbed gradient may be part of the result.
         """
         together = self._parallelism.mean_over_ranks(torch.stack([self._here(number) for number in measured]))
         if norms.reading_is_free(self._first):
@@ -67,7 +68,7 @@ class RadiusControl:
         else:
             averaged, ops = Measurement(*together.unbind()), torch
         self._pending.append(averaged)
-        return self.rule.cosine(averaged, ops), ops.isfinite(averaged.product + averaged.perturbed + averaged.rise)
+        return self.rule.cosine(averaged, ops), self.rule.usable(averaged, self.guards, ops)
 
     def agreed(self, number: Tensor) -> Tensor:
         """``number`` averaged over the ranks: not finite on all if it is not on one."""
@@ -135,7 +136,7 @@ class RadiusMeasurement:
         self._weight = weight
         self._plain = self._held(evaluator.trainable, copies=copies)
         self._before: ByParameter = {}
-        self._finite: bool | Tensor | None = None
+        self._usable: bool | Tensor | None = None
 
     def before_pass(self) -> None:
         """Copy ``.grad`` before the perturbed pass adds to it."""
@@ -154,12 +155,12 @@ class RadiusMeasurement:
         squared, product, perturbed = inner_products(plain, second, self._counted)
         scale = self._evaluator.scale(squared)
         first, other = self._weight * scale, weight * scale
-        cosine, self._finite = self._control.take(Measurement(squared / first**2, product / (first * other), perturbed / other**2, rise))
+        cosine, self._usable = self._control.take(Measurement(squared / first**2, product / (first * other), perturbed / other**2, rise))
         return cosine
 
     @torch.no_grad()
     def guard(self, earlier: Stash | None, *, all_passes: bool) -> None:
-        """Put the plain gradient in place of the result if loss or gradient at a perturbed point was not finite.
+        """Put the plain gradient in place of the result if what a perturbed point gave cannot be used: see ``AutoRadius.usable``.
 
         Not with a gradient scaler, which must see that.
 
@@ -167,16 +168,16 @@ class RadiusMeasurement:
             earlier: what ``.grad`` held before the step, if it has been added to the result already.
             all_passes: whether passes after the measured one are part of the result, so that it must be looked at too.
         """
-        finite = self._finite
-        if finite is None or self._evaluator.scaler is not None:
+        usable = self._usable
+        if usable is None or self._evaluator.scaler is not None:
             return
         if all_passes:
             norm = self._control.agreed(gradient_norm(list(self._gradients.of(self._evaluator.trainable).values())))
-            finite = finite & torch.isfinite(norm)
-        if isinstance(finite, bool) or norms.reading_is_free(finite):
-            if finite:
+            usable = usable & torch.isfinite(norm)
+        if isinstance(usable, bool) or norms.reading_is_free(usable):
+            if usable:
                 return
-            finite = torch.zeros((), dtype=torch.bool, device=self._evaluator.trainable[0].device)
+            usable = torch.zeros((), dtype=torch.bool, device=self._evaluator.trainable[0].device)
         self._gradients.redistribute()
         held = self._gradients.of(self._evaluator.trainable)
         ours = local_shards(list(held.values()))
@@ -189,7 +190,7 @@ class RadiusMeasurement:
                 instead[i] += local_shards([present.to_dense() if present.is_sparse else present])[0]
         # On an accelerator this runs at every measured step, one operation a tensor, because whether it is needed is known only there.
         for (p, result), into, plain in zip(held.items(), ours, instead, strict=True):
-            torch.where(finite.to(into.device), into, plain.to(into.dtype), out=into)
+            torch.where(usable.to(into.device), into, plain.to(into.dtype), out=into)
             if result is not p.grad:  # a sparse gradient, of which ``result`` is a dense copy
                 p.grad = result
 

@@ -92,8 +92,8 @@ class Evaluator:
         self.parallelism = parallelism
         self.backward = backward
         self.scaler = scaler
-        self.repeats_pass = False
-        self.number = len(closures)
+        self.repeats_pass: bool = False
+        self.number: int = len(closures)
         self._first_values: tuple[Tensor, Any] | None = None
         self._has_aux = has_aux
         self._in_sequence = in_sequence

@@ -10,16 +10,19 @@ To add a direction of your own, register a function for its class::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
-from gradreg.directions import Adaptive, Direction, EmaDirection, Friendly, Gradient, Random
+from gradreg.directions import Adaptive, Direction, EmaDirection, FanScaled, Friendly, Gradient, LossEquated, Random, Unified
 from gradreg.torch.draws import signs
 from gradreg.torch.norms import local_shards, norm_of_shards, safe_ratio, tensor_norms
+
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Ascent:
         norm: ‖w‖ times the same, or a function that measures it if it is needed.
         weight: a factor of the vectors, that of the pass whose gradient they are.
         scale: another, > 0: the loss scale of that pass.
+        factor: what v is a multiple of the vectors by, beside both; for power 2 only.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -39,11 +43,12 @@ class Ascent:
     norm: Tensor | float | Callable[[], Tensor]
     weight: float | Tensor = 1.0
     scale: float | Tensor = 1.0
+    factor: float | Tensor = 1.0
 
     def distance(self, power: int, radius: float | Tensor) -> float | Tensor:
         """The factor of the vectors for a step of ``radius``, which is negative for a step backward."""
         if power == 2:
-            return radius / self.weight / self.scale
+            return radius * self.factor / self.weight / self.scale
         # The weighted vector is w·v and its norm |w|·‖v‖: only the sign of w remains, and the loss scale cancels.
         sign = torch.sign(self.weight) if isinstance(self.weight, Tensor) else 1.0 if self.weight > 0 else -1.0
         signed = radius * sign
@@ -67,6 +72,8 @@ class DirectionInputs:
         weight: the weight with which the gradients enter the result; never 0.
         scale: the loss scale, > 0.
         consumable: whether nothing else needs ``gradients``, so that they may be overwritten.
+        radius: the penalty's radius at this step.
+        model: what the parameters are of.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -78,6 +85,8 @@ class DirectionInputs:
     weight: float | Tensor = 1.0
     scale: float | Tensor = 1.0
     consumable: bool = False
+    radius: float | Tensor = 0.0
+    model: nn.Module | None = None
 
     @property
     def indices(self) -> list[int]:
@@ -87,6 +96,10 @@ class DirectionInputs:
     def plain_gradients(self) -> list[Tensor]:
         """The gradients without weight and loss scale; new tensors."""
         return list(torch._foreach_mul(self.gradients, 1.0 / (self.weight * self.scale)))
+
+    def inverse_norm(self) -> float | Tensor:
+        """1 / ‖g‖ of the gradients without weight and loss scale; 0 for a zero gradient."""
+        return safe_ratio(abs(self.weight) * self.scale, self.norm())
 
     def along(self, vectors: list[Tensor]) -> Ascent:
         """An ascent along ``vectors``, one for each parameter, measured by their own length."""
@@ -101,7 +114,7 @@ def ascent_direction(direction: Direction, inputs: DirectionInputs) -> Ascent:
 
 @ascent_direction.register
 def _(direction: Gradient, inputs: DirectionInputs) -> Ascent:
-    return Ascent(inputs.parameters, inputs.gradients, inputs.norm, inputs.weight, inputs.scale)
+    return _along_gradient(inputs)
 
 
 @ascent_direction.register
@@ -116,6 +129,27 @@ def _(direction: Adaptive, inputs: DirectionInputs) -> Ascent:
         torch._foreach_add_(scales, direction.eta)
     else:
         scales = torch._foreach_add(tensor_norms(here, [parameters[i] for i in scaled]), direction.eta)
+    return _in_coordinates(inputs, vectors, scaled, scales)
+
+
+@ascent_direction.register
+def _(direction: FanScaled, inputs: DirectionInputs) -> Ascent:
+    modules = [] if inputs.model is None else list(inputs.model.modules())
+    tables = {p for m in modules if isinstance(m, _TABLES) for p in m.parameters(recurse=False)}
+    transposed = {m.weight for m in modules if isinstance(m, _TRANSPOSED)}
+    scales: list[float] = []
+    for p in inputs.parameters:
+        if p in transposed and direction.layout is None:  # (in, out, ...)
+            scales.append(direction.scale_of((p.shape[1], p.shape[0]), layout="out-in"))
+        else:
+            scales.append(direction.scale_of(p.shape, layout=direction.layout or "out-in", looked_up=p in tables))
+    return _in_coordinates(inputs, list(inputs.gradients), range(len(scales)), scales)
+
+
+def _in_coordinates(
+    inputs: DirectionInputs, vectors: list[Tensor], scaled: Sequence[int], scales: Sequence[Tensor] | list[float]
+) -> Ascent:
+    """v = T²·g and ‖T·g‖, with ``scales`` for those of the ``vectors`` g that are ``scaled``, and 1 for the others."""
     products = [vectors[i] for i in scaled]
     if inputs.consumable:
         torch._foreach_mul_(products, scales)
@@ -123,9 +157,30 @@ def _(direction: Adaptive, inputs: DirectionInputs) -> Ascent:
         products = torch._foreach_mul(products, scales)
     for i, product in zip(scaled, products, strict=True):
         vectors[i] = product
-    norm = norm_of_shards(vectors, parameters)  # of T·g, before the second factor T
+    norm = norm_of_shards(vectors, inputs.parameters)  # of T·g, before the second factor T
     torch._foreach_mul_(products, scales)
-    return Ascent(parameters, vectors, norm, inputs.weight, inputs.scale)
+    return Ascent(inputs.parameters, vectors, norm, inputs.weight, inputs.scale)
+
+
+@ascent_direction.register
+def _(direction: LossEquated, inputs: DirectionInputs) -> Ascent:
+    # σ·factor·‖g‖ = min(σ/‖g‖, ρ_max); dividing twice, because the square of a small norm underflows.
+    inverse, cap = inputs.inverse_norm(), direction.rho_max / inputs.radius
+    if isinstance(inverse, Tensor):
+        limited: float | Tensor = inverse.clamp(max=cap.to(inverse)) if isinstance(cap, Tensor) else inverse.clamp(max=cap)
+    else:
+        limited = min(inverse, float(cap))
+    return replace(_along_gradient(inputs), factor=inverse * limited)
+
+
+@ascent_direction.register
+def _(direction: Unified, inputs: DirectionInputs) -> Ascent:
+    lam = direction.lam_at(inputs.step)
+    return replace(_along_gradient(inputs), factor=(1.0 - lam) + lam * inputs.inverse_norm())
+
+
+def _along_gradient(inputs: DirectionInputs) -> Ascent:
+    return Ascent(inputs.parameters, inputs.gradients, inputs.norm, inputs.weight, inputs.scale)
 
 
 @ascent_direction.register

@@ -23,10 +23,33 @@ class Metrics(Mapping[str, float]):
         cosine: between the gradient at the unperturbed parameters and the first one at perturbed ones, -1 to 1; NaN unless
             ``measure_cosine``, and where no perturbed parameter has a gradient.
         evaluations: gradient evaluations so far, over all steps.
+
+    Beside them ``shares``, which is no key, because it is not one number.
+
+    Args:
+        values: the numbers by key.
+        lengths: a multiple of the L2 norm of the perturbation in each parameter, by its name.
     """
 
-    def __init__(self, values: dict[str, float | torch.Tensor]) -> None:
+    def __init__(self, values: dict[str, float | torch.Tensor], lengths: Mapping[str, Tensor] | None = None) -> None:
         self._values = values
+        self._lengths = lengths or {}
+        self._shares: dict[str, float] | None = None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """By parameter name, its share of the squared norm of the step's (first) perturbation; they sum to 1.
+
+        Empty unless ``measure_shares``, at steps without a perturbation, and where it is zero. Reading it takes one device sync.
+        """
+        if self._shares is None:
+            lengths = (
+                torch.stack([n.detach().to("cpu", torch.float64) for n in self._lengths.values()]) if self._lengths else torch.zeros(0)
+            )
+            squares = (lengths / lengths.max()).square() if len(lengths) and lengths.max() > 0 else lengths.new_zeros(0)
+            found = (squares / squares.sum()).tolist()
+            self._shares = dict(zip(self._lengths, found, strict=False)) if found else {}
+        return dict(self._shares)
 
     def __getitem__(self, key: str) -> float:
         value = self._values[key]

@@ -75,6 +75,8 @@ class GradientRegularizer:
             a penalty on the squared norm, and of a direction that is not normalized by it. With False it is NaN there, which saves a
             read of all gradients (about 1 % of a step of a small multi-layer perceptron). May be changed from step to step, to measure
             only what is logged.
+        measure_shares: put into ``metrics.shares`` which part of the perturbation lies in each parameter; costs a read of the perturbation
+            and no device sync. May be changed from step to step.
         held_out: the rule by which the closures that ``backward(..., held_out=)`` receives switch the penalty off and on; None is
             ``HeldOut()``.
 
@@ -98,6 +100,7 @@ class GradientRegularizer:
         replay_rng: bool = True,
         measure_cosine: bool = False,
         measure_norm: bool = True,
+        measure_shares: bool = False,
         held_out: HeldOut | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -142,10 +145,12 @@ class GradientRegularizer:
         self.replay_rng = replay_rng
         self.measure_cosine = measure_cosine
         self.measure_norm = measure_norm
+        self.measure_shares = measure_shares
         self._parameters = [p for _, p in named]
         self._indices = {p: index for index, p in enumerate(self._parameters)}
         self._perturbed = list(selected)
-        self._state = State(own_names(model), remembered_kinds(penalty))
+        self._names = own_names(model)
+        self._state = State(self._names, remembered_kinds(penalty))
         self._mask = CoordinateMask(mask, self._state, self._indices) if mask is not None and mask.level == "coordinates" else None
         self._correction = Correction()
         self._remembers = penalty is not None and penalty.keeps_tensors
@@ -502,6 +507,8 @@ class GradientRegularizer:
             check_rounding=_is_full(penalty, values),
             must_reach=self._watch.first,
             radius=self._radius if self._radius is not None and values is not None and self._radius.measures(values) else None,
+            model=self.model,
+            measure_shares=self.measure_shares,
             averages=averages,
             held_out=held_out,
         )
@@ -555,7 +562,8 @@ class GradientRegularizer:
                 "coefficient": nan if values is None or values.coefficient is None else values.coefficient,
                 "cosine": result.cosine,
                 "evaluations": self._evaluations,
-            }
+            },
+            {self._names[p]: length for p, length in result.lengths.items()},
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from gradreg.torch.held_out import HelpMeasurement
 from gradreg.torch.masks import CoordinateMask
 from gradreg.torch.metrics import Alignment
 from gradreg.torch.mixing import MixingInputs, add_reused, mix, orthogonal_part, weigh_plain
-from gradreg.torch.norms import gradient_norm, local_shards
+from gradreg.torch.norms import gradient_norm, local_shards, tensor_norms
 from gradreg.torch.perturbation import Perturbation
 from gradreg.torch.state import AVERAGE, REUSED, State
 
@@ -36,6 +36,7 @@ class Result:
         norm: of the first gradient over the perturbed parameters; NaN if it was not measured.
         cosine: between the first gradient and the next; NaN if it was not measured.
         correction: what a decoupled penalty leaves to be applied separately from the optimizer, without the loss scale.
+        lengths: of the first perturbation, a multiple of the L2 norm in each parameter; empty if it was not measured.
     """
 
     loss: Tensor
@@ -43,6 +44,7 @@ class Result:
     norm: Tensor | float = NAN
     cosine: Tensor | float = NAN
     correction: ByParameter = field(default_factory=dict)
+    lengths: ByParameter = field(default_factory=dict)
 
 
 @dataclass
@@ -66,6 +68,8 @@ class Step:
         check_rounding: whether the radius is large enough to judge rounding by.
         must_reach: whether a first pass that gives no perturbed parameter a gradient is an error.
         radius: measures this step for a radius that sets itself; None for none.
+        model: what the parameters are of.
+        measure_shares: measure how the perturbation is divided among the parameters.
         averages: whether the gradients are averaged over the ranks with this step's last pass. Not where it is that of one micro-batch of
             several, before the last: they are averaged together.
         held_out: is told the plain gradient, if this step measures whether the penalty helps; else None.
@@ -87,6 +91,8 @@ class Step:
     check_rounding: bool
     must_reach: bool
     radius: RadiusControl | None = None
+    model: nn.Module | None = None
+    measure_shares: bool = False
     averages: bool = True
     held_out: HelpMeasurement | None = None
 
@@ -225,12 +231,13 @@ class _Work:
         self._alignment: Alignment | None = None
         self.measurement: RadiusMeasurement | None = None
         self._measured = False
+        self._lengths: ByParameter = {}
         self._overflow = False
         self._offset: float = 0
 
     def result(self) -> Result:
         """The results, after all passes."""
-        return Result(*self.step.evaluator.first_values(), self._norm, self._cosine, self.correction)
+        return Result(*self.step.evaluator.first_values(), self._norm, self._cosine, self.correction, self._lengths)
 
     def make(self, i: int, this: Pass, last: bool) -> None:
         """Make pass ``i`` of the plan: perturb the parameters to its offset, run it, and handle its gradient."""
@@ -381,6 +388,8 @@ class _Work:
             this.weight,
             step.evaluator.scale(shards[0]) if shards else 1.0,
             consumable=this.keeps == "nothing" and not (step.mask is not None and step.mask.needs_gradients(self.values.step)),
+            radius=self.values.radius,
+            model=step.model,
         )
         ascent = ascent_direction(self.penalty.direction, inputs) if shards else Ascent(parameters, [], norm)
         return self._masked(ascent, agreed_shards if this.offset == 0 else None)
@@ -400,13 +409,15 @@ class _Work:
             norm = ascent.norm() if callable(ascent.norm) else ascent.norm
             masks = mask.again(ascent.parameters) if agreed is None else mask.at(self.values.step, ascent.parameters, agreed)  # type: ignore[arg-type]  # they are
             vectors = list(torch._foreach_mul(ascent.vectors, masks))
-            return Ascent(ascent.parameters, vectors, norm, ascent.weight, ascent.scale)
+            return replace(ascent, vectors=vectors, norm=norm)
         return ascent
 
     def _perturb(self, ascent: Ascent, by: float) -> None:
         """Perturb along ``ascent`` by ``by`` times the radius."""
         step = self.step
         if ascent.vectors:
+            if step.measure_shares and not self._lengths:
+                self._lengths = dict(zip(ascent.parameters, tensor_norms(ascent.vectors, ascent.parameters), strict=True))
             distance = ascent.distance(self.penalty.power, by * self.values.radius)
             step.perturbation.perturb(ascent.parameters, ascent.vectors, distance, check_rounding=step.check_rounding)
         self._offset += by

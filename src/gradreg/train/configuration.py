@@ -19,6 +19,7 @@ from gradreg.train.data.configuration import AugmentationConfig, DataConfig
 from gradreg.train.objective import Objective
 from gradreg.train.optimization import OptimizerConfig, ScheduleConfig
 from gradreg.train.penalty import PenaltyConfig, RecipePenalty
+from gradreg.train.sharpness import SharpnessConfig
 from gradreg.train.weight_decay import WeightDecayConfig
 
 
@@ -89,6 +90,7 @@ class Config:
         channels_last: whether images and weights use the channels-last memory format, which is faster for convolutions on recent GPUs.
         parallel: with several processes, "ddp" replicates the model, "fsdp" (FSDP2) shards it.
         checkpoint: when the run's state is written.
+        sharpness: whether and when the curvature of the training loss is measured.
         trackers: where metrics go besides metrics.jsonl: tensorboard, wandb, mlflow.
         threads: CPU threads of PyTorch, >= 1; null does not change them. Small models run fastest on one.
         device: "auto" takes the accelerator if there is one; or "cpu", "cuda", "cuda:1", "mps".
@@ -119,6 +121,7 @@ class Config:
     channels_last: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sharpness: SharpnessConfig = field(default_factory=SharpnessConfig)
     trackers: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
     threads: int | None = None
     device: str = "auto"

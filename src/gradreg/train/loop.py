@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gradreg.flooding import IndividualFlooding
+from gradreg.flooding import Flooding, IndividualFlooding
 from gradreg.held_out import HeldOut
 from gradreg.torch import GradientRegularizer
 from gradreg.train import models
@@ -28,6 +28,7 @@ from gradreg.train.evaluation import Evaluation, autocast, evaluate, widened
 from gradreg.train.optimization import squared_norm, warn_of_harm
 from gradreg.train.outcome import Epoch, Outcome, best_of
 from gradreg.train.penalty import RecipePenalty
+from gradreg.train.sharpness_recorder import SharpnessRecorder
 
 OnStep = Callable[[int, nn.Module, Data], None]
 
@@ -105,7 +106,7 @@ class Run:
         self.devices = devices
         torch.manual_seed(config.seed)
         random.seed(config.seed)
-        self.data = load_data(config, devices)
+        self.data: Data = load_data(config, devices)
         model = models.create(config.model, classes=self.data.classes, image_shape=self.data.image_shape, code=config.code)
         self.loss = config.objective.build_loss()
         if devices.rank > 0:  # after the same initial weights everywhere, different dropout masks on each process
@@ -117,14 +118,15 @@ class Run:
         if config.ema is not None:
             ema = AveragedModel(unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         kept_out = 0 if self.data.kept_out is None else len(self.data.kept_out)
-        self.steps_per_epoch = config.steps_per_epoch(len(self.data.train) + kept_out)
-        self.flooding = config.flooded()
+        self.steps_per_epoch: int = config.steps_per_epoch(len(self.data.train) + kept_out)
+        self.sharpness = SharpnessRecorder(config, self.data, devices)
+        self.flooding: Flooding | IndividualFlooding | None = config.flooded()
         self.penalty: RecipePenalty = config.resolved_penalty(self.steps_per_epoch)
         warn_of_harm(config.optimizer, config.schedule, self.penalty.penalty, steps_per_epoch=self.steps_per_epoch)
         length = {"epochs": config.epochs, "steps_per_epoch": self.steps_per_epoch}
         optimizer, weight_decay = config.weight_decay.build(unwrapped(model), config.optimizer, classes=self.data.classes, **length)
         self.schedule = config.schedule.build(optimizer, **length)
-        self.state = TrainingState(
+        self.state: TrainingState = TrainingState(
             model=model,
             optimizer=optimizer,
             regularizer=GradientRegularizer(model, self.penalty.penalty, scope=config.scope),
@@ -133,7 +135,7 @@ class Run:
             ema=ema,
             divided=devices.processes > 1 and config.parallel == "fsdp",
         )
-        self.evaluation_batch_size = config.evaluation_batch_size or (1000 if self.data.in_memory else config.batch_size)
+        self.evaluation_batch_size: int = config.evaluation_batch_size or (1000 if self.data.in_memory else config.batch_size)
 
     def train_epoch(self, saver: Saver | None, on_step: OnStep | None) -> None:
         """Train the rest of the epoch, evaluate, and add its record to the history."""
@@ -316,6 +318,7 @@ class Run:
             validation_top5=values.pop("validation_top5", None),
             ema_validation_loss=None if averaged_validation is None else averaged_validation.loss,
             unreadable_images=self.data.unreadable,
+            sharpness=self.sharpness.after(epoch, state.model),
             own=values,
             seconds=state.progress.seconds,
             images_per_second=images_per_second,

@@ -29,7 +29,7 @@ class RecipeTask(Task):
 
     def __init__(self, recipe: recipes.Recipe, base: Mapping[str, Any] | None = None) -> None:
         self.recipe = recipe
-        self.base = dict(recipe.base if base is None else base)
+        self.base: dict[str, Any] = dict(recipe.base if base is None else base)
         self.name = recipe.name
         self.description = recipe.description
         self.metric = Objective(metric=self.base.get("metric")).judged
@@ -77,6 +77,11 @@ class RecipeVariant(Variant):
     @cached_property
     def settings(self) -> Mapping[str, Any]:
         return asdict(self.config)
+
+    @property
+    def code(self) -> Path | None:
+        files = [Path(one["file"]) for one in (self.config.code or {}).values()]
+        return files[0].parent if files else None
 
     @property
     def seed(self) -> int:

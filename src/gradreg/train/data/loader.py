@@ -103,6 +103,7 @@ class Data:
         classes: how many; None if a data set of one's own does not say.
         image_shape: (channels, height, width); None for samples that are no images.
         in_memory: whether the images are held in memory; otherwise they are read from their files as they are needed.
+        unaugmented: the first n training images in a fixed order, not augmented; all of them if there are fewer.
         unreadable: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
         kept_out: training images that are not trained on, to tell whether a penalty helps, without augmentation; None if there are none.
     """
@@ -113,6 +114,7 @@ class Data:
     classes: int | None
     image_shape: tuple[int, int, int] | None
     in_memory: bool
+    unaugmented: Callable[[int], EvaluationBatches]
     unreadable: int = 0
     kept_out: TrainingBatches | None = None
 
@@ -169,6 +171,10 @@ def load(
         whole = BatchTransform(normalize, AugmentationConfig(), classes=classes, seed=seed)
         apart = loaders.evaluation(images.take(kept.positions))
         aside = TrainingSet(apart, kept.labels, whole, seed=seed, device=device, sampler=sampler)
+
+    def unaugmented(n: int) -> EvaluationSet:
+        return evaluation_set(Subset(train.positions[:n], train.labels[:n]), images)
+
     training = loaders.training(images.take(train.positions), augmentation, seed=seed)
     transform = BatchTransform(normalize, augmentation, classes=classes, seed=seed)
     return Data(
@@ -180,6 +186,7 @@ def load(
         classes=classes,
         image_shape=loaders.shape,
         in_memory=loaders.in_memory,
+        unaugmented=unaugmented,
         unreadable=read - left,
         kept_out=aside,
     )
@@ -358,7 +365,7 @@ class Loaders:
         self._size, self._device = config.image_size, device
         self._workers = streaming.workers(config)
         self._center_crop = transforms.evaluation_transform(config.image_size, crop=transforms.evaluation_crop(config))
-        self.shape = _shape(images, transforms.evaluation_transform(config.image_size))
+        self.shape: tuple[int, int, int] = _shape(images, transforms.evaluation_transform(config.image_size))
         fits = count * math.prod(self.shape) <= MEMORY_LIMIT if config.memory == "auto" else config.memory
         self.in_memory: bool = isinstance(images, InMemoryImages) or fits
 

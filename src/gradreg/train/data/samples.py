@@ -126,6 +126,7 @@ def load(
         classes=_classes(train),
         image_shape=_image_shape(training.first()),
         in_memory=False,
+        unaugmented=lambda n: EvaluationSamples(batches(train, kept[:n])),
         kept_out=TrainingSamples(batches(train, apart)) if len(apart) else None,
     )
 
@@ -206,7 +207,8 @@ class SampleBatches:
         keep_workers: bool,
     ) -> None:
         self._samples, self._collate, self._name, self._device = samples, collate, config.name, device
-        self.sampler, self.order = sampler, EpochOrder(len(samples), seed=seed)
+        self.sampler: BatchSampler = sampler
+        self.order: EpochOrder = EpochOrder(len(samples), seed=seed)
         self._fetcher = streaming.ChunkFetcher(samples, workers=config.workers or 0, keep_workers=keep_workers)
 
     def __len__(self) -> int:
