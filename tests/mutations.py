@@ -31,6 +31,9 @@ ENGINE = (
     "--ignore=tests/torch/test_fsdp.py",
 )
 """The tests of the engine that need one process."""
+EACH = ("torch/test_microbatches.py", "-mnot slow")
+TAIL = ("test_tail.py",)
+HELD_OUT = ("test_held_out.py", "torch/test_held_out.py", "-mnot slow")
 AUTO_RADIUS = ("test_auto_radius.py", "torch/test_auto_radius.py")
 FAMILY = ("torch/test_family.py", "-m", "not slow")
 LIKELY = {
@@ -134,6 +137,20 @@ MUTANTS = (
     Mutant('family: frozen parameters forgotten in a checkpoint', 'state.py', 'if p.requires_grad or p in held', 'if p.requires_grad'),
     Mutant('family: memory in 16 bits', 'state.py', 'torch.float32 if p.dtype in LOW_PRECISION else p.dtype', 'p.dtype'),
     Mutant("family: ahead is back", "directions.py", "weight=-1.0 if direction.ahead else 1.0", "weight=1.0"),
+    Mutant("each: loss's own share forgotten", "closures.py", "return self.share if self.scaler is None", "return 1.0 if self.scaler is None", EACH),
+    Mutant("each: exact penalty's share forgotten", "exact.py", " * evaluator.share\n", "\n", EACH),
+    Mutant("each: one perturbation for all", "regularizer.py", "parts = [[one] for one in closures]", "parts = [closures]", EACH),
+    Mutant("each: gradients of earlier micro-batches not put back", "regularizer.py", "            restore_gradients(first.trainable, before)\n            raise", "            raise", EACH),
+    Mutant("train: each group has all of the L2", "../train/loop.py", "l2=1.0 / parts if m is not None", "l2=1.0 if m is not None", ("train/test_options.py::test_every_group_of_m_samples_has_a_perturbation_of_its_own",)),
+    Mutant("tail at the start", "../schedules.py", "return Delay(value=inner, steps=start) if start else inner", "return inner", TAIL),
+    Mutant("a run without a regularized step passes", "../penalties.py", "if isinstance(strength, Schedule) and not any(", "if isinstance(strength, Schedule) and not all(", TAIL),
+    Mutant("held-out: sign of the correction", "held_out.py", "change[p] = change[p] - gradient if", "change[p] = gradient - change[p] if", HELD_OUT),
+    Mutant("held-out: loss scale left in", "held_out.py", "return float(product / self._scale**2)", "return float(product)", HELD_OUT),
+    Mutant("held-out: a trace is left", "closures.py", "            self._go_to(start)\n            self._state.search_again()", "            self._state.search_again()", HELD_OUT),
+    Mutant("held-out: plain gradient not put back while off", "regularizer.py", "                measurement.put_plain()\n", "", HELD_OUT),
+    Mutant("held-out: decision held at once", "held_out.py", "        self._decided = _Decision(self._state.helps)\n\n    def state_dict", "        self.helps = _Decision(self._state.helps).read()\n\n    def state_dict", HELD_OUT),
+    Mutant("held-out: standard error forgotten", "../held_out.py", "average < -self.off * error", "average < 0.0", HELD_OUT),
+    Mutant("held-out: does not come back", "../held_out.py", "(average > self.on * error), 1.0, helps)", "(average > 1e9), 1.0, helps)", HELD_OUT),
     Mutant('auto radius: direction of the change reversed', '../auto_radius.py', 'self.gain * (cosine - self.target)', 'self.gain * (self.target - cosine)', AUTO_RADIUS),
     Mutant('auto radius: change not clipped', '../auto_radius.py', 'change = ops.clip(self.gain * (cosine - self.target) / (1.0 - self.target), -self.gain, self.gain)', 'change = self.gain * (cosine - self.target) / (1.0 - self.target)', AUTO_RADIUS),
     Mutant('auto radius: falling losses not counted', '../auto_radius.py', 'leaves = rising < _FEWEST_RISES', 'leaves = rising < -1.0', AUTO_RADIUS),
@@ -184,7 +201,7 @@ MUTANTS = (
     Mutant("train: a process's share of an uneven batch forgotten", "../train/loop.py", "whole = self.devices.processes * batch.share", "whole = 1.0", ("train/test_processes.py::test_two_processes_train_as_one",)),
     Mutant("train: a process's share forgotten in AutoL2's measurement", "../train/loop.py", " * (self.devices.processes * batch.share)", "", ("train/test_processes.py::test_two_processes_measure_the_whole_batch_for_the_weight_decay",)),
     Mutant("train: micro-batches weighed alike", "../train/loop.py", "whole * (end - start) / size", "whole / parts", ("train/test_options.py::test_micro_batches_change_nothing_but_memory",)),
-    Mutant("train: L2 in the loss of every micro-batch", "../train/loop.py", "if first and config.optimizer.l2_in_loss:", "if config.optimizer.l2_in_loss:", ("train/test_options.py::test_l2_enters_the_loss_once_whatever_the_micro_batches",)),
+    Mutant("train: L2 in the loss of every micro-batch", "../train/loop.py", "else float(start == 0)", "else 1.0", ("train/test_options.py::test_l2_enters_the_loss_once_whatever_the_micro_batches",)),
     Mutant("train: decoupled step forgotten", "../train/loop.py", "        state.regularizer.decoupled_step(state.optimizer)\n", "", ("train/test_options.py::test_a_decoupled_penalty_moves_the_weights_beside_the_optimizer",)),
     Mutant("train: running mean not restored", "../train/checkpoints/save_and_load.py", "            self.ema.module.load_state_dict(safetensors.torch.load_file(checkpoint / _EMA))\n", "", ("train/checkpoints/test_save_and_load.py",)),
     Mutant("train: count of the running mean not restored", "../train/checkpoints/save_and_load.py", "            self.ema.n_averaged.fill_(shared[\"ema_updates\"])\n", "", ("train/checkpoints/test_save_and_load.py",)),
@@ -221,7 +238,7 @@ MUTANTS = (
     Mutant("train: norm not measured where it is logged", "../train/loop.py", "state.progress.batch + 1 == self.steps_per_epoch", "False", ("train/test_loop.py",)),
     Mutant("train: warning of harm forgotten", "../train/loop.py", "        warn_of_harm(config.optimizer, config.schedule, self.penalty.penalty, steps_per_epoch=self.steps_per_epoch)\n", "", ("train/test_options.py::test_an_adaptive_optimizer_that_warms_up_under_a_whole_penalty_is_warned_of",)),
     Mutant("train: every seed of a plan the first", "../train/configuration.py", "        other.seed = checks.seed(seed)\n", "", ("train/test_parsed_once.py",)),
-    Mutant("train: steps of an epoch rounded down", "../train/configuration.py", "math.ceil((self.data", "math.floor((self.data", ("train/data/test_configuration.py", "study/test_plan.py")),
+    Mutant("train: steps of an epoch rounded down", "../train/configuration.py", "math.ceil((images - self._penalty", "math.floor((images - self._penalty", ("train/data/test_configuration.py", "study/test_plan.py")),
     Mutant("train: a warm-up in epochs of as many steps", "../train/penalty.py", "round(self.warmup_epochs * steps_per_epoch)", "round(self.warmup_epochs)", ("train/test_options.py::test_a_warm_up_may_be_counted_in_epochs",)),
     Mutant("train: cosine without its end", "../train/optimization.py", "self._end + 0.5 * (peak - self._end) * fall", "0.5 * peak * fall", ("train/test_optimization.py",)),
     Mutant("train: a parameter frozen and yet given to the optimizer", "../train/optimization.py", "[p for p in model.parameters() if p.requires_grad]", "list(model.parameters())", ("train/test_optimization.py",)),
@@ -235,7 +252,7 @@ MUTANTS = (
     Mutant('state: closure starts where the ascent ended', 'closures.py', '                    self._go_to(other.starts[0])', '                    pass'),
     Mutant('state: attributes not looked at', 'buffers.py', '    for key, value in [*vars(module).items()]:', '    for key, value in []:'),
     Mutant('state: frozen parameters not looked at', 'buffers.py', 'if p is not None and not p.requires_grad)', 'if False)'),
-    Mutant('state: a change of mode unnoticed', 'buffers.py', '        self._searching = self._mode_now(trainable) != self._mode', '        self._searching = self._mode is None'),
+    Mutant('state: a change of mode unnoticed', 'buffers.py', '        self._searching = self._searched = self._mode_now(trainable) != self._mode', '        self._searching = self._mode is None'),
     Mutant('random numbers of python not replayed', 'rng.py', '        random.setstate(python)\n', ''),
     Mutant('random numbers of numpy not replayed', 'rng.py', '            self._numpy.restore(numpy)', '            pass'),
     Mutant('generators of modules not replayed', 'rng.py', '            _set_state_of(generator, state)', '            pass'),

@@ -124,13 +124,27 @@ def test_a_penalty_that_is_off_gives_the_plain_gradient(penalty: GradientPenalty
     assert spent == [own + 1, 1, 1, own + 1]
 
 
+def test_a_decision_holds_from_the_next_measurement_on() -> None:
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.3), held_out=HeldOut(every=3))
+    nearly = {"mean": -5e3, "square": 2.5e7, "weight": 1.0, "weight_squares": 0.1, "helps": 1.0, "count": 0, "helps_now": True}
+    regularizer.load_state_dict({**regularizer.state_dict(), "held_out": nearly})
+    strengths: list[float] = []
+    for _ in range(4):
+        regularizer.backward(problem.closure(TRAIN), held_out=problem.closure(KEPT))
+        strengths.append(regularizer.metrics.strength)
+        assert switch_of(regularizer)["helps"] == 0.0
+    assert strengths == [0.3, 0.3, 0.3, 0.0]
+
+
 def test_micro_batches_count_together() -> None:
     problem = tanh_problem()
     whole, each = (GradientRegularizer(problem.model, gradreg.sam(rho=0.3)) for _ in range(2))
     halves: list[Callable[[], Tensor]] = [lambda i=i: problem.loss(slice(2 * i, 2 * i + 2)) / 2 for i in range(2)]
     kept: list[Callable[[], Tensor]] = [lambda: problem.loss(KEPT) / 4, lambda: 3 * problem.loss(KEPT) / 4]
     g, h = gradient(problem, slice(0, 4)), gradient(problem, KEPT)
-    for regularizer, options in ((whole, {}), (each, {"perturb": "each"})):
+    pairs: list[tuple[GradientRegularizer, dict[str, Any]]] = [(whole, {}), (each, {"perturb": "each"})]
+    for regularizer, options in pairs:
         problem.model.zero_grad()
         regularizer.backward(halves, held_out=kept, **options)
         change = {name: v - g[name] for name, v in gradients(problem.model).items()}
@@ -264,8 +278,8 @@ VALLEY = {"sam": gradreg.sam(rho=0.2), "fgr": gradreg.fgr(gamma=0.1, epsilon=0.1
 @pytest.mark.parametrize("penalty", VALLEY.values(), ids=VALLEY)
 @pytest.mark.parametrize("seed", range(2))
 def test_a_penalty_that_hurts_goes_and_one_that_helps_stays(penalty: GradientPenalty, seed: int) -> None:
-    helped, flat = shares_on(penalty, seed, lambda step: -3.0)
-    hurt, sharp = shares_on(penalty, seed, lambda step: 3.0)
+    helped, flat = shares_on(penalty, seed, lambda step: -3.0, steps=300)
+    hurt, sharp = shares_on(penalty, seed, lambda step: 3.0, steps=300)
     assert min(helped) > 0.9
     assert hurt[2] < 0.1
     assert flat < sharp

@@ -17,7 +17,7 @@ class Metrics(Mapping[str, float]):
     Keys:
         gradient_norm: L2 norm of the first pass's gradient over all perturbed parameters; NaN before the first step, and at steps of one
             plain pass that began with a gradient already in ``.grad`` or without ``measure_norm``. Reading it takes a device sync.
-        strength: the penalty's strength at that step (λ or γ).
+        strength: the penalty's strength at that step (λ or γ); 0 while held-out data say that it does not help.
         radius: its radius at that step (r, ρ or ε); NaN for an exact penalty.
         coefficient: c = strength / radius, the weight of the second gradient; NaN for an exact penalty.
         cosine: between the gradient at the unperturbed parameters and the first one at perturbed ones, -1 to 1; NaN unless
