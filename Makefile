@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: help setup demo test test-fast soak lint format tables lock
+.PHONY: help setup demo test test-fast soak lint format tables docs dist release-check lock
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,10 +36,24 @@ lint: $(STAMP) ## check format, lint, types, and the tables of the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/python docs/typing_for_users.py
 	$(BIN)/python docs/tables.py --check
 
 tables: $(STAMP) ## rewrite the tables of README.md and docs/ that are generated from the code
 	$(BIN)/python docs/tables.py
+
+docs: $(STAMP) ## build the site into build/docs: pages, executed examples, the reference of every function; fails on a broken link
+	OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
+	$(BIN)/python docs/links.py build/docs
+	@echo build/docs/index.html
+
+dist: $(STAMP) ## build the wheel and the source distribution into dist/, and check what a package index will show
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+	$(BIN)/python -m twine check --strict dist/*
+
+release-check: $(STAMP) ## is this checkout fit to be published? versions, changelog, citation, addresses filled in
+	$(BIN)/python docs/release.py $(TAG)
 
 lock: ## update requirements.lock to the newest versions, with hashes
 	$(BIN)/uv pip compile pyproject.toml --universal --upgrade --extra torch --extra jax --extra theory --extra train --extra study --extra tune --extra sharpness --group dev \

@@ -11,8 +11,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from gradreg import files
+from gradreg.study.executors.local import LocalExecutor, default_workers
 from gradreg.study.plan import Job
-from gradreg.study.workers import default_workers, run_jobs
+from gradreg.study.running import run_jobs
 from gradreg.train import recipe as recipes
 from gradreg.train.run_folder import RunFolder
 
@@ -31,7 +32,7 @@ def base_of(recipe: recipes.Recipe, root: str | None) -> dict[str, Any]:
 def run_missing(jobs: Iterable[Job], runs: Path, workers: int) -> None:
     """Run the jobs that are not complete under ``runs``."""
     missing = [job for job in jobs if RunFolder(runs / job.folder).result() is None]
-    for job, result in run_jobs(lambda: missing, runs, workers=workers):
+    for job, result in run_jobs(lambda: missing, runs, executor=LocalExecutor(workers=workers)):
         print(job.folder, result.get("test_accuracy", result.get("error")), flush=True)
 
 
@@ -39,6 +40,12 @@ def store(name: str, content: dict[str, Any]) -> None:
     """Write the results ``name``."""
     files.make_directory(RESULTS, purpose="results")
     files.write_json(RESULTS / f"{name}.json", content)
+
+
+def show(name: str, table: str) -> None:
+    """Print the table of the results ``name`` and write it beside them, where docs/tables.py finds it."""
+    print(table)
+    files.write_text(RESULTS / f"{name}.md", table + "\n")
 
 
 def stored(name: str) -> dict[str, Any]:

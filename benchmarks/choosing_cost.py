@@ -74,11 +74,13 @@ def gain_kept(variant: np.ndarray, plain: np.ndarray, reference: np.ndarray) -> 
 
 
 def table(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a variant, the cheapest first: cost, accuracy, gain in points with its paired interval, and gain kept."""
+    """A row a variant, the cheapest first: cost, accuracy, gain in points with its paired interval, and gain kept where F-GR gains."""
     accuracies = {
         name: {s: 100 * a for s, a in zip(found["seeds"], v["test_accuracies"], strict=True) if a is not None}
         for name, v in found["variants"].items()
     }
+    gain = paired_difference(accuracies[REFERENCE], accuracies[PLAIN])
+    gains = gain is not None and gain.mean > 0
     rows: list[dict[str, Any]] = []
     for name, own in accuracies.items():
         if not own:
@@ -93,7 +95,7 @@ def table(found: dict[str, Any]) -> list[dict[str, Any]]:
                 "accuracy": float(columns[0].mean()),
                 "deviation": deviation(list(columns[0])),
                 "gain": None if name == PLAIN else paired_difference(own, accuracies[PLAIN]),
-                "kept": "" if name in (PLAIN, REFERENCE) else gain_kept(*columns),
+                "kept": gain_kept(*columns) if gains and name not in (PLAIN, REFERENCE) else "",
                 "diverged": len(found["seeds"]) - len(own),
             }
         )
@@ -138,8 +140,9 @@ def draw(task: str, rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     found = choosing.found_by_command("cost", __doc__, measure, task_help="a recipe with the variants none and fgr")
     rows = table(found)
-    print(markdown(rows))
-    draw(found["task"], rows)
+    choosing.show(f"cost-{found['task']}", markdown(rows))
+    if any(row.get("kept") for row in rows):
+        draw(found["task"], rows)
 
 
 if __name__ == "__main__":

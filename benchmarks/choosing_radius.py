@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import choosing
+import tables
 from gradreg.study.plan import Job
 from gradreg.train import recipe as recipes
 from gradreg.train.recipe import configuration
@@ -25,6 +26,8 @@ from gradreg.train.run_folder import RunFolder
 from gradreg.train.task import RecipeVariant, gradient_evaluations
 
 FIRST_SEED = 100
+CHANCE = 15.0
+"""Mean accuracy in percent below which a network of ten classes is said to guess."""
 PLAIN = "plain"
 METHODS: dict[str, Callable[[float], dict[str, Any]]] = {
     "sam": lambda radius: {"name": "sam", "rho": radius},
@@ -116,11 +119,25 @@ def draw(task: str, found: dict[str, Any]) -> None:
     choosing.save(figure, f"choosing-radius-{task}")
 
 
+def table(found: dict[str, Any]) -> str:
+    """A row for each method: its best radius, and from where on it loses."""
+    points = summary(found)
+    (_, plain, spread, _) = points.pop(PLAIN)[0]
+    rows: list[tuple[str, ...]] = []
+    for method, own in points.items():
+        best, mean, deviation, _ = max(own, key=lambda point: -np.inf if np.isnan(point[1]) else point[1])
+        below = [f"{radius:g} ({m:.2f} ± {s:.2f})" for radius, m, s, _ in own if radius > best and not m >= plain]
+        chance = [f"{radius:g}" for radius, m, _, _ in own if radius > best and not m >= CHANCE]
+        largest = f"beyond {own[-1][0]:g}"
+        gain = f"{mean:.2f} ± {deviation:.2f}"
+        rows.append((SYMBOLS[method], f"{best:g}", gain, below[0] if below else largest, chance[0] if chance else largest))
+    header = ("method", "best radius", "test accuracy, %", f"below plain ({plain:.2f} ± {spread:.2f}) at", "at chance at")
+    return tables.markdown(header, rows)
+
+
 def main() -> None:
     found = choosing.found_by_command("radius", __doc__, measure, tasks=tuple(RADII), task_help="a recipe, whose variants are not used")
-    for method, points in summary(found).items():
-        for radius, mean, deviation, diverged in points:
-            print(f"{method:6} {radius or '':>6}  {mean:.2f} ± {deviation:.2f}" + (f"  {diverged} diverged" if diverged else ""))
+    choosing.show(f"radius-{found['task']}", table(found))
     draw(found["task"], found)
 
 

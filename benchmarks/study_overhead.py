@@ -26,8 +26,9 @@ import gradreg
 import tables
 from gradreg import environment, study
 from gradreg.study import comparison
+from gradreg.study.executors.local import LocalExecutor
 from gradreg.study.plan import make_plan
-from gradreg.study.workers import run_jobs
+from gradreg.study.running import run_jobs
 from gradreg.train import recipe as recipes
 from gradreg.train.loop import train
 from gradreg.train.task import RecipeTask
@@ -144,7 +145,7 @@ def start_up() -> float:
     jobs = plan.jobs({})
     with tempfile.TemporaryDirectory() as folder:
         before = time.perf_counter()
-        with contextlib.closing(run_jobs(lambda: jobs, Path(folder), workers=1)) as ended:
+        with contextlib.closing(run_jobs(lambda: jobs, Path(folder), executor=LocalExecutor(workers=1))) as ended:
             next(ended)
             return time.perf_counter() - before
 

@@ -24,7 +24,7 @@ _spec.loader.exec_module(tables)
 @pytest.fixture
 def copied(tmp_path):
     (tmp_path / "docs").mkdir()
-    for path in (Path("README.md"), *(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))):
+    for path in (Path("README.md"), Path("CITATION.cff"), *(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))):
         shutil.copy(ROOT / path, tmp_path / path)
     return tmp_path
 
@@ -39,7 +39,7 @@ def test_a_table_that_differs_is_named_and_written_again(copied, capsys):
     path.write_text(right.replace("`rho: 0.05`", "`rho: 0.5`"))
     assert path.read_text() != right
     assert tables.main(["--check"], copied) == 1
-    assert capsys.readouterr().err.startswith("docs/recipes.md: tables differ from the code")
+    assert capsys.readouterr().err.startswith("docs/recipes.md: out of date with the code")
     assert path.read_text() != right
     assert tables.main([], copied) == 0
     assert path.read_text() == right

@@ -42,3 +42,22 @@ def test_public_names_are_those_of_all() -> None:
     assert sorted(gradreg.__all__) == list(gradreg.__all__)
     for name in gradreg.__all__:
         assert getattr(gradreg, name).__module__.startswith("gradreg.")
+
+
+@pytest.mark.parametrize(
+    ("code", "package", "extra"),
+    [
+        ("import gradreg.torch", "torch", "torch"),
+        ("from gradreg.torch import GradientRegularizer", "torch", "torch"),
+        ("import gradreg.jax", "jax", "jax"),
+        ("from gradreg import study", "yaml", "study"),
+        ("from gradreg import sharpness; sharpness.trace", "torch", "sharpness"),
+    ],
+)
+def test_an_import_without_its_package_names_the_extra(code: str, package: str, extra: str) -> None:
+    script = (
+        f"import sys; sys.modules[{package!r}] = None\ntry: exec({code!r})\nexcept ModuleNotFoundError as error: print(error.name, error)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(package)
+    assert result.stdout.endswith(f"Run: pip install 'gradreg[{extra}]'\n")

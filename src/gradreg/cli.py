@@ -31,6 +31,9 @@ TRACEBACK = "GRADREG_TRACEBACK"
 _OF_STUDY = ("jinja2", "jsonargparse", "numpy", "plotly", "rich", "scipy", "yaml")
 """What the extra "study" installs, which is all that a study of a task of one's own needs beside its framework."""
 
+_OF_STORES = ("fsspec", "s3fs", "gcsfs", "adlfs")
+"""What a study at a URL needs, which the URL decides."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
@@ -68,9 +71,9 @@ def _run(argv: list[str]) -> int:
     except ModuleNotFoundError as error:
         if os.environ.get(TRACEBACK) or (error.name or "").startswith("gradreg"):
             raise
-        return _fail(
-            f"{name} needs the package {error.name!r}, which is not installed. Run: pip install 'gradreg[{_extra_with(error.name, name)}]'"
-        )
+        package = (error.name or "").partition(".")[0]
+        wanted = package if package in _OF_STORES else f"'gradreg[{_extra_with(error.name, name)}]'"
+        return _fail(f"{name} needs the package {error.name!r}, which is not installed. Run: pip install {wanted}")
     except BrokenPipeError:
         raise
     except (ValueError, TypeError, OSError) as error:

@@ -283,6 +283,11 @@ class GradientPenalty:
         reuses = self.reuse is not None and self.reuse.k > 1
         return parts or reuses or not (schedules.is_constant(self.strength) and schedules.is_constant(self.radius))
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether it acts in the tail of a run whose length it does not know yet: see ``over``."""
+        return any(isinstance(s, schedules.Tail) for s in schedules.inside(schedules.as_schedule(self.strength)))
+
     def starts_unperturbed_at(self, step: int) -> bool:
         """Whether the first pass of ``step`` is at the unperturbed parameters: its loss and norm are plain training's."""
         return self.plan(self.nominal_at(step)).passes[0].offset == 0
@@ -336,6 +341,26 @@ class GradientPenalty:
             raise ValueError(
                 f"ascent must be None for a direction that needs no gradient, {self.direction}; got {received}. "
                 "Leave it out, or use direction=Gradient()."
+            )
+
+    def check_each(self) -> None:
+        """Raise if the micro-batches of a step cannot each have a perturbation of their own (``perturb="each"``).
+
+        Raises:
+            ValueError: for a penalty that keeps tensors from step to step, a mixing of other than the plain sum, and a direction that does
+                not depend on the batch.
+        """
+        remedy = "Use perturb='all', or sam(), gnp(), fgr() or asam()."
+        if self.keeps_tensors or self.keeps_plain_apart or self.mixing.plain_gradient != "summed":
+            what = self.combined_by() if self.keeps_plain_apart or self.mixing.plain_gradient != "summed" else "memory"
+            raise ValueError(
+                "perturb must be 'all' for a penalty with memory, or that mixes gradients otherwise than by a sum, which are those of the "
+                f"whole step; got 'each' with {self} ({what}). {remedy}"
+            )
+        if not self.direction.needs_gradient:
+            raise ValueError(
+                f"perturb must be 'all' for a direction that needs no gradient, and so is the same for every micro-batch; got 'each' with "
+                f"direction {self.direction}. {remedy}"
             )
 
     def combined_by(self) -> str:
@@ -398,6 +423,48 @@ class GradientPenalty:
     def _acting(self, gate: Schedule) -> GradientPenalty:
         return self if self.strength == 0.0 else replace(self, strength=schedules.as_schedule(self.strength) * gate)
 
+    def tail(self, share: float, *, total_steps: int | None = None) -> GradientPenalty:
+        """The same penalty in the last ``share`` of a run's steps alone, and none (one pass) before; a new object.
+
+        Meant for the part of a run in which the learning rate decays to its end.
+
+        Args:
+            share: in (0, 1]; 1 changes nothing.
+            total_steps: optimizer steps of the run, ≥ 1; None leaves them open until ``over``, as recipes do.
+
+        Cost: the share of the further evaluations. EMAs are updated with the plain gradients before.
+        Source: Zhou et al. 2025, arXiv 2410.10373 (the last epochs have nearly all of SAM's effect); arXiv 2609.17575.
+
+        Raises:
+            ValueError: a share that is no step of ``total_steps``, or in whose steps the penalty never acts.
+
+        >>> from gradreg import sam
+        >>> late = sam(rho=0.1).tail(0.3, total_steps=10)
+        >>> [late.evaluations_at(step) for step in range(10)]
+        [1, 1, 1, 1, 1, 1, 1, 2, 2, 2]
+        """
+        share = checks.probability("share", share, remedy="Leave .tail() out to have the penalty at every step.")
+        late = self
+        if share < 1.0 and self.strength != 0.0:
+            late = replace(self, strength=schedules.Tail(value=self.strength, share=share))
+        return late if total_steps is None else late.over(total_steps)
+
+    def over(self, total_steps: int) -> GradientPenalty:
+        """The same penalty in a run of ``total_steps`` optimizer steps (≥ 1), which a ``tail`` is a share of.
+
+        Raises:
+            ValueError: if the penalty has a strength, and a warm-up, a tail or another schedule leaves no step of the run at which it acts.
+        """
+        total_steps = checks.whole("total_steps", total_steps, minimum=1)
+        strength = schedules.over(self.strength, total_steps)
+        found = self if strength is self.strength else replace(self, strength=strength)
+        if isinstance(strength, Schedule) and not any(found.nominal_at(step).acts for step in range(total_steps - 1, -1, -1)):
+            raise ValueError(
+                f"a penalty must act at a step of the run, of which there are {total_steps}; got {self}, whose strength is 0 at all. "
+                "Warm up over fewer steps, give the tail a larger share, or train longer."
+            )
+        return found
+
     def only_norms(self) -> GradientPenalty:
         """The same penalty perturbing only normalization layers (SAM-ON); all parameters are updated. See ``gradreg.masks.OnlyNorms``."""
         return replace(self, mask=OnlyNorms())
@@ -425,8 +492,8 @@ class GradientPenalty:
 
         ``{"name": "gnp", "r": 0.1, "alpha": 0.8, "warmup": {"kind": "zero", "steps": 1000}}`` calls the constructor of that name; a
         dictionary without ``name`` holds the fields of ``GradientPenalty``, as ``to_dict`` returns them. Both may carry ``mask``, and,
-        applied in this order, ``warmup`` (``{kind, steps}``), ``every`` (a whole number) and ``probability`` (a number, or ``{p, seed}``),
-        the last two with ``compensate``.
+        applied in this order, ``warmup`` (``{kind, steps}``), ``tail`` (a share, or ``{share, total_steps}``), ``every`` (a whole number)
+        and ``probability`` (a number, or ``{p, seed}``), the last two with ``compensate``.
 
         Raises:
             ValueError: an unknown name or key (the nearest known one is named), or a bad value.

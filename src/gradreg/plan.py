@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 Difference: TypeAlias = Literal["forward", "backward", "central", "exact"]
@@ -30,6 +30,11 @@ class StepValues:
     coefficient: Any
     acts: Condition
     fresh: Condition
+
+
+def resting(values: StepValues) -> StepValues:
+    """``values`` of a step at which the penalty does not act."""
+    return replace(values, strength=0.0, coefficient=None if values.coefficient is None else 0.0, acts=False, fresh=False)
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,11 @@ class Plan:
     def is_one_plain_pass(self) -> bool:
         """Whether the loss is evaluated once, at θ, as without a penalty."""
         return len(self.passes) == 1 and self.passes[0].offset == 0 and not self.exact
+
+    @property
+    def has_plain_pass(self) -> bool:
+        """Whether a pass of its own gives the plain gradient of the loss."""
+        return not self.exact and any(p.of == "loss" and p.offset == 0 for p in self.passes)
 
     def evaluations(self, ascent_share: float = 1.0) -> float:
         """Gradient evaluations: one per pass, ``ascent_share`` for a pass of ``ascent``, 3 for an exact one. An int if it is whole.

@@ -22,7 +22,7 @@ P = ParamSpec("P")
 CONSTRUCTORS: dict[str, Callable[..., Any]] = {}
 """The constructors by the name that recipes use."""
 
-_MODIFIERS = ("warmup", "every", "probability", "compensate")
+_MODIFIERS = ("warmup", "tail", "every", "probability", "compensate")
 
 
 def constructor(build: Callable[P, T]) -> Callable[P, T]:
@@ -83,6 +83,9 @@ def _modified(penalty: Any, modifiers: Mapping[str, Any]) -> Any:
         )
     if modifiers.get("warmup") is not None:
         penalty = _call("warmup", penalty.warmup, modifiers["warmup"])
+    if modifiers.get("tail") is not None:
+        tail = modifiers["tail"]
+        penalty = _call("tail", penalty.tail, tail if isinstance(tail, Mapping) else {"share": tail})
     compensate = modifiers.get("compensate", False)
     if "every" in modifiers:
         penalty = penalty.every(modifiers["every"], compensate=compensate)

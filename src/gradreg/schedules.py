@@ -11,7 +11,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, cast
 
 from gradreg import checks
@@ -301,6 +301,36 @@ class Delay(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tail(Schedule):
+    """``value`` in the last ``share`` of a run whose length is not known yet, and exactly 0 before: ``over`` makes a ``Delay`` of it.
+
+    Args:
+        value: a number or a schedule; kept as a schedule.
+        share: of the run's optimizer steps, in (0, 1].
+    """
+
+    value: Value
+    share: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", as_schedule(self.value))
+        object.__setattr__(self, "share", checks.probability("share", self.share))
+
+    def evaluate(self, step: Any, ops: Operations) -> Any:
+        raise ValueError(
+            f"total_steps must be known where a penalty acts in the tail of a run; got {self}. Write penalty.over(total_steps=...); in "
+            "a task of a study run.regularizer(model, total_steps=...)."
+        )
+
+    def bounds(self) -> tuple[float, float]:
+        low, high = as_schedule(self.value).bounds()
+        return min(low, 0.0), max(high, 0.0)
+
+    def __str__(self) -> str:
+        return f"{self.value} in the last {100 * self.share:g} % of the steps"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Product(Schedule):
     """``left · right`` at the same step; each is a number or a schedule. ``schedule * 0.5`` and ``a * b`` build it."""
 
@@ -394,6 +424,7 @@ _NAMED: dict[str, type[Schedule]] = {
     "anneal": Anneal,
     "log-time": LogTime,
     "delay": Delay,
+    "tail": Tail,
     "product": Product,
     "every": Every,
     "chance": Chance,
@@ -420,6 +451,23 @@ def inside(schedule: Schedule) -> Iterator[Schedule]:
         held = getattr(schedule, field.name)
         if isinstance(held, Schedule):
             yield from inside(held)
+
+
+def over(value: Value, total_steps: int) -> Value:
+    """``value`` in a run of ``total_steps`` optimizer steps (≥ 1): each ``Tail``, at any depth, becomes a ``Delay``.
+
+    The tail has ``share · total_steps`` steps, rounded to a whole number; one of all steps is no delay.
+
+    >>> over(Tail(value=0.1, share=0.3), total_steps=10)(6), over(Tail(value=0.1, share=0.3), total_steps=10)(7)
+    (0.0, 0.1)
+    """
+    if not isinstance(value, Schedule) or not any(isinstance(schedule, Tail) for schedule in inside(value)):
+        return value
+    held = [field.name for field in fields(cast(Any, value)) if isinstance(getattr(value, field.name), Schedule)]
+    if not isinstance(value, Tail):
+        return replace(cast(Any, value), **{name: over(getattr(value, name), total_steps) for name in held})
+    inner, start = over(value.value, total_steps), total_steps - round(value.share * total_steps)
+    return Delay(value=inner, steps=start) if start else inner
 
 
 def _set_from_to(schedule: Ramp | Cosine) -> None:
@@ -468,7 +516,7 @@ def where_it_acts(value: Value) -> Schedule:
     Constant(value=0.1)
     """
     schedule = as_schedule(value)
-    if isinstance(schedule, Delay):
+    if isinstance(schedule, (Delay, Tail)):
         return where_it_acts(schedule.value)
     if isinstance(schedule, Product) and isinstance(schedule.right, (Every, Chance)) and schedule.right.value == 1.0:
         return where_it_acts(schedule.left)

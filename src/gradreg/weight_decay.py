@@ -71,21 +71,23 @@ class AutoL2:
         smoothing: float = 0.0,
         learning_rate: float | None = None,
     ) -> None:
-        self.initial = checks.positive("initial", initial, remedy="0.1 is the authors' start; use weight decay 0 to train without L2.")
-        self.factor = checks.positive("factor", factor, remedy="0.1 is the authors'.")
+        self.initial: float = checks.positive(
+            "initial", initial, remedy="0.1 is the authors' start; use weight decay 0 to train without L2."
+        )
+        self.factor: float = checks.positive("factor", factor, remedy="0.1 is the authors'.")
         if self.factor >= 1:
             raise ValueError(f"factor must be < 1, so that the coefficient falls; got {factor}. 0.1 is the authors'.")
-        self.refractory = checks.positive("refractory", refractory, remedy="0.1 is the authors'; a small number reacts sooner.")
-        self.measure_every = checks.whole("measure_every", measure_every, minimum=1, remedy="10 is the authors'.")
+        self.refractory: float = checks.positive("refractory", refractory, remedy="0.1 is the authors'; a small number reacts sooner.")
+        self.measure_every: int = checks.whole("measure_every", measure_every, minimum=1, remedy="10 is the authors'.")
         self.trigger = cast("Trigger", checks.choice("trigger", trigger, get_args(Trigger)))
-        self.minimum = checks.non_negative("minimum", minimum, remedy="Use 0.0 for no floor.")
+        self.minimum: float = checks.non_negative("minimum", minimum, remedy="Use 0.0 for no floor.")
         if self.minimum > self.initial:
             raise ValueError(f"minimum must be <= initial, which is {self.initial:g}; got {minimum}. Lower it, or raise initial.")
-        self.smoothing = checks.non_negative("smoothing", smoothing, remedy="Use 0.0 for none.")
+        self.smoothing: float = checks.non_negative("smoothing", smoothing, remedy="Use 0.0 for none.")
         if self.smoothing >= 1:
             raise ValueError(f"smoothing must be < 1; got {smoothing}. It is the share of the old value: 0.9 averages over about ten.")
         remedy = "Use None for the authors' refractory time in steps."
-        self.learning_rate = None if learning_rate is None else checks.positive("learning_rate", learning_rate, remedy=remedy)
+        self.learning_rate: float | None = None if learning_rate is None else checks.positive("learning_rate", learning_rate, remedy=remedy)
         self._l2 = self.initial
         self._last_decay = 0
         self._last_step = -1

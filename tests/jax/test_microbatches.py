@@ -235,3 +235,65 @@ def test_bad_arguments(in_axes: Any, arguments: Any, message: str) -> None:
 def test_fun_must_be_callable() -> None:
     with pytest.raises(TypeError, match=r"fun must be callable; got 3"):
         microbatched(3)  # type: ignore[arg-type]
+
+
+EACH = {
+    "sam": gradreg.sam(rho=0.3),
+    "gnp": gradreg.gnp(r=0.3, alpha=0.8),
+    "fgr": gradreg.fgr(gamma=0.2, epsilon=0.5),
+    "cgr": gradreg.cgr(gamma=0.3, epsilon=0.4),
+    "asam": gradreg.asam(rho=0.6, eta=0.1),
+    "exact": gradreg.exact(gamma=0.3),
+    "late": gradreg.sam(rho=0.3).warmup("zero", steps=60),
+}
+
+
+@pytest.mark.parametrize("penalty", EACH.values(), ids=EACH)
+@pytest.mark.usefixtures("x64")
+def test_each_part_by_itself(penalty: GradientPenalty) -> None:
+    """The mean of the regularized gradients of the parts; so does ``vmap`` with the parts as shards, down to single samples."""
+    params, x, y = problem()
+    one = value_and_grad(squared_error, penalty, with_metrics=True)
+    each = jax.jit(value_and_grad(microbatched(squared_error), penalty, perturb="each", with_metrics=True))
+    shards = value_and_grad(squared_error, penalty, axis_name="m")
+    for parts in (4, 8):
+        xs, ys = divided(parts, x, y)
+        found = [one(params, a, b, step=50) for a, b in zip(xs, ys, strict=True)]
+        expected = jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), 0), *found)
+        actual = each(params, xs, ys, step=jnp.int32(50))
+        assert_close(actual[1], expected[1])
+        np.testing.assert_allclose(actual[0][0], expected[0][0], rtol=1e-12)
+        np.testing.assert_allclose(actual[0][1].gradient_norm, expected[0][1].gradient_norm, rtol=1e-12)
+        _, at_once = jax.vmap(lambda a, b: shards(params, a, b, step=50), axis_name="m")(xs, ys)
+        assert_close(jax.tree.map(lambda leaf: leaf[0], at_once), expected[1])
+    whole = value_and_grad(squared_error, penalty)(params, x, y, step=50)[1]
+    assert (max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (whole, expected[1])), strict=True)) > 1e-3) == (
+        penalty.at(50).acts
+    )
+
+
+def test_aux_of_each_part_is_stacked() -> None:
+    def loss(params: Any, x: jax.Array) -> Any:
+        return jnp.mean((params * x) ** 2), x.sum()
+
+    function = value_and_grad(microbatched(loss, has_aux=True), gradreg.sam(rho=0.1), has_aux=True, perturb="each")
+    (value, aux), gradients = function(jnp.ones(2), jnp.arange(8.0).reshape(4, 1, 2))
+    assert aux.tolist() == [1.0, 5.0, 9.0, 13.0]
+    assert value == jnp.mean(jnp.arange(8.0) ** 2)
+    assert gradients.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fun": squared_error}, "^perturb must be 'all' unless fun is microbatched"),
+        ({"ascent": squared_error}, "^perturb must be 'all' with ascent"),
+        ({"penalty": gradreg.auto()}, "^perturb must be 'all' with ascent, held_out, axis_name or a penalty that carries a state"),
+        ({"penalty": gradreg.gnp(r=0.1, alpha=0.8, mixing="unit")}, "^perturb must be 'all' for a penalty with memory, or that mixes"),
+        ({"perturb": "eachh"}, "^unknown perturb 'eachh'"),
+    ],
+)
+def test_what_each_refuses(options: dict[str, Any], message: str) -> None:
+    given = {"fun": microbatched(squared_error), "penalty": gradreg.sam(), "perturb": "each", **options}
+    with pytest.raises(ValueError, match=message):
+        value_and_grad(**given)

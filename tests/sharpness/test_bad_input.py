@@ -258,3 +258,11 @@ def test_what_does_not_exist() -> None:
     with pytest.raises(AttributeError, match="no attribute 'flatness'"):
         sharpness.flatness  # noqa: B018
     assert all(getattr(sharpness, name) is not None for name in sharpness.__all__)
+
+
+def test_a_matrix_with_one_eigenvalue_alone() -> None:
+    """The iteration ends after one product, whose eigenvalue is exact."""
+    model = nn.Linear(3, 1, bias=False).double()
+    for which in ("largest", "smallest"):
+        found = sharpness.eigenvalues(model, lambda: model.weight.square().sum(), which=which)  # type: ignore[arg-type]
+        assert found.values.tolist() == pytest.approx([2.0], abs=1e-12)

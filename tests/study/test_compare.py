@@ -125,16 +125,17 @@ def test_a_variant_that_diverges_is_reported_and_not_hidden(tmp_path, capsys, mo
 
 def test_a_dead_worker_is_an_error_in_words_and_what_is_complete_stays(tmp_path, monkeypatch):
     from gradreg.study import plan as plans
-    from gradreg.study import workers
+    from gradreg.study.executors import local
+    from gradreg.study.running import run_jobs
 
     recipe = recipes.load("digits-noisy-labels")
     base = {**recipe.settings(), "epochs": 1, "data": {"train_size": 100}}
     jobs = plans.make_plan(RecipeTask(recipe, base), ["sam"], seeds=1).jobs({})
     jobs = [job for job in jobs if job.name == "sam"] + [job for job in jobs if job.name != "sam"]
-    runs = workers.run_jobs(lambda: jobs, tmp_path, workers=1)
+    runs = run_jobs(lambda: jobs, tmp_path, executor=local.LocalExecutor(workers=1))
     next(runs)
-    monkeypatch.setattr(workers, "_start_worker", _die)
-    broken = workers.run_jobs(lambda: jobs[:1], tmp_path, workers=1)
+    monkeypatch.setattr(local, "_start_worker", _die)
+    broken = run_jobs(lambda: jobs[:1], tmp_path, executor=local.LocalExecutor(workers=1))
     with pytest.raises(RuntimeError, match="a worker process died while running sam/seed-0 or beside it"):
         next(broken)
     assert (tmp_path / jobs[0].folder / "result.json").is_file()

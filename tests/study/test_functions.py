@@ -510,3 +510,16 @@ def test_a_file_that_ends_the_program_when_it_is_imported_is_named(tmp_path):
         ValueError, match=r"'.*broken.py' cannot be imported: SystemExit in line 2: 3\. Put what it runs by itself under if"
     ):
         load_task(str(tmp_path / "broken.py"))
+
+
+def test_a_tail_is_a_share_of_the_steps_that_the_run_says(mine: Path, tmp_path: Path) -> None:
+    mine.write_text(TASK.replace("run.regularizer(model)", "run.regularizer(model, total_steps=2 * epochs)"))
+    found = in_this_process(str(mine), tmp_path / "with", penalties=["sam:rho=0.1,tail=0.5"], seeds=1)
+    assert [r.gradient_evaluations for r in found.records if r.variant != "none"] == [9]
+    (variant,) = (v for name, v in found.plan.variants.items() if name != "none")
+    assert "in the last 50 % of the steps" in variant.method
+    run = study.Run(gradreg.sam(rho=0.1).tail(0.5), 0, tmp_path, metric=found.plan.metric)
+    with pytest.raises(ValueError, match=r"total_steps must be known .*in a task of a study run.regularizer\(model, total_steps=...\)"):
+        run.regularizer(torch.nn.Linear(1, 1)).backward(lambda: torch.zeros((), requires_grad=True))
+    run.steps(10)
+    assert run.penalty == gradreg.sam(rho=0.1).tail(0.5, total_steps=10)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 
 import pytest
@@ -40,13 +42,12 @@ def test_the_page_shows_the_table_and_draws_the_charts(browser, comparison, widt
     page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(f"file://{comparison.folder / 'report.html'}")
-    page.wait_for_function("document.querySelectorAll('.chart .main-svg').length >= 4")
+    page.wait_for_function("document.querySelectorAll('.chart svg.drawn').length >= 4")
     assert messages == []
+    assert (comparison.folder / "report.html").stat().st_size < 1_500_000
     assert requests == [f"file://{comparison.folder / 'report.html'}"]
 
     shown = page.locator("#results tbody tr").all_inner_texts()
-    import json
-
     table = json.loads((comparison.folder / "results.json").read_text())["table"]
     assert len(shown) == len(table) == 4
     for text, row in zip(shown, table, strict=True):
@@ -57,12 +58,35 @@ def test_the_page_shows_the_table_and_draws_the_charts(browser, comparison, widt
             assert f"{difference['difference']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]" in text
 
     # Three variants in the first chart, the longer baseline beside them in the second, a trace a row in the third.
-    lines = [page.locator(f"#chart-{i} path.js-line").count() for i in (0, 1)]
+    lines = [page.locator(f"#chart-{i} path.line").count() for i in (0, 1)]
     assert lines[0] >= 3
     assert lines[1] >= 4
-    assert page.locator("#chart-3 path.point").count() == 12
-    drawn = page.locator("#chart-0 path.js-line").first.bounding_box()
+    assert page.locator("#chart-0 path.band").count() == 3
+    assert page.locator("#chart-3 circle.point").count() == 12
+    drawn = page.locator("#chart-0 path.line").first.bounding_box()
     assert drawn["width"] > 0.3 * min(width, 900)
+    for label in page.locator("#chart-3 svg.drawn text").all():
+        box = label.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+    # A point tells its value when the pointer is there, and a name in the legend hides its lines.
+    point = page.locator("#chart-3 circle.point").nth(4)
+    point.scroll_into_view_if_needed()
+    point.hover()
+    tip = page.locator("#chart-3 .tip")
+    assert tip.is_visible()
+    seed, value, label = re.fullmatch(r"seed (\d+): ([\d.]+) %\n(.+)", tip.inner_text()).groups()
+    (row,) = (row for row in table if row["label"] == label)
+    found = json.loads((comparison.folder / "results.json").read_text())["runs"]
+    (run,) = (run for run in found if (run["variant"], run["budget"], run["seed"]) == (row["variant"], row["budget"], int(seed)))
+    assert float(value) == pytest.approx(100 * run["test_accuracy"], rel=1e-3)
+    page.locator("#chart-0 .legend button").first.click()
+    assert page.locator("#chart-0 path.band").count() == 2
+    assert page.locator("#chart-0 path.line").count() < lines[0]
+    page.locator("#chart-0 .legend button").first.click()
+    assert page.locator("#chart-0 path.line").count() == lines[0]
+    assert messages == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
 
@@ -79,3 +103,45 @@ def test_text_of_a_recipe_cannot_break_the_page(comparison, tmp_path):
     assert "compare &lt;/pre&gt;" in page
     assert all(column.text(row) in page for row in found.rows for column in shown_columns(found.rows))
     assert "corrected for the number of variants by Holm&#39;s method" in page
+
+
+@pytest.mark.chromium
+@pytest.mark.skipif(CHROMIUM is None, reason="needs headless Chromium")
+def test_a_chart_draws_logarithms_steps_and_arrays_and_says_what_it_cannot(browser, tmp_path):
+    import numpy as np
+    import plotly.graph_objects as go
+
+    from gradreg.study.charts import empty_figure
+    from gradreg.study.report import drawn_figures, render
+
+    def messages_of(figure):
+        page, messages = browser.new_page(viewport={"width": 800, "height": 900}), []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        drawn = drawn_figures({"a chart": (figure, "")})
+        (tmp_path / "page.html").write_text(render("page.html", title="", description="", verdicts=[], warnings=[], figures=drawn))
+        page.goto(f"file://{tmp_path / 'page.html'}")
+        page.wait_for_selector("svg.drawn")
+        return page, messages
+
+    figure = empty_figure("rho", "loss")
+    figure.update_xaxes(type="log")
+    marker = {"color": "#0072B2", "size": 9, "symbol": "circle-open"}
+    figure.add_trace(go.Scatter(x=np.array([1e-3, 1e-2, 1e-1]), y=np.array([3.0, 1.0, 2.0]), mode="markers", marker=marker, name="trials"))
+    figure.add_trace(go.Scatter(x=[1e-3, 1e-1], y=[3.0, 1.0], mode="lines", line={"shape": "hv", "color": "#D55E00"}, name="best"))
+    page, messages = messages_of(figure)
+    assert messages == []
+    places = [float(one.get_attribute("cx")) for one in page.locator("circle.point").all()]
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1])  # a decade is as long as another
+    assert [text for text in page.locator("svg.drawn text").all_text_contents() if text in ("0.001", "0.01", "0.1")] == [
+        "0.001",
+        "0.01",
+        "0.1",
+    ]
+    assert re.fullmatch(r"M[\d.]+ [\d.]+H[\d.]+V[\d.]+", page.locator("path.line").get_attribute("d"))
+    page.close()
+
+    figure.add_trace(go.Bar(x=[1.0], y=[1.0]))
+    page, messages = messages_of(figure)
+    assert messages == ["chart chart-0: bar with  is not drawn"]
+    page.close()

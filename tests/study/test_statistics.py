@@ -14,6 +14,7 @@ from gradreg.study.statistics import (
     mean,
     paired_difference,
     paired_t,
+    rank_correlation,
     seeds_needed,
     sign_flip_p,
 )
@@ -99,3 +100,45 @@ def test_seeds_needed_at_its_ends():
     assert seeds_needed(1000.0, 1.0, alpha=0.05) == 2
     # Cohen 1988: d = 0.5, two-sided .05, power .8 takes 34 pairs.
     assert seeds_needed(0.5, 1.0, alpha=0.05) == seeds_needed(-0.5, 1.0, alpha=0.05) == 34
+
+
+def test_a_rank_correlation_is_spearmans_and_its_interval_covers():
+    """The interval holds the population's value as often as it says, at 12 pairs and any correlation."""
+    draws = np.random.default_rng(0)
+    x, y = draws.standard_normal(12), draws.standard_normal(12)
+    found = rank_correlation(x, y)
+    assert found is not None
+    assert found.value == pytest.approx(float(stats.spearmanr(x, y).statistic))
+    assert (found.n, found.groups) == (12, 1)
+    for rho in (0.0, 0.6):
+        true = 6 / np.pi * np.arcsin(rho / 2)  # Spearman's of two normal variables
+        held = 0
+        for _ in range(400):
+            a = draws.standard_normal(12)
+            b = rho * a + np.sqrt(1 - rho**2) * draws.standard_normal(12)
+            one = rank_correlation(a, b)
+            held += one.low <= true <= one.high
+        assert 0.92 <= held / 400 <= 0.98
+
+
+def test_within_groups_the_means_are_taken_off():
+    """Between the groups more is better; within each, less is."""
+    groups = [0] * 6 + [1] * 6
+    x = np.array([0, 1, 2, 3, 4, 5, 100, 101, 102, 103, 104, 105.0])
+    y = np.array([5, 4, 3, 2, 1, 0, 105, 104, 103, 102, 101, 100.0])
+    assert rank_correlation(x, y).value > 0.4
+    within = rank_correlation(x, y, groups)
+    assert within.value == pytest.approx(-1.0)
+    assert (within.n, within.groups) == (12, 2)
+    assert within.low == -1.0
+    assert -1.0 < within.high < -0.9  # of eleven pairs, as good as perfect
+    alone = rank_correlation(x[:6], y[:6])
+    assert alone.high > within.high  # fewer pairs
+
+
+def test_a_rank_correlation_needs_pairs_that_differ():
+    assert rank_correlation([1, 2, 3, 4], [1, 2, 3, 4]) is None
+    assert rank_correlation([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]) is not None
+    assert rank_correlation([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [0, 0, 1, 1, 1]) is None  # four pairs' worth
+    assert rank_correlation([1, 1, 1, 1, 1, 1], [1, 2, 3, 4, 5, 6]) is None
+    assert rank_correlation([0.1 + 0.2, 0.3, 0.3, 1.3, 1.3, 1.3, 1.3], range(7), [0, 0, 0, 1, 1, 1, 1]) is None  # equal but for rounding

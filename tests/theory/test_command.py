@@ -1,10 +1,12 @@
 """gradreg lab: files whole and the same for one seed, tables, and errors in words."""
 
 import csv
+import json
 import os
 
 import pytest
 
+import gradreg
 from gradreg import cli
 from gradreg.theory.command import EXPERIMENTS
 from gradreg.theory.lab import report
@@ -14,6 +16,7 @@ SMALL = {
     "kernel-decay": ["--widths", "16", "32", "--deep-widths", "8", "16", "--end-time", "3", "--seeds", "2"],
     "flooding": ["--pairs", "30", "--width", "8"],
     "stability": [],
+    "edge": ["--samples", "40", "--hidden", "6", "--steps", "20", "--every", "10", "--learning-rates", "0.2", "--rhos", "0", "0.1"],
 }
 
 
@@ -57,6 +60,11 @@ def test_help_explains_every_option_with_its_default(experiment, capsys):
         (["flooding", "--seed", "-1"], "--seed must be >= 0; got -1"),
         (["kernel-decay", "--seeds", "1"], "--seeds must be >= 2; got 1"),
         (["stability", "--learning-rate", "0"], "--learning-rate must be finite and > 0"),
+        (["stability", "--measured", "nowhere.json"], "--measured must be a file with measured curvatures; got 'nowhere.json'"),
+        (["edge", "--rhos", "-1"], "--rhos must be finite and >= 0; got -1"),
+        (["edge", "--learning-rates", "0"], "--learning-rates must be finite and > 0"),
+        (["edge", "--data", "mnist", "--root", "nowhere"], "root must hold MNIST's files as torchvision lays them out"),
+        (["edge", "--data", "cifar"], "invalid choice: 'cifar'"),
     ],
 )
 def test_bad_input_is_refused_in_words(arguments, message, tmp_path, capsys):
@@ -85,3 +93,47 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
         report.write(report.LabReport({"numbers": report.Table(("x",), [(2.5,)])}, {}), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["numbers.csv"]
     assert (tmp_path / "numbers.csv").read_bytes() == before
+
+
+def test_advice_on_measured_runs_takes_what_was_measured(tmp_path, capsys):
+    """A file as ``gradreg sharpness --out`` writes it; tests/train/test_sharpness_command.py has one of a run."""
+    common = {"learning_rate": 0.05, "momentum": 0.0, "gradient_norm": 0.33, "penalty_step": 7}
+    plain = {
+        **common,
+        "run": "plain",
+        "optimizer": "adamw",
+        "largest_eigenvalue": 90.0,
+        "smallest_eigenvalue": -0.2,
+        "penalty": None,
+        "penalized": [],
+    }
+    penalty = gradreg.gnp(r=0.5, alpha=0.8).to_dict()
+    seen = [{"curvature": 2.02, "penalized": 90.0, "error": 0.1}]
+    gnp = {
+        **plain,
+        "run": "gnp",
+        "optimizer": "sgd",
+        "largest_eigenvalue": 2.02,
+        "smallest_eigenvalue": -0.25,
+        "penalty": penalty,
+        "penalized": seen,
+    }
+    file = tmp_path / "sharpness.json"
+    file.write_text(json.dumps({"runs": [plain, gnp]}))
+    assert cli.main(["lab", "stability", "--measured", str(file), "--momentum", "0.9", "--out", str(tmp_path / "out")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "plain: the theory is that of gradient descent with momentum; adamw scales each coordinate" in shown
+    assert "gnp: the theory" not in shown
+    assert (
+        "plain, SAM(rho 0.1): theory and measurement part: On a quadratic learning rate 0.05 diverges at the measured curvature 90, "
+        "above 76" in shown  # an option goes before the file
+    )
+    assert "gnp, GNP(r 0.5, alpha 0.8): nothing too large." in shown
+    assert "only one below -0.825 is" in shown
+    assert "a step of this learning rate overshoots there" in shown
+    rows = list(csv.DictReader((tmp_path / "out" / "advice.csv").read_text().splitlines()))
+    assert [row["penalty"].split(",")[0] for row in rows] == ["plain", "plain", "gnp"]
+    assert {row["problems"] for row in rows} == {"0"}
+    file.write_text("{}")
+    assert cli.main(["lab", "stability", "--measured", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "--measured must be a file that gradreg sharpness wrote" in capsys.readouterr().err

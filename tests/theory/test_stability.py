@@ -7,9 +7,11 @@ import torch
 import gradreg
 from gradreg.theory.stability import (
     Fate,
+    MeasuredCurvature,
     advise,
     fate,
     largest_gamma,
+    sam_edge,
     settle,
     settling_distance,
     sharpest_stable_curvature,
@@ -102,7 +104,7 @@ def test_advice_names_what_is_too_large_and_the_value_that_would_do():
     assert "a trap; stay below 0.25" in problems(gradreg.fgr(gamma=0.5, epsilon=0.5), smallest_curvature=-4.0)[0]
     assert problems(gradreg.exact(gamma=0.5)) == ()
     assert "settles 0.0333 from the minimum, not 0.01; stay below 0.03" in problems(gradreg.sam(rho=0.1), tolerated_distance=0.01)[0]
-    assert "is a trap" in problems(gradreg.sam(rho=0.1), smallest_curvature=-0.5)[0]
+    assert problems(gradreg.sam(rho=0.1), smallest_curvature=-0.5) == ()  # a quadratic's trap at any strength is a note: see below
     assert "unstable at curvature 5 without any penalty" in problems(gradreg.sam(rho=0.1), largest_curvature=5.0)[0]
     late = gradreg.fgr(gamma=0.5, epsilon=0.5).warmup("zero", steps=10)
     assert problems(late, step=0, smallest_curvature=-4.0) == ()
@@ -143,3 +145,79 @@ def test_the_sharpest_stable_curvature_is_where_the_fate_changes(gamma, momentum
 def test_bad_settings_are_refused_in_words(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("rho", [0.05, 0.5])
+def test_sams_edge_is_where_its_step_begins_to_grow(rho, momentum):
+    """One eigenvector, and a slope that holds the gradient's norm: the engine's iterates shrink below the edge and grow above it."""
+    rate, norm = 0.3, 0.8
+    edge = sam_edge(norm, rho, learning_rate=rate, momentum=momentum)
+    assert edge < 2 * (1 + momentum) / rate
+    if momentum == 0:  # as the paper writes it
+        assert edge == pytest.approx(norm / (2 * rho) * (np.sqrt(1 + 8 * rho / (rate * norm)) - 1), rel=1e-12)
+    for share, grows in ((0.98, False), (1.02, True)):
+        h = torch.tensor([share * edge, 0.0], dtype=torch.float64)
+        slope = torch.tensor([0.0, norm], dtype=torch.float64)
+        model = torch.nn.Module()
+        model.p = torch.nn.Parameter(torch.tensor([1e-6, 0.0], dtype=torch.float64))
+        regularizer, optimizer = GradientRegularizer(model, gradreg.sam(rho=rho)), torch.optim.SGD([model.p], lr=rate, momentum=momentum)
+        for _ in range(200):
+            optimizer.zero_grad()
+            regularizer.backward(lambda: (h * model.p**2).sum() / 2 + (slope * model.p).sum())  # noqa: B023
+            optimizer.step()
+        assert (abs(float(model.p.detach()[0])) > 1e-6) == grows
+    assert sam_edge(1e-9, rho, learning_rate=rate) < 1e-2
+    assert sam_edge(0.0, rho, learning_rate=rate) == 0.0
+    assert sam_edge(0.0, 0.0, learning_rate=rate) == 2 / rate
+
+
+def test_a_quadratics_trap_at_any_strength_is_no_problem_of_a_network():
+    """GNP at the strength that is best on the digits, with what was measured there at step 80 of 480."""
+    penalty = gradreg.gnp(r=0.5, alpha=0.8)
+    settings = {"learning_rate": 0.05, "momentum": 0.9, "largest_curvature": 2.02, "smallest_curvature": -0.25}
+    thought = advise(penalty, **settings)
+    assert thought.problems == ()
+    assert "On a quadratic curvature -0.25 is a trap" in thought.notes[0]
+    found = advise(penalty, **settings, gradient_norm=0.33)
+    assert found.problems == ()
+    assert found.notes == ()
+    assert "only one below -0.825 is" in found.partings[0]  # 0.33 / 0.4
+    assert found.stable_curvature == pytest.approx(sam_edge(0.33, 0.4, learning_rate=0.05, momentum=0.9))
+    late = advise(penalty, **settings, gradient_norm=0.05)
+    assert "strength 0.4 turns curvature -0.25 into a trap at a gradient of length 0.05; stay below 0.2" in late.problems[0]
+
+
+def test_training_at_the_edge_is_no_problem_once_it_was_measured():
+    settings = {"learning_rate": 0.1, "largest_curvature": 21.0}
+    thought = advise(gradreg.sam(rho=0.1), **settings)
+    assert "unstable at curvature 21 without any penalty; stay below 0.0952" in thought.problems[0]
+    assert "hovers around this edge" in thought.notes[0]
+    for penalty in (gradreg.sam(rho=0.1), gradreg.fgr(gamma=0.1, epsilon=0.1)):
+        found = advise(penalty, **settings, gradient_norm=0.4)
+        assert found.problems == ()
+        assert "diverges at the measured curvature 21, above 20. Training goes on there" in found.partings[0]
+        assert found.largest_strength >= 0
+    assert "at or above SAM's edge of stability, 7.17" in advise(gradreg.sam(rho=0.1), **settings, gradient_norm=0.4).notes[0]
+
+
+def test_what_was_measured_of_the_penalty_goes_before_the_quadratic():
+    penalty = gradreg.fgr(gamma=0.5, epsilon=0.5)
+    settings = {"learning_rate": 0.1, "largest_curvature": 12.0, "smallest_curvature": -3.0, "gradient_norm": 1.0}
+    (problem,) = advise(penalty, **settings).problems
+    assert "gamma 0.5 turns curvature -3 into a trap" in problem
+    found = advise(penalty, **settings, measured=[MeasuredCurvature(12.0, 15.0, 0.1), MeasuredCurvature(-3.0, -1.0, 0.1)])
+    assert found.problems == ()
+    assert "curvature 12 becomes 84 on a quadratic, and 15 ± 0.1 as measured" in found.partings[0]
+    assert "with the limit at 20: a step of this learning rate is stable there" in found.partings[0]
+    assert "-3 becomes 1.5 on a quadratic, and -1 ± 0.1 as measured with the penalty's own gradient: it is no trap" in found.partings[1]
+    (held,) = advise(penalty, **settings, measured=[MeasuredCurvature(-3.0, 2.0, 0.1)]).problems
+    assert held == problem  # theory and measurement agree
+    worse = advise(penalty, **{**settings, "smallest_curvature": -1.0}, measured=[MeasuredCurvature(-1.0, 0.5, 0.1)])
+    assert "a trap, though not on a quadratic" in worse.problems[0]
+    calm = {**settings, "largest_curvature": 4.0, "smallest_curvature": -1.0}
+    over = advise(penalty, **calm, measured=[MeasuredCurvature(4.0, 30.0, 0.1)])
+    assert "12 on a quadratic, and 30 ± 0.1" in over.partings[0]
+    assert "overshoots there" in over.partings[0]
+    assert advise(penalty, **calm, measured=[MeasuredCurvature(4.0, 12.5, 0.1)]).partings == ()
+    assert "the same verdict, from another number" in advise(penalty, **calm, measured=[MeasuredCurvature(4.0, 18.0, 0.1)]).partings[0]

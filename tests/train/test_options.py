@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import gradreg
+from gradreg.torch import GradientRegularizer
 from gradreg.train.configuration import Config, OptimizerConfig, ScheduleConfig
 from gradreg.train.data.configuration import DataConfig
-from gradreg.train.loop import train
+from gradreg.train.devices import Devices
+from gradreg.train.loop import Run, train
 from gradreg.train.optimization import HarmfulPenalty
 from gradreg.train.outcome import Outcome
+from gradreg.train.penalty import RecipePenalty
 
 SMALL = Config(
     data=DataConfig(train_size=250, label_noise=0.2),
@@ -176,6 +180,115 @@ def test_a_warm_up_may_be_counted_in_epochs():
     by_steps = train(replace(SMALL, penalty={**SAM, "warmup": {"kind": "zero", "steps": 3}}))
     assert_close(by_epochs, by_steps, tolerance=0.0)
     assert [epoch.gradient_evaluations for epoch in by_epochs.history] == [3, 9]
+
+
+def test_a_tail_is_a_share_of_the_run():
+    """Of 2 epochs of 3 steps the last third are 2."""
+    late = train(replace(SMALL, penalty={**SAM, "tail": 1 / 3}))
+    by_steps = train(replace(SMALL, penalty={**SAM, "warmup": {"kind": "zero", "steps": 4}}))
+    assert_close(late, by_steps, tolerance=0.0)
+    assert [epoch.gradient_evaluations for epoch in late.history] == [3, 8]
+
+
+@pytest.mark.parametrize(
+    "more", [{"tail": 0.01}, {"warmup": {"kind": "zero", "epochs": 2}}, {"warmup": {"kind": "zero", "steps": 6}, "tail": 0.5}]
+)
+def test_a_run_without_a_regularized_step_is_an_error(more):
+    with pytest.raises(ValueError, match=r"^penalty: a penalty must act at a step of the run, of which there are 6; got SAM"):
+        train(replace(SMALL, penalty={**SAM, **more}))
+
+
+def test_every_group_of_m_samples_has_a_perturbation_of_its_own():
+    """Groups of 4 of 16 images: the mean of the SAM gradients of each, their share of L2 in the loss among it."""
+    config = replace(
+        SMALL, data=DataConfig(train_size=16), batch_size=16, epochs=1, precision="fp64", optimizer=OptimizerConfig(lr=0.1, l2_in_loss=0.3)
+    )
+    penalty = {"name": "fgr", "gamma": 0.2, "epsilon": 0.5}
+    outcome = train(replace(config, penalty={**penalty, "m": 4}))
+    run = Run(config, Devices(config))
+    (batch,) = run.data.train.batches(1, 16)
+    found = [torch.zeros_like(p) for p in run.state.model.parameters()]
+    for start in range(0, 16, 4):
+        run.state.optimizer.zero_grad()
+        regularizer = GradientRegularizer(run.state.model, gradreg.fgr(gamma=0.2, epsilon=0.5))
+        regularizer.backward(run._closure(batch, slice(start, start + 4), 1.0, l2=1.0))
+        for mean, p in zip(found, run.state.model.parameters(), strict=True):
+            mean.add_(p.grad, alpha=1 / 4)
+    for (name, p), g in zip(run.state.model.named_parameters(), found, strict=True):
+        torch.testing.assert_close(outcome.weights[name], p.detach() - 0.1 * g, rtol=0, atol=1e-12)
+    assert outcome.history[-1].gradient_evaluations == 2
+
+
+def test_m_of_a_whole_batch_is_one_perturbation_and_a_resting_step_is_plain():
+    assert_close(train(replace(SMALL, penalty={**SAM, "m": 1000})), train(replace(SMALL, penalty=SAM)), tolerance=0.0)
+    resting = {**SAM, "warmup": {"kind": "zero", "epochs": 1}}
+    with_m = train(replace(SMALL, penalty={**resting, "m": 2}))
+    assert with_m.history[0].train_loss == train(SMALL).history[0].train_loss
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"penalty": {**SAM, "m": 0}}, "^penalty.m must be >= 1; got 0"),
+        ({"penalty": {**SAM, "m": 2, "ascent_fraction": 0.5}}, "^penalty.m must be left out with penalty.ascent_fraction"),
+        ({"penalty": {"name": "gsam", "rho": 0.1, "a": 0.1, "m": 2}}, "^penalty.m must be left out here; got 2: perturb must be 'all'"),
+        ({"penalty": {**SAM, "m": 2}, "accumulation": 2}, "^accumulation must be 1 with penalty.m"),
+        ({"penalty": {**SAM, "m": 2}, "scope": "global"}, "^scope must be local with penalty.m"),
+    ],
+)
+def test_what_does_not_go_with_m(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_a_share_of_the_training_images_tells_whether_the_penalty_helps():
+    """50 of 250 images are not trained on: 2 steps an epoch, of which the first and the eleventh look at held-out images."""
+    config = replace(SMALL, epochs=6, penalty={**SAM, "held_out": 0.2})
+    outcome = train(config)
+    assert outcome.history[-1].step == 12
+    assert outcome.history[-1].gradient_evaluations == 2 * 12 + 2
+    run = Run(config, Devices(config))
+    assert (len(run.data.train), len(run.data.kept_out)) == (200, 50)
+    assert config.steps_per_epoch() == run.steps_per_epoch == 2
+    everything = Run(SMALL, Devices(SMALL)).data.train
+    (all_rows,) = everything.batches(1, 250)
+    (trained,), (kept,) = run.data.train.batches(1, 200), run.data.kept_out.batches(1, 50)
+    as_sets = [{tuple(image.flatten().tolist()) for image in batch.images} for batch in (all_rows, trained, kept)]
+    assert as_sets[1] | as_sets[2] == as_sets[0]
+    loss = run._held_out(run.data.kept_out, 0)()
+    expected = cross_entropy(run.state.model(kept.images.double()), kept.targets)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+
+
+def test_held_out_images_leave_training_itself_as_it_is():
+    """While the penalty stays on, a look at them changes no weight: the same run on 200 images."""
+    config = replace(SMALL, data=replace(SMALL.data, train_size=250, label_noise=0.0), epochs=3)
+    with_look = train(replace(config, penalty={**SAM, "held_out": 0.2}))
+    assert with_look.history[-1].strength == 0.2
+    smaller = Run(replace(config, penalty={**SAM, "held_out": 0.2}), Devices(config))
+    for _ in range(3):
+        for batch in smaller.data.train.batches(smaller.state.progress.epoch + 1, 100):
+            smaller.state.optimizer.zero_grad()
+            smaller.state.regularizer.backward(smaller._closures(batch, 1.0))
+            smaller.state.optimizer.step()
+            smaller.schedule.step_update(smaller.state.regularizer.step)
+        smaller.state.progress.epoch += 1
+    for ours, theirs in zip(with_look.model.parameters(), smaller.state.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "message"),
+    [
+        ({**SAM, "held_out": 1.0}, "^penalty.held_out must be a share < 1 of the training samples; got 1.0"),
+        ({**SAM, "held_out": 0}, "^penalty.held_out must be finite and > 0; got 0"),
+    ],
+)
+def test_what_may_be_held_out(penalty, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL, penalty=penalty)
+    with pytest.raises(ValueError, match=r"^penalty\.held_out must leave samples to train on; got 0\.9 of 1"):
+        RecipePenalty(None, held_out=0.9).kept_out(1)
 
 
 def test_an_adaptive_optimizer_that_warms_up_under_a_whole_penalty_is_warned_of():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradreg import cli, sharpness
-from gradreg.train import models
+from gradreg.train import models, sharpness_command
 from gradreg.train.devices import Devices
 from gradreg.train.loop import load_data
 from gradreg.train.run_folder import WEIGHTS, RunFolder, load_weights
@@ -67,6 +67,15 @@ def test_runs_side_by_side(run, tmp_path, capsys):
     assert one["run"] == str(run) in text
     assert two["sam_sharpness"] < one["sam_sharpness"]  # half a unit of radius flattens the training loss
     assert report["rank_correlation_with_test"] is None  # two runs have none
+    assert (one["penalty"], one["penalized"]) == (None, [])
+    assert two["penalty"]["radius"] == 0.5
+    top, low = two["penalized"]
+    assert top["curvature"] == two["largest_eigenvalue"] > 0 > low["curvature"] == two["smallest_eigenvalue"]
+    assert top["penalized"] > top["curvature"]  # what SAM adds
+    capsys.readouterr()
+    file = tmp_path / "report" / "sharpness.json"
+    assert cli.main(["lab", "stability", "--measured", str(file), "--out", str(tmp_path / "lab")]) == 0
+    assert "SAM(rho 0.5)" in capsys.readouterr().out
     assert 0 < one["negative_share"] < 1
     assert (tmp_path / "report" / "sharpness.png").stat().st_size > 10_000
     assert b"<svg" in (tmp_path / "report" / "sharpness.svg").read_bytes()
@@ -90,3 +99,26 @@ def test_bad_input(run, words, message, capsys):
     capsys.readouterr()
     assert cli.main(["sharpness", str(run), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_last_record_of_a_run_is_what_the_command_measures(tmp_path, capsys):
+    path = tmp_path / "run"
+    block = ["--sharpness.every", "1", "--sharpness.samples", "90", "--sharpness.batch", "40", "--sharpness.vectors", "3"]
+    assert cli.main(["train", *WORDS, *block, "--out", str(path)]) == 0
+    (found,) = measured(path, capsys)["runs"]
+    recorded = json.loads((path / "result.json").read_text())
+    for name in ("largest_eigenvalue", "trace", "trace_error", "sam_sharpness", "m_sharpness", "critical_sharpness"):
+        assert recorded[f"sharpness_{name}"] == pytest.approx(found[name], rel=1e-6), name
+
+
+def test_five_runs_are_correlated_with_an_interval():
+    runs = [
+        {"test_metric": m, "trace": t, "largest_eigenvalue": None} for m, t in zip([0.1, 0.2, 0.3, 0.4, 0.5], [1, 2, 4, 3, 5], strict=True)
+    ]
+    others = dict.fromkeys(("smallest_eigenvalue", "sam_sharpness", "m_sharpness", "critical_sharpness"))
+    found = sharpness_command._correlations([{**run, **others} for run in runs])
+    assert found is not None
+    assert set(found) == {"trace"}
+    assert found["trace"]["n"] == 5
+    assert found["trace"]["value"] == pytest.approx(0.9)
+    assert found["trace"]["low"] < 0.9 < found["trace"]["high"] < 1.0

@@ -62,7 +62,7 @@ class GradientRegularization(Callback):
         self.parameters = parameters
         self.scope: Scope = scope
         self.regularizer: GradientRegularizer | None = None
-        self.repeats_pass = False
+        self.repeats_pass: bool = False
         self._saved: dict[str, Any] = _fresh()
         self._module: LightningModule | None = None
         self._waiting: list[_Batch] = []

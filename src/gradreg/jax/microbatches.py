@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -87,7 +88,53 @@ def microbatched(fun: Callable[..., Any], *, in_axes: InAxes = 0, has_aux: bool 
         return (loss, aux) if has_aux else loss
 
     mean_of_parts.divides_into_parts = True  # type: ignore[attr-defined]
+    mean_of_parts.part = fun  # type: ignore[attr-defined]
+    mean_of_parts.in_axes = in_axes  # type: ignore[attr-defined]
     return mean_of_parts
+
+
+@dataclass(frozen=True, eq=False)
+class EachPart:
+    """A regularized function of one micro-batch, applied to each by itself: the mean of what it returns. Made by ``value_and_grad``.
+
+    Args:
+        of_part: from ``(params, *args, step=..., **kwargs)`` of one micro-batch to ``(value, gradients)``, without a state.
+        in_axes: which arguments are divided: see ``microbatched``.
+        has_aux: whether aux is among its values, which is stacked.
+        with_metrics: whether metrics are, of which the means are taken.
+    """
+
+    of_part: Callable[..., Any]
+    in_axes: InAxes
+    has_aux: bool
+    with_metrics: bool
+    carries_state = False
+    rule = None
+
+    def __call__(self, params: Tree, /, *args: Any, **kwargs: Any) -> Any:
+        axes = _axes(self.in_axes, len(args))
+        number = _number_of_parts(tuple(arg for arg, axis in zip(args, axes, strict=True) if axis == 0))
+        divided = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
+
+        def on(part: list[Any]) -> tuple[list[Any], Tree]:
+            parts = iter(part)
+            given = [next(parts) if axis == 0 else arg for arg, axis in zip(args, axes, strict=True)]
+            values, gradients = self.of_part(params, *given, **kwargs)
+            return list(values) if self.has_aux or self.with_metrics else [values], gradients
+
+        def gather(total: Tree, part: list[Any]) -> tuple[Tree, list[Any]]:
+            values, gradients = on(part)
+            return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradients), values
+
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(widened(leaf)), params)
+        first = [jax.tree.map(lambda leaf: leaf[0], arg) for arg in divided]
+        turns = _unrolled(None, number, on, first)
+        total, (losses, *more) = jax.lax.scan(gather, zeros, divided, unroll=turns)
+        gradients = jax.tree.map(lambda t, leaf: (t / number).astype(jnp.result_type(leaf)), total, params)
+        if self.with_metrics:
+            more[-1] = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), more[-1])
+        value = jnp.mean(losses)
+        return ((value, *more) if more else value), gradients
 
 
 def _unrolled(unroll: bool | None, number: int, *program: Any) -> int:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from gradreg import checks
+from gradreg.held_out import HeldOut
 from gradreg.jax.directions import ascent_direction
+from gradreg.jax.held_out import HeldOutStep, check_measurable
 from gradreg.jax.loss_fn import bound, check_parameters, checked_loss_scale, evaluate_with, with_step
 from gradreg.jax.masks import coordinates, selected_leaves, selected_parameters
+from gradreg.jax.microbatches import EachPart
 from gradreg.jax.mixing import mix, weigh_plain
 from gradreg.jax.norms import Tree, gradient_norm
 from gradreg.jax.parallel import AxisName, axis_names, check_bound, mean, per_shard
 from gradreg.jax.program import convolves
 from gradreg.jax.shards import NormAxes, shards_of
-from gradreg.jax.state import State, carries_state, check_state, initial, radius_of
+from gradreg.jax.state import HELD_OUT, State, carries_state, check_state, initial, radius_of
 from gradreg.jax.step import Measured, Step
 from gradreg.jax.step_values import step_values
 from gradreg.penalties import GradientPenalty
@@ -73,6 +76,24 @@ class RegularizedValueAndGrad:
     norm_axes: NormAxes | None = None
     branch: Branch = "auto"
     with_metrics: bool = False
+    held_out: Callable[..., Any] | None = None
+    rule: HeldOut | None = None
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether the function takes ``state=`` and returns the next one."""
+        return carries_state(self.penalty) or self.rule is not None
+
+    def looked(self, before: State, after: State) -> bool:
+        """Whether the step from one state to the next, both known, evaluated the held-out loss."""
+        if self.rule is None:
+            return False
+        count = int(before[HELD_OUT]["count"])
+        return int(after[HELD_OUT]["count"]) > count and count % self.rule.every == 0
+
+    def is_on(self, state: State) -> bool:
+        """Whether the penalty was on in the step that gave ``state``, a known one."""
+        return self.rule is None or bool(state[HELD_OUT]["helps_now"])
 
     def init(self, params: Tree) -> State:
         """The state before the first step, for penalties that have one: a dictionary of arrays, sharded as ``params`` are.
@@ -80,19 +101,19 @@ class RegularizedValueAndGrad:
         Raises:
             ValueError: the penalty has no state.
         """
-        if self.penalty is None or not carries_state(self.penalty):
+        if self.penalty is None or not self.carries_state:
             raise ValueError(
                 f"init is for penalties that carry a state from step to step; got {self.penalty}. "
                 "Leave it out, and call the function without state=; penalty.has_memory says which is which."
             )
-        return initial(self.penalty, params, self._selected(params))
+        return initial(self.penalty, params, self._selected(params), self.rule)
 
     def __call__(self, params: Tree, /, *args: Any, step: Any = None, loss_scale: Any = None, **kwargs: Any) -> tuple[Any, ...]:
         selected, penalty = self._selected(params), self.penalty
         state: State = {}
-        if penalty is not None and carries_state(penalty):
+        if penalty is not None and self.carries_state:
             state = kwargs.pop("state", None)
-            check_state(state, penalty, params, selected)
+            check_state(state, penalty, params, selected, self.rule)
         elif "state" in kwargs:
             raise TypeError(
                 f"state must be left out for a penalty that carries none from step to step; got it with {penalty}. "
@@ -124,16 +145,22 @@ class RegularizedValueAndGrad:
             if self.ascent is not None:
                 ascent = bound(self.ascent, "ascent", self.has_aux, args, with_step(self.ascent, "ascent", args, kwargs, step))
                 ascend = evaluate_with(ascent, shared, shards, scale)
-            both = self._computes_both(values, loss, params)
+            looks: HeldOutStep | None = None
+            if self.held_out is not None and self.rule is not None:
+                kept = bound(self.held_out, "held_out", False, args, with_step(self.held_out, "held_out", args, kwargs, step))
+                looks = HeldOutStep(self.rule, evaluate_with(kept, shared, shards, scale), state[HELD_OUT], values.fresh)
+            acting = values if looks is None else looks.help.values(values)
+            values = values if looks is None else looks.help.shown(values)
+            both = self._computes_both(acting, loss, params)
             this = Step(
-                penalty, values, evaluate, ascend, selected, axes, unequal, state, shards, both, self.with_metrics, scale is not None
+                penalty, acting, evaluate, ascend, selected, axes, unequal, state, shards, both, self.with_metrics, scale is not None, looks
             )
             (value, aux, gradients), state, measured = this.run(params)
         beside = (value, *((aux,) if self.has_aux else ()))
         if self.with_metrics:
             beside = (*beside, metrics_of(values, measured))
         found = (beside if len(beside) > 1 else value), gradients
-        return (*found, state) if carries_state(penalty) else found
+        return (*found, state) if self.carries_state else found
 
     def _computes_both(self, values: StepValues, loss: Callable[[Tree], Any], params: Tree) -> bool:
         """Whether both sides of a step that may rest are computed and selected from, in place of a ``cond``."""
@@ -186,6 +213,9 @@ def value_and_grad(
     norm_axes: NormAxes | None = None,
     branch: Branch = "auto",
     with_metrics: bool = False,
+    held_out: Callable[..., Any] | None = None,
+    rule: HeldOut | None = None,
+    perturb: Literal["all", "each"] = "all",
 ) -> RegularizedValueAndGrad:
     """The loss and the gradient of ``loss + penalty``: in place of ``jax.value_and_grad(fun, has_aux=has_aux)``.
 
@@ -217,6 +247,16 @@ def value_and_grad(
             "select" computes both and selects. "auto" is "select" where JAX's default backend is the CPU and ``fun`` convolves, because
             convolutions are very slow inside control flow there, else "cond".
         with_metrics: whether ``(loss, metrics)``, or ``(loss, aux, metrics)``, stands in place of the loss: see ``Metrics``.
+        held_out: the loss on data that are not trained on, called with the same arguments and returning the loss alone:
+            ``held_out=lambda params, x, y, kept_x, kept_y: loss(params, kept_x, kept_y)``, with a ``fun`` that takes these too. At every
+            tenth penalized step its gradient is compared with what the penalty changed, and switches the penalty off while the two
+            disagree (``gradreg.HeldOut``). The function then carries a state, whatever the penalty. Without a penalty it is not called.
+            Not for "exact", and where no pass gives the plain gradient.
+        rule: the rule of ``held_out``; None is ``HeldOut()``.
+        perturb: "all" makes one perturbation from the gradient of ``fun``; "each", for a ``microbatched`` one, gives every micro-batch its
+            own, one after the other: the result is the mean of theirs (m-sharpness, as shards with scope "local" have it). Not with
+            ``ascent``, ``held_out``, ``axis_name``, and a penalty that carries a state. To do it at once, also for single samples:
+            ``jax.vmap(value_and_grad(fun, penalty, axis_name="m"), in_axes=(None, 0, 0), axis_name="m")``, whose results are alike.
         scope: "local" perturbs each shard by its own gradient (one all-reduce a step; the m-sharpness of the SAM paper), "global" by
             the gradient averaged over ``axis_name`` (two all-reduces). The state is the same on every shard in either scope: with
             "local", the average of ``Friendly`` and the choice of a Fisher mask take one more all-reduce in the steps that change them.
@@ -272,14 +312,18 @@ def value_and_grad(
         raise TypeError(f"fun must be callable; got {checks.describe(fun)}. Pass the loss function, not its value.")
     if penalty is not None and not isinstance(penalty, GradientPenalty):
         raise TypeError(f"penalty must be a GradientPenalty or None; got {checks.describe(penalty)}. Use gradreg.sam(rho=0.05), say.")
-    for name, option in (("parameters", parameters), ("ascent", ascent)):
+    for name, option in (("parameters", parameters), ("ascent", ascent), ("held_out", held_out)):
         if option is not None and not callable(option):
             raise TypeError(f"{name} must be a function or None; got {checks.describe(option)}.")
     if penalty is not None:
         check_parts(penalty)
         if ascent is not None:
             penalty.check_ascent("a function")
-    for name, function in (("fun", fun), ("ascent", ascent)):
+    if rule is not None and (held_out is None or not isinstance(rule, HeldOut)):  # type: ignore[unnecessary-isinstance]
+        raise TypeError(f"rule must be a HeldOut, and go with held_out; got {checks.describe(rule)} with {checks.describe(held_out)}.")
+    if penalty is not None and held_out is not None:
+        check_measurable(penalty, separate_ascent=ascent is not None)
+    for name, function in (("fun", fun), ("ascent", ascent), ("held_out", held_out)):
         if function is not None:
             check_parameters(function, name)
     checks.choice("scope", scope, ("local", "global"))
@@ -291,7 +335,39 @@ def value_and_grad(
             "scope must be 'local' without axis_name; got 'global'. Name the mapped axis, or leave scope out: without a mapped axis "
             "there is one gradient, and it is global."
         )
-    return RegularizedValueAndGrad(fun, penalty, has_aux, parameters, ascent, axes, scope, norm_axes, branch, with_metrics)
+    checks.choice("perturb", perturb, ("all", "each"))
+    if perturb == "each":
+        if not hasattr(fun, "divides_into_parts"):
+            raise ValueError(
+                f"perturb must be 'all' unless fun is microbatched; got 'each' with {checks.describe(fun)}. Write "
+                "value_and_grad(microbatched(fun), penalty, perturb='each')."
+            )
+        if ascent is not None or held_out is not None or axes or (penalty is not None and carries_state(penalty)):
+            raise ValueError(
+                f"perturb must be 'all' with ascent, held_out, axis_name or a penalty that carries a state; got 'each' with {penalty}. Use "
+                "jax.vmap(value_and_grad(fun, penalty, axis_name='m'), in_axes=..., axis_name='m')."
+            )
+        if penalty is not None:
+            penalty.check_each()
+        part = RegularizedValueAndGrad(
+            cast(Any, fun).part, penalty, has_aux, parameters, None, (), "local", norm_axes, branch, with_metrics
+        )
+        return cast(RegularizedValueAndGrad, EachPart(part, cast(Any, fun).in_axes, has_aux, with_metrics))
+    looks = held_out is not None and penalty is not None
+    return RegularizedValueAndGrad(
+        fun,
+        penalty,
+        has_aux,
+        parameters,
+        ascent,
+        axes,
+        scope,
+        norm_axes,
+        branch,
+        with_metrics,
+        held_out if looks else None,
+        (rule or HeldOut()) if looks else None,
+    )
 
 
 def grad(
@@ -306,6 +382,9 @@ def grad(
     norm_axes: NormAxes | None = None,
     branch: Branch = "auto",
     with_metrics: bool = False,
+    held_out: Callable[..., Any] | None = None,
+    rule: HeldOut | None = None,
+    perturb: Literal["all", "each"] = "all",
 ) -> RegularizedGrad:
     """The gradient of ``loss + penalty``: in place of ``jax.grad(fun, has_aux=has_aux)``.
 
@@ -333,5 +412,8 @@ def grad(
         norm_axes=norm_axes,
         branch=branch,
         with_metrics=with_metrics,
+        held_out=held_out,
+        rule=rule,
+        perturb=perturb,
     )
     return RegularizedGrad(both)

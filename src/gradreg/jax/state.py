@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from gradreg.held_out import HeldOut
+from gradreg.jax.held_out import initial_help
 from gradreg.jax.norms import Tree, widened
 from gradreg.penalties import GradientPenalty
 
@@ -26,6 +28,9 @@ REUSED = "reused"
 RADIUS = "radius"
 """The state of a radius that sets itself: scalars, under the names of ``gradreg.auto_radius.RadiusState``."""
 
+HELD_OUT = "held_out"
+"""The switch that held-out data move: scalars, under the names of ``gradreg.held_out.HelpState``, and two more."""
+
 CORRECTION = "correction"
 """What a decoupled penalty leaves to be applied to the parameters separately from the optimizer."""
 
@@ -35,7 +40,7 @@ def carries_state(penalty: GradientPenalty | None) -> bool:
     return penalty is not None and (penalty.has_memory or penalty.decoupled)
 
 
-def initial(penalty: GradientPenalty, params: Tree, selected: Sequence[bool]) -> State:
+def initial(penalty: GradientPenalty, params: Tree, selected: Sequence[bool], held_out: HeldOut | None = None) -> State:
     """The state before the first step: zeros of at least 32 bits, because small changes would be rounded away in fewer."""
     leaves, structure = jax.tree.flatten(params)
 
@@ -54,6 +59,8 @@ def initial(penalty: GradientPenalty, params: Tree, selected: Sequence[bool]) ->
         dtype = jnp.result_type(*(widened(leaf) for leaf, wanted in zip(leaves, selected, strict=True) if wanted))
         start = penalty.auto_radius.initial
         state[RADIUS] = {name: jnp.asarray(value, jnp.int32 if name == "steps" else dtype) for name, value in start._asdict().items()}
+    if held_out is not None:
+        state[HELD_OUT] = initial_help(held_out, params)
     if penalty.decoupled:
         state[CORRECTION] = zeros([True] * len(leaves))
     return state
@@ -64,7 +71,7 @@ def radius_of(state: State) -> Any:
     return jnp.exp(state[RADIUS]["log_radius"]) if RADIUS in state else None
 
 
-def check_state(state: Any, penalty: GradientPenalty, params: Tree, selected: Sequence[bool]) -> None:
+def check_state(state: Any, penalty: GradientPenalty, params: Tree, selected: Sequence[bool], held_out: HeldOut | None = None) -> None:
     """Raise unless ``state`` has the form of ``initial``.
 
     Raises:
@@ -76,7 +83,7 @@ def check_state(state: Any, penalty: GradientPenalty, params: Tree, selected: Se
             f"state must be given for a penalty that carries one from step to step, {penalty}; got None. "
             "Call .init(params) once, and pass on what each step returns."
         )
-    expected = jax.eval_shape(lambda at: initial(penalty, at, selected), params)
+    expected = jax.eval_shape(lambda at: initial(penalty, at, selected, held_out), params)
     ours, theirs = jax.tree.structure(expected), jax.tree.structure(state)
     if ours != theirs:
         raise ValueError(

@@ -11,14 +11,28 @@ import jax.numpy as jnp
 
 from gradreg.auto_radius import Measurement, RadiusState
 from gradreg.jax.directions import DirectionInputs, ascent_direction
+from gradreg.jax.held_out import HeldOutStep
 from gradreg.jax.loss_fn import Evaluate, Evaluated
 from gradreg.jax.masks import MaskInputs, coordinates, masked
 from gradreg.jax.mixing import MixingInputs, add_reused, correction, mix, orthogonal_part, weigh_plain
-from gradreg.jax.norms import Tree, gradient_norm, inner_product, safe_ratio
+from gradreg.jax.norms import Tree, gradient_norm, inner_product, safe_ratio, widened
 from gradreg.jax.parallel import mean, per_shard
 from gradreg.jax.perturbation import perturbed, weighted_sum
 from gradreg.jax.shards import Shards
-from gradreg.jax.state import AVERAGE, CORRECTION, MASK, PERIOD, RADIUS, REUSED, State, filled, leaves_like, update_ema, with_dtypes_of
+from gradreg.jax.state import (
+    AVERAGE,
+    CORRECTION,
+    HELD_OUT,
+    MASK,
+    PERIOD,
+    RADIUS,
+    REUSED,
+    State,
+    filled,
+    leaves_like,
+    update_ema,
+    with_dtypes_of,
+)
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import Condition, Pass, Plan, StepValues
 
@@ -62,6 +76,7 @@ class Step:
         both: whether both sides of a step that may rest are computed, in place of a ``cond``.
         measures: whether the norm and the cosine are measured.
         scaled: whether the loss is scaled before it is differentiated, so that the caller must see what is not finite.
+        held_out: looks at held-out data; None for none.
     """
 
     penalty: GradientPenalty
@@ -76,6 +91,7 @@ class Step:
     both: bool = False
     measures: bool = False
     scaled: bool = False
+    held_out: HeldOutStep | None = None
 
     def run(self, params: Tree) -> tuple[Evaluated, State, Measured]:
         """Loss and aux of the first pass and the regularized gradient, averaged over shards; the state after the step; measurements.
@@ -83,16 +99,19 @@ class Step:
         One pass where the penalty does not act. The state, and the gradients that are mixed, are the same on all shards.
         """
         direction = self.penalty.direction
-        evaluated, plain, state, measured = self._passes(params)
+        evaluated, first, state, measured = self._passes(params)
+        plain = first if self.penalty.keeps_plain_apart else None
         value, total, plain, measured = mean((evaluated.value, evaluated.gradients, plain, measured), self.unequal)
         result, state = self._mixed(plain, total, state)
         state = self._with_next_radius(state, measured)
+        if self.held_out is not None:
+            result, state = self._looked_at(params, first if plain is None else plain, result, state, averaged=plain is not None)
         if direction.averages == "results":
             state = update_ema(state, direction.average_decay, result)
         return Evaluated(value, evaluated.aux, result), state, measured
 
     def _passes(self, params: Tree) -> tuple[Evaluated, Tree | None, State, Measured]:
-        """Loss and aux of the first pass with the sum of weighted gradients, the plain gradient if it is kept apart, and the state."""
+        """Loss and aux of the first pass with the sum of weighted gradients, the plain gradient if a pass gives it, and the state."""
         fresh = self.values.fresh
         plan = self.penalty.plan(self.values, separate_ascent=self.ascend is not None)
         if plan.exact:
@@ -111,7 +130,28 @@ class Step:
         gradients, state, measured = maybe_cond(
             fresh, lambda: _gradients(self._run(plan, params, first)), lambda: _gradients(self._rest(first)), both=self.both
         )
-        return first._replace(gradients=gradients), first.gradients if self.penalty.keeps_plain_apart else None, state, measured
+        return first._replace(gradients=gradients), first.gradients, state, measured
+
+    def _looked_at(self, params: Tree, plain: Tree, result: Tree, state: State, *, averaged: bool) -> tuple[Tree, State]:
+        """The result, or the plain gradient while the penalty is off, and the state with what held-out data say, if this step asks them."""
+        assert self.held_out is not None
+        help_, decoupled = self.held_out.help, self.penalty.decoupled
+        dtype = state[HELD_OUT]["mean"].dtype
+
+        def measured() -> tuple[Any, Tree, Tree]:
+            g = plain if averaged else mean(plain, self.unequal)
+            h = mean(self.held_out.evaluate(params).gradients, self.unequal)  # type: ignore[union-attr]
+            change = state[CORRECTION] if decoupled else jax.tree.map(lambda a, b: widened(a) - widened(b), result, g)
+            product = jnp.asarray(inner_product(change, h, self.shards.leaves), dtype)
+            kept = jax.tree.map(lambda ours, instead: jnp.where(help_.helps, ours, instead.astype(ours.dtype)), result, g)
+            return product, kept, jax.tree.map(lambda c: jnp.where(help_.helps, c, 0), state[CORRECTION]) if decoupled else None
+
+        def rests() -> tuple[Any, Tree, Tree]:
+            return jnp.asarray(jnp.nan, dtype), result, state[CORRECTION] if decoupled else None
+
+        product, result, correction = maybe_cond(help_.measures, measured, rests, both=self.both)
+        state = {**state, HELD_OUT: self.held_out.after(product)}
+        return result, {**state, CORRECTION: correction} if decoupled else state
 
     def _measured(self, first: Tree, second: Tree | None = None, rise: Any = jnp.nan) -> Measured:
         """The norm of ``first``, and its cosine with ``second``, NaN without; ``rise``: see ``Measurement``."""

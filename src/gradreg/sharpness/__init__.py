@@ -8,8 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gradreg.extras import needing
+
 if TYPE_CHECKING:
     from gradreg.sharpness.operators import CurvatureOperator, gauss_newton, hessian
+    from gradreg.sharpness.penalized import PenalizedCurvature, penalized_curvature
     from gradreg.sharpness.results import (
         CriticalSharpness,
         Eigenvalues,
@@ -22,12 +25,15 @@ if TYPE_CHECKING:
     )
     from gradreg.sharpness.rises import critical_sharpness, directional_sharpness, random_sharpness, sam_sharpness, slice_1d
     from gradreg.sharpness.spectra import eigenvalues, largest_eigenvalues, spectrum, trace
+    from gradreg.sharpness.summaries import Summary, summary
 
 _HOMES = {
     "operators": ("CurvatureOperator", "gauss_newton", "hessian"),
+    "penalized": ("PenalizedCurvature", "penalized_curvature"),
     "results": ("CriticalSharpness", "Eigenvalues", "Passes", "Rise", "Slice", "Spectrum", "Trace", "by_layer"),
     "rises": ("critical_sharpness", "directional_sharpness", "random_sharpness", "sam_sharpness", "slice_1d"),
     "spectra": ("eigenvalues", "largest_eigenvalues", "spectrum", "trace"),
+    "summaries": ("Summary", "summary"),
 }
 
 __all__ = [
@@ -35,9 +41,11 @@ __all__ = [
     "CurvatureOperator",
     "Eigenvalues",
     "Passes",
+    "PenalizedCurvature",
     "Rise",
     "Slice",
     "Spectrum",
+    "Summary",
     "Trace",
     "by_layer",
     "critical_sharpness",
@@ -46,10 +54,12 @@ __all__ = [
     "gauss_newton",
     "hessian",
     "largest_eigenvalues",
+    "penalized_curvature",
     "random_sharpness",
     "sam_sharpness",
     "slice_1d",
     "spectrum",
+    "summary",
     "trace",
 ]
 
@@ -58,4 +68,5 @@ def __getattr__(name: str) -> Any:
     home = next((module for module, names in _HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    with needing(__name__, "sharpness"):
+        return getattr(import_module(f"{__name__}.{home}"), name)

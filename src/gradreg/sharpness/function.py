@@ -75,8 +75,8 @@ class LossFunction:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module; got {checks.describe(model)}. Pass the module, not its parameters.")
-        self.closures = [closure] if callable(closure) else as_closures("closure", closure)
-        self.weights = _weights(sizes, len(self.closures))
+        self.closures: Sequence[Closure] = [closure] if callable(closure) else as_closures("closure", closure)
+        self.weights: list[float] = _weights(sizes, len(self.closures))
         if mode is not None:
             checks.choice("mode", mode, ("train", "eval"))
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -96,10 +96,10 @@ class LossFunction:
                 )
         check_memory({p: name for name, p in selected.items()})
         self.model = model
-        self.parallelism = Parallelism(model)
+        self.parallelism: Parallelism = Parallelism(model)
         self.parallelism.check_local("a measurement of sharpness")
-        self.space = Space(selected)
-        self.passes = Passes()
+        self.space: Space = Space(selected)
+        self.passes: Passes = Passes()
         self.notes: list[str] = []
         self._warnings: list[str] = []
         self._mode = mode
@@ -196,6 +196,10 @@ class LossFunction:
         parameters = self.space.parameters
         with torch.no_grad():
             self._perturbation.perturb(parameters, self.space.split(direction), step, check_rounding=False)
+
+    def rewind(self) -> None:
+        """Go back to the buffers and random numbers that the first closure read, before closures are evaluated by someone else."""
+        self._go_to_start(0)
 
     def loss(self, only: int | None = None, *, averaged: bool = True) -> float:
         """The loss where the parameters are; ``only``: of one closure, without its weight."""

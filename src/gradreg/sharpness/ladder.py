@@ -35,8 +35,8 @@ class Ladder:
         self._difference = difference
         self._norm = norm
         self._limit = limit
-        self.length = 0.0
-        self.steps = [start]
+        self.length: float = 0.0
+        self.steps: list[float] = [start]
         self._apart: dict[float, float] = {}
         """Larger step of a pair -> the distance of its difference from that of the next smaller step."""
         self._lengths: dict[float, float] = {}

@@ -72,7 +72,7 @@ class _Basis:
     def combined(self, weights: NDArray[np.float64]) -> Tensor:
         """The rows of ``weights`` times the first rows, as many as it has columns."""
         blocks = self.first(weights.shape[1])
-        parts = torch.from_numpy(np.ascontiguousarray(weights)).to(self.space.device, self.space.dtype).split(_BLOCK, dim=1)
+        parts = torch.from_numpy(weights.copy()).to(self.space.device, self.space.dtype).split(_BLOCK, dim=1)
         total = parts[0] @ blocks[0]
         for part, block in zip(parts[1:], blocks[1:], strict=True):
             total.addmm_(part, block)

@@ -124,7 +124,7 @@ class _Exact:
     method = "exact"
     step = None
     relative_error: float | None = None
-    error = 0.0
+    error: float = 0.0
 
     def __init__(self, function: LossFunction) -> None:
         self.function = function
@@ -236,7 +236,7 @@ class _Differences:
         self.function = function
         self.step: float | None = step
         self.relative_error: float | None = None
-        self.error = 0.0
+        self.error: float = 0.0
         self._fixed = step is not None
 
     def with_step(self, step: float) -> Products:

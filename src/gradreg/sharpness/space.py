@@ -31,16 +31,16 @@ class Space:
         named = list(parameters.items())
         groups = reducing_groups([p for _, p in named])
         order = [i for _, indices in groups for i in indices]
-        self.names = [named[i][0] for i in order]
-        self.parameters = [named[i][1] for i in order]
+        self.names: list[str] = [named[i][0] for i in order]
+        self.parameters: list[nn.Parameter] = [named[i][1] for i in order]
         self._places = order
         self._shards = local_shards(self.parameters)
         self._sizes = [s.numel() for s in self._shards]
-        self.size = sum(self._sizes)
-        self.dimension = sum(p.numel() for p in self.parameters)
-        self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
-        self.device = self._shards[0].device
-        self.is_sharded = any(is_sharded(p) for p in self.parameters)
+        self.size: int = sum(self._sizes)
+        self.dimension: int = sum(p.numel() for p in self.parameters)
+        self.dtype: torch.dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
+        self.device: torch.device = self._shards[0].device
+        self.is_sharded: bool = any(is_sharded(p) for p in self.parameters)
         self._groups: list[tuple[tuple[Any, ...], slice]] = []
         first = 0
         for over, indices in groups:

@@ -62,8 +62,8 @@ class Walk:
         import numpy as np
 
         self.times = times
-        self.look = 0
-        self.narrowest = math.sqrt(min(np.diff([0.0, *times]) / np.asarray(times)))
+        self.look: int = 0
+        self.narrowest: float = math.sqrt(min(np.diff([0.0, *times]) / np.asarray(times)))
         self.where = np.zeros(1)
         self.mass = np.ones(1)
 

@@ -1,4 +1,4 @@
-"""The page's charts, by Plotly: learning curves, the metric against gradient evaluations and seconds, and a dot for each seed."""
+"""The page's charts, figures of Plotly that ``chart.js`` draws: learning curves, what evaluations and seconds buy, a dot for each seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
+from gradreg.sharpness.measures import MEASURES, PREFIX
 from gradreg.study.results import Record
 from gradreg.study.table import Row
 from gradreg.study.tasks import Metric
@@ -145,6 +147,65 @@ def _with_range_of_second_halves(figure: go.Figure, history: History, metric: Me
     return figure
 
 
+def sharpness_by_metric(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Record]], metric: Metric, measures: Sequence[str]) -> go.Figure:
+    """A panel for each measure: its value and the final test metric of every run."""
+    figure = make_subplots(rows=1, cols=len(measures), shared_yaxes=True, horizontal_spacing=0.03)
+    figure.update_layout(empty_figure("", "").layout)
+    for column, name in enumerate(measures, 1):
+        everything: list[float] = []
+        for row in rows:
+            there = [(value, run) for run in runs_of[row.label] if (value := run.sharpness.get(name)) is not None and run.test is not None]
+            everything += [value for value, _ in there]
+            figure.add_trace(
+                go.Scatter(
+                    x=[value for value, _ in there],
+                    y=[metric.shown(run.test or 0.0) for _, run in there],
+                    mode="markers",
+                    marker={
+                        "color": _color(row, rows),
+                        "size": 8,
+                        "opacity": 0.75,
+                        "symbol": "circle" if row.budget == "epochs" else "circle-open",
+                    },
+                    name=row.label,
+                    legendgroup=row.label,
+                    showlegend=column == 1,
+                    text=[f"seed {run.seed}" for _, run in there],
+                    hovertemplate=f"%{{text}}: %{{x:.4g}}, %{{y:.4g}}<extra>{row.label}</extra>",
+                ),
+                row=1,
+                col=column,
+            )
+        figure.update_xaxes(title=MEASURES[name], type="log" if all(value > 0 for value in everything) else "linear", row=1, col=column)
+    figure.update_yaxes(title=f"final test {metric.title}{metric.unit}", col=1)
+    return figure
+
+
+def sharpness_over_training(rows: Sequence[Row], history: History, measures: Sequence[str]) -> go.Figure | None:
+    """The mean over seeds of the first measure, at each of its measurements; None where runs were measured once."""
+    key = f"{PREFIX}{measures[0]}"
+    by_epoch = any(record.get("epoch") is not None for records in history.values() for record in records)
+    unit = "epoch" if by_epoch else "step"
+    figure = empty_figure(unit, MEASURES[measures[0]])
+    several = False
+    for row in rows:
+        runs = [
+            [(record[unit], record[key]) for record in records if _is_finite(record.get(key))]
+            for (label, _), records in history.items()
+            if label == row.label
+        ]
+        runs = [run for run in runs if run]
+        places = sorted(set.intersection(*({place for place, _ in run} for run in runs))) if runs else []
+        several = several or len(places) > 1
+        means = [float(np.mean([dict(run)[place] for run in runs])) for place in places]
+        figure.add_trace(go.Scatter(x=places, y=means, mode="lines+markers", name=row.label, line={"color": _color(row, rows), "width": 2}))
+    return figure if several else None
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and bool(np.isfinite(value))
+
+
 def color_at(place: int) -> str:
     """The color of what stands at a place, the baseline at 0."""
     return _BASELINE if place == 0 else _COLORS[(place - 1) % len(_COLORS)]
@@ -158,13 +219,8 @@ def empty_figure(x_title: str, y_title: str) -> go.Figure:
     """A figure in the style of all of them."""
     figure = go.Figure()
     figure.update_layout(
-        template="plotly_white",
+        template="none",  # chart.js has the style
         height=420,
-        margin={"l": 60, "r": 16, "t": 16, "b": 48},
-        font={"family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
-        hovermode="closest",
-        dragmode=False,
     )
     figure.update_xaxes(title=x_title)
     figure.update_yaxes(title=y_title)

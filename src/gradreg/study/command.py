@@ -12,7 +12,9 @@ from typing import Any
 
 from gradreg import checks
 from gradreg.study import task_arguments
+from gradreg.study.executors.executor import command_options, from_command
 from gradreg.study.plan import RIVALS, make_plan
+from gradreg.study.urls import is_url
 
 DESCRIPTION = (
     "Train the variants of a recipe, or of a task in a file of your own (FILE.py, FILE.py:NAME or MODULE:NAME), and plain training with as "
@@ -36,9 +38,10 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         {"type": str, "help": "decided: add seeds to the undecided variants, up to --max-seeds; --seeds are those of the first look"},
     ),
     ("--max-seeds", {"type": int, "help": "the bound of --until decided (4 x --seeds)"}),
-    ("--out", {"type": str, "help": "folder for results.json, report.html and the runs (runs/TASK)"}),
+    ("--out", {"type": str, "help": "folder, or URL such as s3://bucket/study, for results.json, report.html and the runs (runs/TASK)"}),
     ("--fresh", {"action": "store_true", "help": "keep what is in the folder aside, and run everything anew"}),
-    ("--workers", {"type": int, "help": "worker processes (one a core; one with an accelerator; 0: in this process)"}),
+    ("--partial", {"action": "store_true", "help": "run nothing and print what is there, of a study that is still running, say"}),
+    *command_options(),
 )
 
 
@@ -51,68 +54,37 @@ def main(argv: Sequence[str]) -> int:
 def _compare(argv: Sequence[str]) -> int:
     options, task = task_arguments.parse("compare", DESCRIPTION, OPTIONS, argv)
     plan = make_plan(task, options["penalties"], **_settings(options))
-    if options["workers"] is not None:
-        checks.whole("--workers", options["workers"], minimum=0, remedy="Leave it out for one a core.")
-    folder = Path(options["out"] or f"runs/{plan.task}")
+    executor = from_command(options)
+    out = options["out"] or f"runs/{plan.task}"
     if options["fresh"]:
-        keep_aside(folder)
+        keep_aside(out)
 
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from gradreg.study import results, table
-    from gradreg.study.comparison import run_study
+    from gradreg.study.comparison import partial_study, run_study
+    from gradreg.study.display import Display
 
     class _Console(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # which the command line answers, for every command alike
 
     console = _Console()
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total:g}"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-        console=console, disable=not console.is_terminal,
-    )  # fmt: skip
-    with bar as progress:
-        shown = progress.add_task("runs", total=1)
-        shares: dict[str, float] = {}
-        already = 0
-
-        def start(planned: int, done: int, workers: int) -> None:
-            nonlocal already
-            already = done
-            kept = f", {done} of them already there" if done else ""
-            at_once = "one after the other" if workers == 0 else f"{workers} at a time"
-            console.print(f"{plan.task}: {planned} runs{kept}, {at_once}", highlight=False, markup=False)
-            progress.update(shown, total=max(1, planned - done))
-
-        def advance(job: Any, share: float) -> None:
-            shares[job.folder] = max(share, shares.get(job.folder, 0.0))
-            progress.update(shown, completed=sum(shares.values()))
-
-        def ended(record: Any, planned: int) -> None:
-            shares[record.folder.removeprefix("runs/")] = 1.0
-            progress.update(shown, total=max(1, planned - already), completed=sum(shares.values()))
-            value = "diverged" if record.test is None else plan.metric.text(record.test)
-            value = f"failed: {record.error}" if record.error is not None else value
-            label = record.variant if record.budget == "epochs" else f"{record.variant} ({record.planned_evaluations} gradients)"
-            label = label.replace(" gradients)", " gradients, equal seconds)") if record.budget == "seconds" else label
-            progress.console.print(f"  {label}, seed {record.seed}: {value}, {record.seconds:.1f} s", highlight=False, markup=False)
-
-        def measured(name: str, one: Any) -> None:
-            text = f"  {name}: {one.ratio:.3g} x the seconds of {plan.baseline}, measured once (median of {len(one.rounds)} rounds)"
-            progress.console.print(text, highlight=False, markup=False)
-
-        found = run_study(
-            plan,
-            folder,
-            workers=options["workers"],
-            command=shlex.join(["gradreg", "compare", *argv]),
-            on_start=start,
-            on_progress=advance,
-            on_record=ended,
-            on_measured=measured,
-        )
+    if options["partial"]:
+        found = partial_study(plan, out)
+    else:
+        with Display(plan, console) as display:
+            found = run_study(
+                plan,
+                out,
+                executor=executor,
+                command=shlex.join(["gradreg", "compare", *argv]),
+                on_start=display.start,
+                on_progress=display.advance,
+                on_queue=display.queued,
+                on_record=display.ended,
+                on_measured=display.measured,
+            )
     title = f"{plan.task}, {results.over_seeds(plan, found.records)}"
     console.print(table.terminal_table(found.rows, plan.metric, title=title, width=console.width))
     for row in found.rows:
@@ -120,9 +92,12 @@ def _compare(argv: Sequence[str]) -> int:
             console.print(row.verdict(), highlight=False, markup=False, soft_wrap=True)
     if found.race is not None:
         console.print(found.race_said, highlight=False, markup=False, soft_wrap=True)
+    for text in found.sharpness_said:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     for text in found.warnings:
         console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"report: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    if not options["partial"]:
+        console.print(f"report: {out.rstrip('/')}/report.html", highlight=False, markup=False, soft_wrap=True)
     return 1 if any(record.error is not None for record in found.records) else 0
 
 
@@ -134,8 +109,15 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in ("seeds", "rivals", "margin", "until", "max_seeds")}
 
 
-def keep_aside(folder: Path) -> None:
-    """Rename a folder that is there, after the time, so that another can take its place."""
+def keep_aside(out: Path | str) -> None:
+    """Rename a folder that is there, after the time, so that another can take its place.
+
+    Raises:
+        ValueError: a URL.
+    """
+    folder = Path(out)
+    if is_url(str(out)):
+        raise ValueError(f"--fresh must go with a folder, which is renamed; got {str(out)!r}. Name another --out.")
     if folder.exists():
         folder.rename(folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
 

@@ -7,22 +7,23 @@ import multiprocessing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from gradreg import checks, environment, files
-from gradreg.folders import locked
-from gradreg.study import results, table
+from gradreg.study import results, sharpness, table
+from gradreg.study.executors.executor import Executor, ExecutorError, Site, as_executor
+from gradreg.study.executors.local import LocalExecutor
 from gradreg.study.functions import FunctionVariant, is_reference, load_task
 from gradreg.study.plan import Job, Plan, make_plan
 from gradreg.study.results import Record
-from gradreg.study.seconds import EqualSeconds, Side, Timed, measure
+from gradreg.study.running import OnProgress, measured, run_jobs
+from gradreg.study.seconds import EqualSeconds
 from gradreg.study.stored_plan import RESULTS, StoredPlan
 from gradreg.study.table import Row
 from gradreg.study.tasks import Task, Variant
+from gradreg.study.urls import opened
 from gradreg.study.verdicts import Verdict
-from gradreg.study.workers import OnProgress, alone, default_workers, run_jobs
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Comparison:
         folder: where ``results.json``, the page and the runs are.
         command: the command line that made it, if one did.
         race: the rule and the looks of a race; None without one.
+        lacking: runs that are planned by now and not there; 0 unless it is a partial one.
     """
 
     plan: Plan
@@ -46,6 +48,7 @@ class Comparison:
     folder: Path
     command: str = ""
     race: Mapping[str, Any] | None = None
+    lacking: int = 0
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
@@ -55,16 +58,28 @@ class Comparison:
     @property
     def warnings(self) -> list[str]:
         """What must be known beside the table."""
-        return results.warnings(self.plan, self.records, self.race)
+        there = len(self.records)
+        part = [f"partial: {there} of the {there + self.lacking} runs planned by now are there"] if self.lacking else []
+        return [*part, *results.warnings(self.plan, self.records, self.race)]
 
     @property
     def race_said(self) -> str:
         """That seeds were added, in how many looks, and which error was spent; empty without a race."""
         return "" if self.race is None else results.race_said(self.plan, self.race["looks"])
 
+    @property
+    def sharpness(self) -> dict[str, Any] | None:
+        """What the runs measured of sharpness, as in ``results.json``: means over seeds, and correlations with the metric."""
+        return sharpness.measured(self.rows, self.records, self.plan.metric)
+
+    @property
+    def sharpness_said(self) -> list[str]:
+        """The same in sentences, with how not to read them; empty if no run measured it."""
+        return [] if (found := self.sharpness) is None else sharpness.sentences(found, self.plan.metric)
+
     def to_dict(self) -> dict[str, Any]:
         """The content of ``results.json``."""
-        return results.results(self.plan, self.records, self.environment, self.rows, self.race)
+        return results.results(self.plan, self.records, self.environment, self.rows, self.race, self.sharpness)
 
     def to_frame(self) -> Any:
         """The runs as a ``pandas.DataFrame``, a row each, with the columns of ``runs`` in ``results.json``.
@@ -103,7 +118,8 @@ class Comparison:
 
     def __str__(self) -> str:
         raced = [self.race_said] if self.race is not None else []
-        return "\n".join([self.markdown(), *self.sentences(), *raced, *(f"warning: {text}" for text in self.warnings)])
+        said = [*self.sentences(), *raced, *self.sharpness_said]
+        return "\n".join([self.markdown(), *said, *(f"warning: {text}" for text in self.warnings)])
 
 
 def compare(
@@ -118,6 +134,8 @@ def compare(
     until: str | None = None,
     max_seeds: int | None = None,
     workers: int | None = None,
+    executor: Executor | str | None = None,
+    partial: bool = False,
 ) -> Comparison:
     """Compare penalties on a task: at equal epochs, at equal gradient evaluations and with plain training stopped early, over seeds.
 
@@ -129,7 +147,7 @@ def compare(
         penalties: name -> ``GradientPenalty``, None for plain training, a text such as "sam:rho=0.1", or a mapping with "penalty" and
             changed options. Or a list of such texts, which are then the names too. The baseline, plain training, is always included.
         seeds: how many, ≥ 1. A paired interval needs 2. With ``until``, those before the first look.
-        out: the folder; ``runs/NAME`` by default.
+        out: the folder; ``runs/NAME`` by default. Or a URL that fsspec knows, such as "s3://bucket/study".
         options: options of the task that all variants share; keys of a recipe, as in ``{"optimizer.lr": 0.1}``.
         rivals: what to compare with, some of "epochs", "gradients", "seconds", "early"; all but "seconds" by default. "gradients" and
             "seconds" cost additional runs of the baseline; "seconds" first measures the variants' time on this machine, once.
@@ -138,13 +156,17 @@ def compare(
             looks (``gradreg.study.racing.Race``). The first rival decides; the others are judged over the seeds that this gives.
         max_seeds: the bound of that; four times ``seeds`` by default. It must be chosen before the first result.
         workers: processes at a time: one a core by default, one with an accelerator. 0 runs in this process.
+        executor: what carries the runs out: "local" by default, "ray", "slurm" with their usual options, the name of one of your own, or
+            one with other options, such as ``RayExecutor(address="auto", run_gpus=0.5)`` (docs/many-machines.md).
+        partial: run nothing, write nothing, and compare what is there, though another process may still be running the study.
 
     Returns:
         The comparison, which has also been written into ``out``.
 
     Raises:
         TypeError, ValueError: bad arguments, or a task that breaks the rules of a study (``TaskError``).
-        RuntimeError: a worker died; or the call stands in a script without ``if __name__ == "__main__":``.
+        ExecutorError: nothing can be carried out: no Ray or Slurm answers, say, or a worker has another version of gradreg or torch.
+        RuntimeError: workers died; or the call stands in a script without ``if __name__ == "__main__":``.
     """
     if multiprocessing.parent_process() is not None and getattr(multiprocessing.current_process(), "_inheriting", False):
         raise RuntimeError(
@@ -155,115 +177,160 @@ def compare(
     plan = make_plan(
         resolved.configured(options or {}), penalties, seeds=seeds, rivals=rivals, margin=margin, until=until, max_seeds=max_seeds
     )
-    folder = Path(out) if out is not None else Path("runs") / resolved.name
-    return run_study(plan, folder, workers=workers)
+    place = out if out is not None else Path("runs") / resolved.name
+    if partial:
+        return partial_study(plan, place)
+    return run_study(plan, place, executor=as_executor(executor, workers))
 
 
 def run_study(
     plan: Plan,
-    folder: Path,
+    out: Path | str,
     *,
-    workers: int | None = None,
+    executor: Executor | None = None,
     command: str = "",
-    on_start: Callable[[int, int, int], None] = lambda planned, done, workers: None,
+    on_start: Callable[[int, int, str], None] = lambda planned, done, how: None,
     on_progress: OnProgress = lambda job, share: None,
+    on_queue: Callable[[int | None], None] = lambda queued: None,
     on_record: Callable[[Record, int], None] = lambda record, planned: None,
     on_measured: Callable[[str, EqualSeconds], None] = lambda name, found: None,
 ) -> Comparison:
-    """Run what is missing of a plan in ``folder``, and report.
+    """Run what is missing of a plan in ``out``, and report.
 
     Args:
         plan: what is compared.
-        folder: for ``results.json``, the page and the runs.
-        workers: processes at a time; None takes one a core.
+        out: the folder, or the URL, for ``results.json``, the page and the runs.
+        executor: what carries the runs out; None takes one process a core.
         command: the command line that asked for it.
-        on_start: told how many runs are planned, how many of them are complete, and how many will run at a time.
+        on_start: told how many runs are planned, how many of them are complete, and how the others will be carried out.
         on_progress: told which share of a run is done.
+        on_queue: told how many runs have been handed over and have not begun.
         on_record: told of every run that ends, and of how many are planned by now.
         on_measured: told of every variant whose seconds were measured, for the rival at equal seconds.
     """
-    workers = usable_workers(plan.task, list(plan.variants.values()), workers)
-    with locked(folder, purpose="--out"):
-        runs = folder / "runs"
-        records: dict[str, Record] = {}
-
-        def pending() -> Sequence[Job]:
-            """What is needed and not there, looking into the folders of jobs that became known just now."""
-            jobs = plan.jobs(records)
-            for job in jobs:
-                if job.folder not in looked_at:
-                    looked_at.add(job.folder)
-                    ended = job.variant.result(runs / job.folder, job.seed, job.stretch) if (runs / job.folder).is_dir() else None
-                    if ended is not None:
-                        records[job.folder] = Record.of(job, ended, plan.metric)
-            known = plan.jobs(records)
-            return pending() if len(known) > len(jobs) else [job for job in known if job.folder not in records]
-
-        looked_at: set[str] = set()
+    executor = usable(plan.task, list(plan.variants.values()), executor or LocalExecutor())
+    with opened(out) as (folder, mirror):
+        site = Site(folder.resolve(), None if mirror is None else mirror.url, plan.variants[plan.baseline].code, plan.task)
+        found = _Found(plan, folder / "runs", reading=mirror is not None)
         stored = StoredPlan.of(folder, plan)
-        plan = replace(plan, seconds=stored.seconds if "seconds" in plan.rivals else {})
-        missing = pending()
+        plan = found.plan = replace(plan, seconds=stored.seconds if "seconds" in plan.rivals else {})
+        records, missing = found.records, found.missing()
         stored.take_looks(plan, records)
-        count = min(default_workers(), max(1, len(missing))) if workers is None else workers
-        on_start(len(missing) + len(records), len(records), count)
+        on_start(len(missing) + len(records), len(records), executor.describe(len(missing)))
         while missing or plan.unmeasured(records):
-            with contextlib.closing(run_jobs(pending, runs, workers=count, on_progress=on_progress)) as ended_runs:
+            place = site.folder / "runs" if mirror is None else f"{mirror.url}/runs"
+            carried = run_jobs(found.missing, place, executor=executor, site=site, on_progress=on_progress, on_queue=on_queue)
+            with contextlib.closing(carried) as ended_runs:
                 for job, ended in ended_runs:
+                    if mirror is not None:
+                        mirror.fetch(f"runs/{job.folder}")
                     records[job.folder] = record = Record.of(job, ended, plan.metric)
                     stored.take_looks(plan, records)
+                    if mirror is not None:
+                        mirror.push()
                     on_record(record, len(plan.jobs(records)))
             untimed = plan.unmeasured(records)
             for name in untimed:  # while no run is under way
-                stored.seconds = {**stored.seconds, name: _measured(plan, records, name, workers=count)}
+                sides = [(plan.variants[one], *(plan.cost(one, records) or (0, 0.0))) for one in (plan.baseline, name)]
+                stored.seconds = {**stored.seconds, name: measured(name, *sides, plan.seeds[0], executor=executor, site=site)}
                 stored.write()
                 on_measured(name, stored.seconds[name])
             if untimed:
-                plan = replace(plan, seconds=stored.seconds)
-            missing = pending()
+                plan = found.plan = replace(plan, seconds=stored.seconds)
+            missing = found.missing()
         stored.take_looks(plan, records)  # those too whose last results were there already
-        found = [records[job.folder] for job in plan.jobs(records) if job.folder in records]
-        if all(record.error is not None for record in found):
-            raise RuntimeError(
-                f"every run failed, the first with {found[0].error}. Its traceback is in {folder / found[0].folder / 'error.txt'}."
-            )
-        race = stored.found()
-        comparison = Comparison(plan, found, results.rows(plan, found), environment_of(folder, found), folder, command, race)
+        comparison = _compared(plan, records, folder, command, stored.found())
         comparison.report()
     return comparison
 
 
-def usable_workers(task: str, variants: Sequence[Variant], workers: int | None) -> int | None:
-    """``workers``, checked; 0, with a warning, for a task that another process cannot import."""
-    if workers is not None:
-        checks.whole("workers", workers, minimum=0, remedy="Leave it out for one a core.")
-    if workers != 0 and any(isinstance(variant, FunctionVariant) and variant.reference.held is not None for variant in variants):
-        warnings.warn(
-            f"task {task!r} has no file that a worker could import it from, as in a notebook or inside a function: its runs follow "
-            "one another in this process. Put it into a file of its own to run several at a time.",
-            stacklevel=4,
+def partial_study(plan: Plan, out: Path | str) -> Comparison:
+    """What is there of a study by now, which another process may still be running; nothing is run or written.
+
+    Raises:
+        ValueError: no run of it is complete.
+    """
+    with opened(out, reading=True) as (folder, _):
+        found = _Found(plan, folder / "runs", reading=True)
+        stored = StoredPlan.of(folder, plan, reading=True)
+        plan = found.plan = replace(plan, seconds=stored.seconds if "seconds" in plan.rivals else {})
+        missing = found.missing()
+        if not found.records:
+            raise ValueError(f"--partial needs a complete run; got none in {str(out)!r}. Wait for one, or correct --out.")
+        looks = plan.standing(found.records)
+        race = stored.found() if looks is None or looks.looks else None
+        comparison = _compared(plan, found.records, folder, "", race)
+        return replace(comparison, lacking=len(missing))
+
+
+class _Found:
+    """The runs of a plan that are complete in its folder.
+
+    Args:
+        plan: what is compared.
+        runs: the folder of its runs.
+        reading: whether nothing may be moved in it.
+    """
+
+    def __init__(self, plan: Plan, runs: Path, *, reading: bool = False) -> None:
+        self.plan, self.records, self._reading = plan, dict[str, Record](), reading
+        self._runs, self._looked_at = runs, set[str]()
+
+    def missing(self) -> Sequence[Job]:
+        """What is needed and not there, looking into the folders of jobs that became known just now."""
+        jobs = self.plan.jobs(self.records)
+        for job in jobs:
+            if job.folder not in self._looked_at:
+                self._looked_at.add(job.folder)
+                place = self._place(job)
+                ended = job.variant.result(place, job.seed, job.stretch) if place.is_dir() else None
+                if ended is not None:
+                    self.records[job.folder] = Record.of(job, ended, self.plan.metric)
+        known = self.plan.jobs(self.records)
+        return self.missing() if len(known) > len(jobs) else [job for job in known if job.folder not in self.records]
+
+    def _place(self, job: Job) -> Path:
+        """The folder of a run, which is put there if it lies where an earlier version, or a smaller plan, had it."""
+        place = self._runs / job.folder
+        for other in job.other_folders:
+            before = self._runs / other
+            if before.is_dir() and not place.exists():
+                if self._reading:
+                    return before
+                place.parent.mkdir(parents=True, exist_ok=True)
+                before.rename(place)
+        return place
+
+
+def _compared(plan: Plan, records: Mapping[str, Record], folder: Path, command: str, race: Mapping[str, Any] | None) -> Comparison:
+    found = [records[job.folder] for job in plan.jobs(records) if job.folder in records]
+    if all(record.error is not None for record in found):
+        raise RuntimeError(
+            f"every run failed, the first with {found[0].error}. Its traceback is in {folder / found[0].folder / 'error.txt'}."
         )
-        return 0
-    return workers
+    return Comparison(plan, found, results.rows(plan, found), environment_of(folder, found), folder, command, race)
 
 
-def _measured(plan: Plan, records: Mapping[str, Record], name: str, *, workers: int) -> EqualSeconds:
-    """The seconds of a variant in units of the baseline's."""
-    with alone(workers) as run:
+def usable(task: str, variants: Sequence[Variant], executor: Executor) -> Executor:
+    """``executor``; for a task that another process cannot import the local one without processes, with a warning.
 
-        def side(one: str) -> Side:
-            cost = plan.cost(one, records)
-            assert cost is not None  # or it would not be measured yet
-
-            def timed(stretch: Fraction) -> Timed | str:
-                ended = run(plan.variants[one], plan.seeds[0], stretch)
-                return ended["error"] if "error" in ended else Timed(ended["seconds"], ended["gradient_evaluations"])
-
-            return Side(timed, *cost)
-
-        try:
-            return measure(side(plan.baseline), side(name))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+    Raises:
+        ExecutorError: such a task, for an executor that needs other processes.
+    """
+    held = any(isinstance(variant, FunctionVariant) and variant.reference.held is not None for variant in variants)
+    if not held or not executor.elsewhere:
+        return executor
+    if executor.name != "local":
+        raise ExecutorError(
+            f"task {task!r} must have a file that a worker can import it from; got a function of a notebook, or one inside another. Put it "
+            f"into a file of its own to run it with executor={executor.name!r}."
+        )
+    warnings.warn(
+        f"task {task!r} has no file that a worker could import it from, as in a notebook or inside a function: its runs follow "
+        "one another in this process. Put it into a file of its own to run several at a time.",
+        stacklevel=4,
+    )
+    return LocalExecutor(workers=0)
 
 
 def environment_of(folder: Path, records: Sequence[Record]) -> dict[str, Any]:

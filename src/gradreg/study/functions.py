@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -28,6 +28,8 @@ from gradreg.study.tasks import Metric, Mode, OnProgress, Task, TaskError, Varia
 RESERVED = (
     "task", "penalties", "seeds", "out", "workers", "rivals", "until", "max_seeds", "margin", "fresh", "executor", "partial", "help",
     "penalty", "search", "trials", "confirm", "storage", "probe", "probe_share", "alignment",
+    "run_cpus", "run_gpus", "run_memory", "ray_address", "ray_working_dir",
+    "slurm_partition", "slurm_time", "slurm_account", "slurm_at_once", "slurm_option",
 )  # fmt: skip
 """The options of ``gradreg compare`` and ``gradreg tune`` themselves, which a task's function cannot have."""
 
@@ -172,17 +174,46 @@ class Reference:
         if self.held is not None:
             return self.held
         assert self.where is not None
-        module = load_file(Path(self.where)) if self.where.endswith(".py") else importlib.import_module(self.where)
+        module = load_file(self._file) if self.where.endswith(".py") else importlib.import_module(self.where)
         return getattr(module, self.name)
+
+    @property
+    def _file(self) -> Path:
+        """The file; on a machine that does not have it there, that of its name in the working directory, where its folder was sent."""
+        assert self.where is not None
+        file = Path(self.where)
+        sent = Path.cwd() / file.name
+        return sent if not file.is_file() and sent.is_file() else file
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the task's file, or of its topmost package; None for a task that only this process has, or that is installed."""
+        if self.held is not None or self.where is None:
+            return None
+        if self.where.endswith(".py"):
+            return Path(self.where).parent
+        file = own_code.find(f"{self.where}:{self.name}")
+        return None if file is None else file.parents[len(self.where.split(".")) - (file.name != "__init__.py")]
 
     def digest(self) -> str | None:
         """A digest of the file that holds the task; None for one without."""
         if self.held is not None or self.where is None:
             return None
         if self.where.endswith(".py"):
-            return own_code.digest(Path(self.where))[:16]
+            return _digest(self._file)
         file = getattr(sys.modules.get(self.where) or importlib.import_module(self.where), "__file__", None)
-        return None if file is None else own_code.digest(Path(file))[:16]
+        return None if file is None else _digest(Path(file))
+
+
+def _digest(file: Path) -> str:
+    held = file.stat()
+    return _digest_of(file, held.st_mtime_ns, held.st_size)
+
+
+@lru_cache(maxsize=64)
+def _digest_of(file: Path, changed: int, size: int) -> str:
+    """A digest of the content, which a study of thousands of runs asks for once each."""
+    return own_code.digest(file)[:16]
 
 
 def is_reference(text: str) -> bool:
@@ -257,6 +288,10 @@ class FunctionVariant(Variant):
     @property
     def source(self) -> str | None:
         return self.reference.digest()
+
+    @property
+    def code(self) -> Path | None:
+        return self.reference.folder
 
     def _identity(self, seed: int, stretch: Fraction) -> dict[str, Any]:
         return {**self.settings, "seed": seed, "stretch": str(stretch), "code": self.source}

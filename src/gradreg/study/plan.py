@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from gradreg import checks
@@ -21,6 +23,9 @@ RIVALS: tuple[Rival, ...] = ("epochs", "gradients", "seconds", "early")
 """What a variant is compared with: plain training for as many epochs, for as many gradient evaluations, for as many seconds (on request),
 and stopped early by validation."""
 USUAL_RIVALS: tuple[Rival, ...] = ("epochs", "gradients", "early")
+
+MOST_IN_FOLDER = 1000
+"""Seeds, or variants, that share a folder; more are spread over several."""
 
 UNTIL = ("decided",)
 """What seeds can be added until."""
@@ -38,6 +43,7 @@ class Job:
         evaluations: gradient evaluations that the run will spend; None if only the run tells.
         variant: what is run.
         stretch: how many times as long as the task says it trains.
+        within: the folder around that of the variant, where there are thousands of variants; ends with /.
     """
 
     name: str
@@ -46,12 +52,24 @@ class Job:
     evaluations: int | None
     variant: Variant
     stretch: Fraction = Fraction(1)
+    within: str = ""
 
     @property
     def folder(self) -> str:
-        """The run's folder within the comparison's."""
+        """The run's folder within the comparison's. No folder has more than about ``MOST_IN_FOLDER`` entries, however many runs."""
+        thousand = (self.seed - self.variant.seed) // MOST_IN_FOLDER
+        return f"{self.within}{self._variant_folder}/{'' if thousand == 0 else f'seeds-{thousand}000/'}seed-{self.seed}"
+
+    @property
+    def other_folders(self) -> list[str]:
+        """Where the run lies in a study that was begun with fewer variants, or by an earlier version."""
+        places = [f"{within}{self._variant_folder}/seed-{self.seed}" for within in ("", spread(self.name))]
+        return [place for place in places if place != self.folder]
+
+    @property
+    def _variant_folder(self) -> str:
         matched = {"epochs": "", "gradients": f"@{self.evaluations}-gradients", "seconds": f"@{self.evaluations}-gradients-by-seconds"}
-        return f"{folder_name(self.name)}{matched[self.budget]}/seed-{self.seed}"
+        return f"{folder_name(self.name)}{matched[self.budget]}"
 
 
 class Ended(Protocol):
@@ -154,19 +172,22 @@ class Plan:
         most = [max(given[name] for name in names) for _, _, names in longer]
         key = (*((budget, one.evaluations) for budget, one, _ in longer), *most, *given.values())
         if key not in self._known:
-            plain = self.variants[self.baseline]
             jobs: list[Job] = []
             for i, seed in enumerate(self.seeds):
                 jobs += [
-                    Job(name, seed, "epochs", variant.evaluations, variant) for name, variant in self.variants.items() if i < given[name]
+                    self._job(name, seed, evaluations=variant.evaluations) for name, variant in self.variants.items() if i < given[name]
                 ]
                 jobs += [
-                    Job(self.baseline, seed, budget, one.evaluations, plain, one.stretch)
+                    self._job(self.baseline, seed, budget, one.evaluations, one.stretch)
                     for (budget, one, _), n in zip(longer, most, strict=True)
                     if i < n
                 ]
             self._known[key] = jobs
         return self._known[key]
+
+    def _job(self, name: str, seed: int, budget: Budget = "epochs", evaluations: int | None = None, stretch: Fraction = Fraction(1)) -> Job:
+        within = spread(name) if len(self.variants) > MOST_IN_FOLDER else ""
+        return Job(name, seed, budget, evaluations, self.variants[name], stretch, within)
 
     def longer_baselines(self, records: Mapping[str, Ended]) -> list[tuple[Budget, Longer, list[str]]]:
         """The baselines that train longer, as far as known, each with the variants that are compared with it."""
@@ -224,17 +245,15 @@ class Plan:
     def _all_there(self, name: str, records: Mapping[str, Ended]) -> bool:
         """Whether the runs of a variant that are wanted in any case have ended, and the baseline's."""
         wanted = self.seeds if self.race is None else self.seeds[: self.race.first]
-        return all(Job(one, seed, "epochs", None, self.variants[one]).folder in records for one in (name, self.baseline) for seed in wanted)
+        return all(self._job(one, seed).folder in records for one in (name, self.baseline) for seed in wanted)
 
     def values(
         self, name: str, records: Mapping[str, Ended], *, longer: Longer | None = None, budget: Budget = "epochs", best: bool = False
     ) -> Values:
         """The metric of the runs of a variant, or of a longer baseline; ``best``: at the best epoch by validation."""
-        variant = self.variants[name]
         found: Values = {}
         for seed in self.seeds:
-            job = Job(name, seed, budget, None if longer is None else longer.evaluations, variant)
-            record = records.get(job.folder)
+            record = records.get(self._job(name, seed, budget, None if longer is None else longer.evaluations).folder)
             if record is not None:
                 value = record.best_test if best else record.test
                 found[seed] = None if value is None else self.metric.shown(value)
@@ -279,7 +298,7 @@ class Plan:
         if variant.epochs is not None and variant.evaluations is not None:
             return variant.epochs, variant.evaluations
         for seed in self.seeds:
-            record = records.get(Job(name, seed, "epochs", None, variant).folder)
+            record = records.get(self._job(name, seed).folder)
             if record is None:
                 return None  # a later seed must not tell, or the answer would hang on which run ends first
             if record.length is not None and record.error is None and not record.diverged:
@@ -377,6 +396,13 @@ def _bound(seeds: int, until: str | None, max_seeds: int | None, rivals: Sequenc
     return max_seeds
 
 
+@lru_cache(maxsize=4096)
+def spread(name: str) -> str:
+    """One of 256 folders, by the name of what lies in it."""
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:2]}/"
+
+
+@lru_cache(maxsize=4096)
 def folder_name(name: str) -> str:
     """``name`` as a folder can have it."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "variant"

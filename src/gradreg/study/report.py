@@ -10,18 +10,23 @@ from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
-import plotly.offline
 import yaml
 from markupsafe import Markup
 
 from gradreg import __version__, files
-from gradreg.study import charts
+from gradreg.sharpness.measures import MEASURES
+from gradreg.study import charts, sharpness
 from gradreg.study.history import read_history
 from gradreg.study.plan import Plan
-from gradreg.study.results import Record, over_seeds, race_said, warnings
+from gradreg.study.results import Record, by_row, over_seeds, race_said, warnings
 from gradreg.study.table import Row, shown_columns
 
 SPENDING = {"obrien-fleming": "O'Brien-Fleming", "pocock": "Pocock"}
+
+
+DRAWN = 24
+DRAWN_SEEDS = 100
+"""Rows, and seeds of each, that charts show: more cannot be told apart, and the table has them."""
 
 
 def write_report(
@@ -45,28 +50,44 @@ def write_report(
         command: the command line that made it, if one did.
         race: the rule and the looks of a race; None without one.
     """
-    runs_of = {row.label: [record for record in records if _belongs(record, row)] for row in rows}
-    drawn = [(label, run) for label, group in runs_of.items() for run in group if not run.diverged and run.error is None]
+    shown = rows[:DRAWN]
+    runs_of = by_row(shown, records)
+    drawn = [(label, run) for label, group in runs_of.items() for run in group[:DRAWN_SEEDS] if not run.diverged and run.error is None]
     history = {(label, run.seed): read_history(folder / run.folder) for label, run in drawn}
     name = plan.metric.title
+    part = (
+        ""
+        if len(rows) <= DRAWN and all(len(group) <= DRAWN_SEEDS for group in runs_of.values())
+        else (f" Of the first {len(shown)} rows, and {DRAWN_SEEDS} seeds at most; the table has all.")
+    )
     figures = {
         "Learning curves": (
-            charts.learning_curves(rows, history, plan.metric),
-            f"Test {name} after each epoch: mean and one standard deviation. Dotted: validation, where it is logged.",
+            charts.learning_curves(shown, history, plan.metric),
+            f"Test {name} after each epoch: mean and one standard deviation. Dotted: validation, where it is logged." + part,
         ),
         "What the gradients buy": (
-            charts.metric_by_cost(rows, history, plan.metric),
-            "The same against gradient evaluations. Dashed: plain training, lengthened to as many evaluations.",
+            charts.metric_by_cost(shown, history, plan.metric),
+            "The same against gradient evaluations. Dashed: plain training, lengthened to as many evaluations." + part,
         ),
         "What the time buys": (
-            charts.metric_by_seconds(rows, history, plan.metric),
-            "The same against seconds. Workers share the machine: read the ratio of two curves rather than the seconds.",
+            charts.metric_by_seconds(shown, history, plan.metric),
+            "The same against seconds. Workers share the machine: read the ratio of two curves rather than the seconds." + part,
         ),
         "Every seed": (
-            charts.dots(rows, runs_of, plan.metric),
-            "One dot a run, the bar at their mean. Thin lines join the runs of a seed.",
+            charts.dots(shown, {label: group[:DRAWN_SEEDS] for label, group in runs_of.items()}, plan.metric),
+            "One dot a run, the bar at their mean. Thin lines join the runs of a seed." + part,
         ),
     }
+    found = sharpness.measured(rows, records, plan.metric)
+    if found is not None:
+        figures["Sharpness beside the metric"] = (
+            charts.sharpness_by_metric(shown, runs_of, plan.metric, found["measures"]),
+            "One dot a run, at the end of training, on a logarithmic axis where all values are positive. " + found["caution"],
+        )
+        figures["Sharpness over training"] = (
+            charts.sharpness_over_training(shown, history, found["measures"]),
+            f"{MEASURES[found['measures'][0]].capitalize()}: the mean over seeds at each measurement.",
+        )
     figures = {title: (figure, note) for title, (figure, note) in figures.items() if figure is not None}
     page = render(
         "report.html",
@@ -81,6 +102,7 @@ def write_report(
         equal_seconds=bool(plan.seconds),
         race=None if race is None else race_said(plan, race["looks"]),
         figures=drawn_figures(figures),
+        sharpness=None if found is None else _sharpness(found),
         configuration=yaml.safe_dump({name: dict(variant.settings) for name, variant in plan.variants.items()}, sort_keys=False),
         environment=yaml.safe_dump(dict(environment), sort_keys=False, allow_unicode=True),
         command=command,
@@ -89,6 +111,23 @@ def write_report(
     path = folder / "report.html"
     files.write_text(path, page)
     return path
+
+
+def _sharpness(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The block as the page shows it: headings, lines of cells, and lines of correlations."""
+    overs = list(dict.fromkeys(one["over"] for one in found["correlations"]))
+    told = {(one["measure"], one["over"]): sharpness.correlation_text(one).partition(" ") for one in found["correlations"]}
+    metric = next(key for key in found["table"][0] if key.startswith("test_"))
+    return {
+        "headings": [MEASURES[name] for name in found["measures"]],
+        "lines": [
+            (line["label"], (line[metric], line[f"{metric}_sd"]), [sharpness.cell(line[name]) for name in found["measures"]])
+            for line in found["table"]
+        ],
+        "correlations": [(over, [told.get((name, over), ("", "", "")) for name in found["measures"]]) for over in overs],
+        "caution": found["caution"],
+        "not_independent": sharpness.NOT_INDEPENDENT if overs else "",
+    }
 
 
 def methods(plan: Plan, rows: Sequence[Row], records: Sequence[Record], race: Mapping[str, Any] | None = None) -> str:
@@ -135,11 +174,6 @@ def methods(plan: Plan, rows: Sequence[Row], records: Sequence[Record], race: Ma
     return " ".join(sentences)
 
 
-def _belongs(run: Record, row: Row) -> bool:
-    same = run.variant == row.variant and run.budget == row.budget
-    return same and (run.budget == "epochs" or run.planned_evaluations == row.gradient_evaluations)
-
-
 def drawn_figures(figures: Mapping[str, tuple[go.Figure, str]]) -> list[dict[str, Any]]:
     """Figures with their notes, by title, as templates take them."""
     return [{"title": title, "note": note, "id": f"chart-{i}", **_parts(f)} for i, (title, (f, note)) in enumerate(figures.items())]
@@ -156,7 +190,7 @@ def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FunctionLoader(_text_of)
     )
-    shared = {"version": __version__, "plotly": Markup(plotly.offline.get_plotlyjs())}
+    shared = {"version": __version__, "chart_script": Markup(_text_of("chart.js"))}
     return environment.get_template(template).render(**shared, **values)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gradreg.sharpness.measures import PREFIX
 from gradreg.study.plan import Budget, Job, Longer, Plan, Question
 from gradreg.study.statistics import deviation, mean
 from gradreg.study.table import Row, json_row
@@ -37,6 +38,7 @@ class Record:
         folder: the run's folder within the comparison's.
         error: the last line of the error that ended it; None if none did.
         warnings: what the run itself was warned of.
+        sharpness: what it measured last, by name, with errors under ``NAME_error`` and the epoch under ``epoch``; None where it could not.
     """
 
     variant: str
@@ -55,6 +57,7 @@ class Record:
     folder: str
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    sharpness: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, result: Mapping[str, Any], metric: Metric) -> Record:
@@ -83,6 +86,7 @@ class Record:
             folder=f"runs/{job.folder}",
             error=result.get("error"),
             warnings=tuple(result.get("warnings", ())),
+            sharpness={key.removeprefix(PREFIX): value for key, value in result.items() if key.startswith(PREFIX)},
         )
 
     def to_dict(self, metric: Metric) -> dict[str, Any]:
@@ -102,6 +106,7 @@ class Record:
             "folder": self.folder,
             **({} if self.error is None else {"error": self.error}),
             **({} if not self.warnings else {"warnings": list(self.warnings)}),
+            **{f"{PREFIX}{name}": value for name, value in self.sharpness.items()},
         }
 
 
@@ -109,7 +114,7 @@ def _check(job: Job, result: Mapping[str, Any], metric: Metric) -> None:
     """Raise ValueError unless ``result`` has what a ``Record`` takes from it."""
     best = result.get("best")
     best_numbers = (best.get("epoch"), best.get(metric.test)) if isinstance(best, Mapping) else ()
-    optional = (metric.validation, "epochs", "length")
+    optional = (metric.validation, "epochs", "length", *(key for key in result if key.startswith(PREFIX)))
     needed = () if "error" in result else ("gradient_evaluations", "seconds", *(() if result.get("diverged") is True else (metric.test,)))
     wrong = [key for key in optional if not (result.get(key) is None or _is_number(result[key]))]
     wrong += [key for key in needed if not _is_number(result.get(key))]
@@ -212,10 +217,25 @@ def rows(plan: Plan, records: Sequence[Record]) -> list[Row]:
     return found
 
 
+def by_row(rows: Sequence[Row], records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The runs of every row of the table, by its label."""
+    found: dict[tuple[str, str, float | None], list[Record]] = {}
+    for run in records:
+        found.setdefault((run.variant, run.budget, None if run.budget == "epochs" else run.planned_evaluations), []).append(run)
+    return {
+        row.label: found.get((row.variant, row.budget, None if row.budget == "epochs" else row.gradient_evaluations), []) for row in rows
+    }
+
+
 def results(
-    plan: Plan, records: Sequence[Record], environment: Mapping[str, Any], table: Sequence[Row], race: Mapping[str, Any] | None = None
+    plan: Plan,
+    records: Sequence[Record],
+    environment: Mapping[str, Any],
+    table: Sequence[Row],
+    race: Mapping[str, Any] | None = None,
+    sharpness: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of ``results.json``; ``race``: its rule and its looks."""
+    """The content of ``results.json``; ``race``: its rule and its looks; ``sharpness``: what the runs measured of it."""
     return {
         "schema": SCHEMA,
         "task": plan.task,
@@ -226,6 +246,7 @@ def results(
         **({} if not plan.seconds else {"seconds": {name: asdict(one) for name, one in plan.seconds.items()}}),
         "runs": [record.to_dict(plan.metric) for record in records],
         "table": [json_row(row) for row in table],
+        **({} if sharpness is None else {"sharpness": dict(sharpness)}),
         "configuration": {name: dict(variant.settings) for name, variant in plan.variants.items()},
         "environment": dict(environment),
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 from gradreg import checks, files
 from gradreg.penalties import GradientPenalty
+from gradreg.sharpness.measures import PREFIX
 from gradreg.study.history import METRICS
 from gradreg.study.tasks import Metric, OnProgress, TaskError
 
@@ -44,7 +45,8 @@ class Run:
         stretch: Fraction = Fraction(1),
         on_progress: OnProgress = lambda share: None,
     ) -> None:
-        self.penalty = penalty
+        self._penalty = penalty
+        self._penalized_steps: int | None = None
         self.seed = seed
         self.folder = folder
         self._metric = metric
@@ -60,6 +62,16 @@ class Run:
         self._declared = 0
         self._declared_evaluations: float = 0
         self._records: list[dict[str, Any]] = []
+        self._measuring = 0.0
+        self._unmeasured: dict[str, str] = {}
+
+    @property
+    def penalty(self) -> GradientPenalty | None:
+        """The variant's penalty; None for plain training. One with a tail knows the steps of the run once these are known."""
+        steps = self._penalized_steps
+        if steps is None and self._length is not None and self._length.unit == "steps":
+            steps = self._length.total
+        return self._penalty if self._penalty is None or steps is None else self._penalty.over(steps)
 
     @property
     def device(self) -> Any:
@@ -108,11 +120,13 @@ class Run:
         """As ``total_epochs``, for runs whose length is ``steps(n)``."""
         return self._total("steps")
 
-    def regularizer(self, model: Any, **options: Any) -> Any:
+    def regularizer(self, model: Any, *, total_steps: int | None = None, **options: Any) -> Any:
         """A ``gradreg.torch.GradientRegularizer`` of ``model`` with this run's penalty, whose gradient evaluations are counted.
 
         Args:
             model: a ``torch.nn.Module``.
+            total_steps: optimizer steps of the whole run, of which a penalty's tail is a share (``sam:rho=0.1,tail=0.3``): the length of
+                ``run.epochs(n)`` times the steps of an epoch. Not needed if the length is ``run.steps(n)``, asked for before.
             options: of ``GradientRegularizer``, such as ``parameters=``.
         """
         from gradreg.torch import GradientRegularizer
@@ -121,11 +135,14 @@ class Run:
             raise TypeError(
                 "penalty must be left out of run.regularizer(), which takes that of the variant; got one. Name it in penalties=."
             )
+        self._set_penalized_steps(total_steps)
         made = GradientRegularizer(model, self.penalty, **options)
         self._regularizers.append(made)
         return made
 
-    def value_and_grad(self, fun: Callable[..., Any], *, state: bool = False, **options: Any) -> CountedValueAndGrad:
+    def value_and_grad(
+        self, fun: Callable[..., Any], *, state: bool = False, total_steps: int | None = None, **options: Any
+    ) -> CountedValueAndGrad:
         """``gradreg.jax.value_and_grad`` of ``fun`` with this run's penalty, whose gradient evaluations are counted.
 
         Calls outside ``jax.jit`` are counted one by one. Inside it a call cannot be seen: declare the steps by ``run.steps(n)``.
@@ -134,11 +151,13 @@ class Run:
             fun: the loss, as ``gradreg.jax.value_and_grad`` takes it.
             state: whether the function takes ``state=`` and returns ``(value, gradients, state)``, for every penalty alike, with an empty
                 state for those that have none. ``init(params)`` makes the first.
+            total_steps: as for ``regularizer``.
             options: of ``gradreg.jax.value_and_grad``.
 
         Raises:
             TaskError: a penalty that has a state, without ``state=True``.
         """
+        self._set_penalized_steps(total_steps)
         made = CountedValueAndGrad(fun, self.penalty, state, options)
         self._functions.append(made)
         return made
@@ -195,6 +214,39 @@ class Run:
         else:
             before.update(record)
 
+    def sharpness(self, model: Any, closure: Any, *, every: int = 1, **options: Any) -> Mapping[str, float]:
+        """Measure the curvature of a loss after every k-th epoch and after the last, and log it: the study shows it beside the metric.
+
+        To be called in each epoch (or each step of a run without epochs), where ``log`` is, with the same samples each time. The model is
+        left bit for bit as it was, and neither the run's gradient evaluations nor its seconds count the measurement. In JAX log numbers
+        yourself: ``run.log(sharpness_largest_eigenvalue=..., sharpness_trace=..., sharpness_trace_error=...)``.
+
+        Args:
+            model: a ``torch.nn.Module``.
+            closure: returns the loss on a fixed part of the training data, as ``gradreg.sharpness`` takes it; or several closures.
+            every: epochs (or steps) from one measurement to the next, ≥ 1.
+            options: of ``gradreg.sharpness.summary``: ``measures``, ``rho``, ``vectors``, ``sizes``; ``mode`` is "eval" unless given.
+
+        Returns:
+            What was logged, ``sharpness_NAME``; NaN for what could not be measured. Empty if nothing is due.
+        """
+        checks.whole("every", every, minimum=1)
+        length = self._length
+        if length is None:
+            raise RuntimeError("sharpness is measured within the run's length; got no run.epochs(n) or run.steps(n) so far. Ask first.")
+        done = (self._epoch or 0) + 1 if length.unit == "epochs" else length.done + 1
+        if done % every and done < length.total:
+            return {}
+        from gradreg import sharpness
+
+        started = time.perf_counter()
+        found = sharpness.summary(model, closure, **{"mode": "eval", **options})
+        self._measuring += time.perf_counter() - started
+        self._unmeasured.update({name: str(error) for name, error in found.failures.items() if name not in self._unmeasured})
+        numbers = found.record()
+        self.log(**numbers)
+        return numbers
+
     def finish(self) -> dict[str, Any]:
         """The run's result, after the function has returned.
 
@@ -228,10 +280,19 @@ class Run:
             "best": None
             if diverged or best is None
             else {"epoch": best["epoch"], "by": validation, validation: best[validation], test: best[test]},
+            **self._last_sharpness(),
             "seconds": self._seconds(),
             "diverged": diverged,
             "warnings": self._warnings(),
         }
+
+    def _last_sharpness(self) -> dict[str, Any]:
+        """The last sharpness that was logged, and when."""
+        for record in reversed(self._records):
+            found = {name: value if math.isfinite(value) else None for name, value in record.items() if name.startswith(PREFIX)}
+            if found:
+                return {f"{PREFIX}epoch": record["epoch"], **found}
+        return {}
 
     def _check_regularizers(self) -> None:
         stolen = [made for made, steps in ((ref(), steps) for ref, steps in _ended) if made is not None and made.step != steps]
@@ -264,13 +325,17 @@ class Run:
             found.append(
                 f"logged {self._metric.test}=nan, without a loss that is not finite: log 0.0, say, where the metric is not defined"
             )
-        return found
+        return [*found, *(f"could not measure {name} each time: {why}" for name, why in self._unmeasured.items())]
 
     def _done(self) -> int:
         """Epochs or steps done; an epoch that logged counts, though the function returned in it."""
         assert self._length is not None
         logged = [record["epoch"] or 0 for record in self._records] if self._length.unit == "epochs" else []
         return max([self._length.done, *logged])
+
+    def _set_penalized_steps(self, total_steps: int | None) -> None:
+        if total_steps is not None:
+            self._penalized_steps = checks.whole("total_steps", total_steps, minimum=1)
 
     def _set_length(self, unit: str, n: int) -> int:
         checks.whole(unit, n, minimum=1, remedy=f"Write run.{unit}(20), say.")
@@ -291,7 +356,7 @@ class Run:
         return self._length.total
 
     def _seconds(self) -> float:
-        return 0.0 if self._started is None else time.perf_counter() - self._started
+        return 0.0 if self._started is None else time.perf_counter() - self._started - self._measuring
 
     def _steps_done(self) -> int:
         counted = sum(made.step for made in self._made()) + sum(made.calls for made in self._functions)
@@ -299,7 +364,7 @@ class Run:
 
     def _evaluations(self) -> int | float:
         counted = sum(made.metrics["evaluations"] for made in self._made()) + sum(made.evaluations for made in self._functions)
-        if counted == 0 and self.penalty is None:
+        if counted == 0 and self._penalty is None:
             counted = self._plain_steps()
         if counted == 0 and self._functions:
             counted = self._declared_evaluations
@@ -404,15 +469,14 @@ class CountedValueAndGrad:
 
     def __init__(self, fun: Callable[..., Any], penalty: GradientPenalty | None, state: bool, options: Mapping[str, Any]) -> None:
         from gradreg.jax import value_and_grad
-        from gradreg.jax.state import carries_state
 
-        stateful = penalty is not None and carries_state(penalty)
+        self._both = value_and_grad(fun, penalty, **options)
+        stateful = self._both.carries_state
         if stateful and not state:
             raise TaskError(
                 f"state must be True for a penalty that carries a state; got {penalty}. Write run.value_and_grad(loss, state=True), pass "
                 "state=state, and take three values."
             )
-        self._both = value_and_grad(fun, penalty, **options)
         self._penalty, self._stateful, self._state = penalty, stateful, state
         self.calls = 0
         self.evaluations: float = 0
@@ -429,9 +493,15 @@ class CountedValueAndGrad:
         returned = self._both(params, *args, **kwargs, **(given if self._stateful else {}))
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, args, kwargs))):
             step = int(kwargs.get("step", self.calls))
-            self.evaluations += 1 if self._penalty is None else self._penalty.evaluations_at(step)
+            own = 1 if self._penalty is None else self._penalty.evaluations_at(step)
+            self.evaluations += own if self._both.rule is None else self._looked(own, given["state"], returned[-1])
             self.calls += 1
         return (*returned, {}) if self._state and not self._stateful else returned
+
+    def _looked(self, own: float, before: Any, after: Any) -> float:
+        """The evaluations of a step that may look at held-out data, and at which the penalty may be off."""
+        looked = self._both.looked(before, after)
+        return (own if looked or self._both.is_on(after) else 1) + looked
 
 
 def _number(name: str, value: Any) -> float:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from gradreg.folders import FolderInUse, locked
 from gradreg.study import statistics
-from gradreg.study.plan import Job, folder_name
+from gradreg.study.executors.executor import Executor, Site
+from gradreg.study.plan import Job, folder_name, spread
 from gradreg.study.results import Record
+from gradreg.study.running import OnProgress, run_jobs
 from gradreg.study.search import Finding, Search, State, best_of, finite, is_behind
 from gradreg.study.search_space import Arm, suggest
 from gradreg.study.tasks import TaskError, Variant
-from gradreg.study.workers import OnProgress, run_jobs
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -97,11 +98,14 @@ class _Active:
     seconds: float = 0.0
     evaluations: float = 0.0
 
+    trials: Path = Path()
+
     def job(self, seed: int) -> Job:
         """Its run with a seed: trials of equal values share it."""
         held = json.dumps({"values": self.trial.params}, sort_keys=True)
         name = f"{folder_name(self.arm.name)}-{hashlib.sha256(held.encode()).hexdigest()[:10]}"
-        return Job(name, seed, "epochs", self.variant.evaluations, self.variant)
+        within = "" if (self.trials / name).is_dir() else spread(name)  # of an earlier version, which did not spread them
+        return Job(name, seed, "epochs", self.variant.evaluations, self.variant, within=within)
 
 
 class Searcher:
@@ -119,7 +123,8 @@ class Searcher:
     ) -> None:
         import optuna
 
-        self.search, self.folder = search, folder
+        self.search: Search = search
+        self.folder: Path = folder
         self._on_trial = on_trial
         self._active: list[_Active] = []
         self._signature = {"host": socket.gethostname(), "folder": str((folder / "processes" / uuid.uuid4().hex[:12]).resolve())}
@@ -132,7 +137,7 @@ class Searcher:
             _agree(study, search.identity(arm))
             self._studies[arm.name] = study
 
-    def run(self, *, workers: int, on_progress: OnProgress = lambda job, share: None) -> None:
+    def run(self, *, executor: Executor, on_progress: OnProgress = lambda job, share: None) -> None:
         """Run trials until every side has as many as it is to have; those that another process runs are left to it.
 
         Raises:
@@ -140,10 +145,16 @@ class Searcher:
             RuntimeError: a worker died.
         """
         with locked(Path(self._signature["folder"]), purpose="--out"):
-            jobs = run_jobs(lambda: self._jobs(max(1, workers)), self.folder / "trials", workers=workers, on_progress=on_progress)
+            site = Site(self.folder.resolve(), None, self._code(), self.search.task.name)
+            wanted = lambda: self._jobs(max(1, executor.at_a_time()))  # noqa: E731
+            jobs = run_jobs(wanted, site.folder / "trials", executor=executor, site=site, on_progress=on_progress)
             with contextlib.closing(jobs) as ended:
                 for job, result in ended:
                     self._take(job, result)
+
+    def _code(self) -> Path | None:
+        """The folder with the task's own code."""
+        return self.search.task.variant(None, {}).code
 
     def findings(self) -> list[Finding]:
         """All trials, of all processes, in the order in which they began."""
@@ -268,6 +279,7 @@ class Searcher:
         scores = {int(seed): score for seed, score in progress.get("scores", {}).items()}
         variant = arm.variant(self.search.task, trial.params)
         active = _Active(arm, study, trial, variant, scores, progress.get("seconds", 0.0), progress.get("evaluations", 0.0))
+        active.trials = self.folder / "trials"
         _report(active)
         self._active.append(active)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ MOST_SEEDS = 1000
 """Above this, ``seeds_needed`` has no answer that somebody would run."""
 FLIPS = 9999
 """Sign flips that are drawn where there are more, that is from 14 seeds on; below, all 2ⁿ are counted."""
+_AT_ONCE = 4_000_000
+"""Numbers that are held at a time where flips are drawn."""
+_TIES = 2.2e-14
+"""SciPy's: flips whose mean agrees with the observed one to this share are ties."""
 ROUNDING = 1e-12
 """Differences that agree to this share of the values are equal: what is left is rounding."""
 
@@ -171,6 +176,8 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     values = np.asarray(differences, dtype=float)
     if len(values) < 2 or not values.any():
         return 1.0
+    if 2 ** len(values) > FLIPS:
+        return _drawn_flips_p(values)
     found = stats.permutation_test(
         (values,),
         lambda sample, axis: sample.mean(axis=axis),
@@ -180,6 +187,39 @@ def sign_flip_p(differences: Sequence[float]) -> float:
         rng=np.random.default_rng(0),
     )
     return float(found.pvalue)
+
+
+def _drawn_flips_p(values: NDArray[Any]) -> float:
+    """``scipy.stats.permutation_test`` with drawn flips, which are the same for all variants and need not be drawn for each."""
+    import numpy as np
+
+    flips = _flips(len(values))
+    rows = max(1, _AT_ONCE // len(values))
+    null = np.concatenate([(flips[i : i + rows] * values).mean(axis=-1) for i in range(0, len(flips), rows)])
+    observed = values.mean()
+    near = abs(observed) * _TIES
+    tails = [(null <= observed + near).sum() + 1, (null >= observed - near).sum() + 1]
+    return float(min(1.0, 2 * min(tails) / (len(null) + 1)))
+
+
+@lru_cache(maxsize=4)
+def _flips(n: int) -> NDArray[Any]:
+    """The signs that SciPy's permutation test draws for n values, [resamples, n]."""
+    import numpy as np
+    from scipy import stats
+
+    found: list[NDArray[Any]] = []
+
+    def seen(sample: NDArray[Any], axis: int) -> NDArray[Any]:
+        if sample.ndim > 1:
+            found.append(sample.astype(np.int8))
+        return sample.mean(axis=axis)
+
+    stats.permutation_test(
+        (np.ones(n),), seen, permutation_type="samples", n_resamples=FLIPS, vectorized=True, batch=max(1, _AT_ONCE // n),
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return np.concatenate(found)
 
 
 def bca_interval(differences: Sequence[float], *, level: float = CONFIDENCE) -> tuple[float, float] | None:
@@ -228,3 +268,69 @@ def seeds_needed(difference: float, sd: float, *, alpha: float, power: float = P
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+FEWEST_FOR_CORRELATION = 5
+"""Pairs beyond the groups' means below which a rank correlation has no interval worth the name."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A rank correlation over runs.
+
+    Args:
+        value: Spearman's, −1 to 1.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        n: pairs.
+        groups: whose means were taken off first; 1 for none.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    groups: int = 1
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], groups: Sequence[Any] | None = None) -> Correlation | None:
+    """Spearman's rank correlation with a 95 % interval; None with too few pairs, or where all values of one side are equal.
+
+    The interval is tanh(atanh r ± 1.96·√((1 + r²/2)/(m − 3))), m the pairs less the groups beyond the first. It holds for independent
+    pairs. At r = ±1, where it would have no width, the nearest other value that m ranks can have takes r's place.
+
+    Args:
+        x: one value for each pair.
+        y: the other.
+        groups: of each pair; the mean of its group is taken off each value first, which leaves the correlation within groups.
+
+    Source: Bonett and Wright 2000, Sample size requirements for estimating Pearson, Kendall and Spearman correlations, Psychometrika 65.
+    """
+    import numpy as np
+    from scipy import stats
+
+    first, second = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    names = list(dict.fromkeys(groups)) if groups is not None else [None]
+    if groups is not None:
+        members = [np.array([g == name for g in groups]) for name in names]
+        first, second = (_centered(values, members) for values in (first, second))
+    m = len(first) - (len(names) - 1)
+    if m < FEWEST_FOR_CORRELATION or any(np.ptp(values) == 0 for values in (first, second)):
+        return None
+    found: Any = stats.spearmanr(first, second)
+    value = float(found.statistic)
+    most = 1 - 12 / (m * (m * m - 1))
+    inside = min(max(value, -most), most)
+    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((1 + inside**2 / 2) / (m - 3))
+    low, high = math.tanh(math.atanh(inside) - half), math.tanh(math.atanh(inside) + half)
+    return Correlation(value, min(low, value), max(high, value), len(first), len(names))
+
+
+def _centered(values: NDArray[Any], members: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The values less their group's mean; rounding that is left of equal ones is 0."""
+    import numpy as np
+
+    found = values.copy()
+    for own in members:
+        found[own] -= values[own].mean()
+    return np.where(np.abs(found) <= ROUNDING * np.abs(values).max(initial=0.0), 0.0, found)

@@ -41,8 +41,8 @@ class StoredPlan:
     seconds: dict[str, EqualSeconds] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, plan: Plan) -> StoredPlan:
-        """What is fixed in ``folder``, which must be what ``plan`` says; written if nothing is yet.
+    def of(cls, folder: Path, plan: Plan, *, reading: bool = False) -> StoredPlan:
+        """What is fixed in ``folder``, which must be what ``plan`` says; written if nothing is yet, unless it is only read.
 
         Raises:
             PlanError: the folder holds a race of another plan, or a race and the plan has none.
@@ -70,7 +70,8 @@ class StoredPlan:
         stored = cls(folder, race, held.get("judged_before", 0), held.get("looks", []), seconds)
         if race is not None and before is None:
             stored.judged_before = len(_read(folder / RESULTS).get("seeds", []))
-            stored.write()
+            if not reading:
+                stored.write()
         return stored
 
     def take_looks(self, plan: Plan, records: Mapping[str, Any]) -> None:

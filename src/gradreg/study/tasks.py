@@ -114,6 +114,11 @@ class Variant(ABC):
         return None
 
     @property
+    def code(self) -> Path | None:
+        """The folder with the code that is the task's own, which workers must have; None if it has none."""
+        return None
+
+    @property
     def seed(self) -> int:
         """The first seed of a study."""
         return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from gradreg.study import task_arguments
 from gradreg.study.command import ended_by_signals, keep_aside
+from gradreg.study.executors.executor import command_options, from_command
 from gradreg.study.search_space import SYNTAX, arms, parse_search
 
 DESCRIPTION = (
@@ -39,7 +40,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("--out", {"type": str, "help": "folder for search.json, search.html and the runs (runs/TASK-search)"}),
     ("--fresh", {"action": "store_true", "help": "keep what is in the folder aside, and search anew"}),
-    ("--workers", {"type": int, "help": "worker processes (one a core; one with an accelerator; 0: in this process)"}),
+    *command_options(),
     (
         "--probe",
         {
@@ -71,11 +72,12 @@ def _tune(argv: Sequence[str]) -> int:
     if options["probe"]:
         return _probe(options, task)
 
-    from gradreg.study.tuning import plan_search, run_search
+    from gradreg.study.tuning import plan_search, run_search, search_folder
 
     sides = arms(task, options["penalty"], parse_search(options["search"]))
     search = plan_search(task, sides, trials=options["trials"], seeds=options["seeds"], confirm=options["confirm"])
-    folder = Path(options["out"] or f"runs/{task.name}-search")
+    executor = from_command(options)
+    folder = search_folder(options["out"], task)
     if options["fresh"]:
         keep_aside(folder)
 
@@ -94,7 +96,7 @@ def _tune(argv: Sequence[str]) -> int:
         search,
         folder,
         storage=options["storage"],
-        workers=options["workers"],
+        executor=executor,
         command=shlex.join(["gradreg", "tune", *argv]),
         on_trial=lambda one: say(f"  {one.arm} {one.number}: {one.shown_values()}: {_ended(task, one)}"),
         on_record=lambda record, planned: say(f"  confirmed {record.variant}, seed {record.seed}, {record.seconds:.1f} s"),

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from gradreg import checks, files
-from gradreg.study.comparison import Comparison, resolve_task, run_study, usable_workers
+from gradreg.study.comparison import Comparison, resolve_task, run_study, usable
+from gradreg.study.executors.executor import Executor, as_executor
+from gradreg.study.executors.local import LocalExecutor
 from gradreg.study.results import Record
+from gradreg.study.running import OnProgress
 from gradreg.study.search import Finding, Search, at_an_end, winner
 from gradreg.study.search_space import Arm, arms, end_of
 from gradreg.study.searcher import Searcher, open_storage
 from gradreg.study.tasks import Task
-from gradreg.study.workers import OnProgress, default_workers
+from gradreg.study.urls import is_url
 
 RESULTS = "search.json"
 SCHEMA = 1
@@ -130,6 +133,7 @@ def tune(
     out: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     workers: int | None = None,
+    executor: Executor | str | None = None,
 ) -> Tuning:
     """Search the strength of a penalty, and plain training as much; then compare the two winners with fresh seeds, on test.
 
@@ -147,6 +151,7 @@ def tune(
         out: the folder; ``runs/NAME-search`` by default.
         options: options of the task that all runs share.
         workers: processes at a time: one a core by default. 0 runs in this process.
+        executor: as of ``compare``; as many trials go on at a time as it carries out runs.
 
     Raises:
         TypeError, ValueError: bad arguments, or a task that breaks the rules of a study (``TaskError``).
@@ -159,8 +164,20 @@ def tune(
     resolved = resolve_task(task).configured(options or {})
     texts = [penalty] if isinstance(penalty, str) else list(penalty)
     planned = plan_search(resolved, arms(resolved, texts, search or {}), trials=trials, seeds=seeds, confirm=confirm)
-    folder = Path(out) if out is not None else Path("runs") / f"{resolved.name}-search"
-    return run_search(planned, folder, storage=storage, workers=workers)
+    return run_search(planned, search_folder(out, resolved), storage=storage, executor=as_executor(executor, workers))
+
+
+def search_folder(out: str | Path | None, task: Task) -> Path:
+    """The folder of a search.
+
+    Raises:
+        ValueError: a URL.
+    """
+    if out is not None and is_url(str(out)):
+        raise ValueError(
+            f"--out of a search must be a folder, whose runs its processes share; got {str(out)!r}. Name one on a shared disk."
+        )
+    return Path("runs") / f"{task.name}-search" if out is None else Path(out)
 
 
 def plan_search(task: Task, sides: Sequence[Arm], *, trials: int, seeds: int, confirm: int) -> Search:
@@ -182,7 +199,7 @@ def run_search(
     folder: Path,
     *,
     storage: str | None = None,
-    workers: int | None = None,
+    executor: Executor | None = None,
     command: str = "",
     on_trial: Callable[[Finding], None] = lambda one: None,
     on_progress: OnProgress = lambda job, share: None,
@@ -194,18 +211,17 @@ def run_search(
         search: what is searched.
         folder: for ``search.json``, the page and the runs.
         storage: as of ``tune``.
-        workers: processes at a time; None takes one a core.
+        executor: what carries the runs out; None takes one process a core.
         command: the command line that asked for it.
         on_trial: told of every trial that ends here.
         on_progress: told which share of a run is done.
         on_record: told of every run of the confirmation, and how many are planned.
     """
     some = [arm.variant(search.task, {key: end_of(one) for key, one in arm.space.items()}) for arm in search.arms]
-    count = usable_workers(search.task.name, some, workers)
-    count = default_workers() if count is None else count
+    executor = usable(search.task.name, some, executor or LocalExecutor())
     files.make_directory(folder, purpose="--out")
     searcher = Searcher(search, folder, open_storage(storage, folder), on_trial=on_trial)
-    searcher.run(workers=count, on_progress=on_progress)
+    searcher.run(executor=executor, on_progress=on_progress)
     findings = searcher.findings()
     if any(one.state == "running" for one in findings):
         found = Tuning(search, findings, {}, None, folder)
@@ -213,7 +229,7 @@ def run_search(
         return found
     chosen = {arm.name: winner(findings, arm, search.task.metric) for arm in search.searched}
     variants = {arm.name: arm.variant(search.task, chosen[arm.name].values if arm.space else {}) for arm in search.arms}
-    comparison = run_study(search.confirmation(variants), folder / "confirmation", workers=workers, command=command, on_record=on_record)
+    comparison = run_study(search.confirmation(variants), folder / "confirmation", executor=executor, command=command, on_record=on_record)
     found = Tuning(search, findings, chosen, comparison, folder)
     found.report()
     return found

@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "kernel-decay": "gradreg.theory.lab.kernel_decay",
     "flooding": "gradreg.theory.lab.flooding",
     "stability": "gradreg.theory.lab.stability",
+    "edge": "gradreg.theory.lab.edge",
 }
 """Experiment -> module with ``HELP``, ``add_options(parser)`` and ``run(options) -> LabReport``."""
 

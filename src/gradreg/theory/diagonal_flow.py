@@ -23,9 +23,13 @@ class DiagonalFlow:
     """
 
     def __init__(self, X: Array, y: Array, log_scale: Array, gamma: float, epsilon: float) -> None:
-        self.X, self.y, self.log_scale, self.gamma, self.epsilon = X, y, log_scale, gamma, epsilon
+        self.X: Array = X
+        self.y: Array = y
+        self.log_scale: Array = log_scale
+        self.gamma: float = gamma
+        self.epsilon: float = epsilon
         n, d = X.shape
-        self.sparse = d > 4 * n and n + d > 300
+        self.sparse: bool = d > 4 * n and n + d > 300
         """Whether the Jacobian's (s, s) block is left out, so that a sparse factorization costs n²d. BDF's Newton iteration only needs
         an approximate Jacobian, and that block is of the order of the gradient, which is smallest where the steps are longest."""
 

@@ -33,7 +33,8 @@ class RadiusControl:
     """
 
     def __init__(self, rule: AutoRadius, guards: Guards, parameters: Sequence[nn.Parameter], parallelism: Parallelism) -> None:
-        self.rule, self.guards = rule, guards
+        self.rule: AutoRadius = rule
+        self.guards: Guards = guards
         self._first = parameters[0]
         self._dtype = torch.float64 if any(p.dtype in (torch.float64, torch.complex128) for p in parameters) else torch.float32
         self._parallelism = parallelism

@@ -101,7 +101,7 @@ class ForwardState:
         """As before the first step."""
         self._modules = list(self._model.modules())
         self._mode: object = None
-        self._searching = False
+        self._searching = self._searched = False
         self._compared: list[_Slot] = []
         self._by_checksum: list[tuple[_Slot, Tensor, tuple[int, ...]]] = []
         self._generators: list[_Slot] = []
@@ -134,12 +134,17 @@ class ForwardState:
         self._taken = 0
         self._keeps_state, self._replays_random = state, random
         self._trainable, self._memory = trainable, None
-        self._searching = self._mode_now(trainable) != self._mode
+        self._searching = self._searched = self._mode_now(trainable) != self._mode
         if self._searching:
             self._mode = None  # until the search has ended: after a step that failed it begins again
             self._begin_search(trainable, closures)
         if self._random is not None and (self._generators or self._random.generators):
             self._random.generators = _once(slot.value() for slot in self._generators if is_generator(slot.value()))
+
+    def search_again(self) -> None:
+        """After a pass over something else than the training loss in which writers were searched for: search in the next step too."""
+        if self._searched:
+            self._mode = None
 
     def snapshot(self) -> Snapshot:
         """The state in the slots that are copied."""

@@ -67,6 +67,8 @@ class Evaluator:
         state: what the forward passes of the model write and draw.
         keep_state: whether all passes over a closure share what they read and write.
         replay_rng: whether they share the random numbers that they draw.
+        share: what closures have multiplied their loss with, of the loss that is penalized: 1 / n for one of n micro-batches that are
+            each penalized by itself.
     """
 
     def __init__(
@@ -83,13 +85,15 @@ class Evaluator:
         state: ForwardState,
         keep_state: bool,
         replay_rng: bool,
+        share: float = 1.0,
     ) -> None:
+        self.share = share
         self.trainable = trainable
         self.parallelism = parallelism
         self.backward = backward
         self.scaler = scaler
-        self.repeats_pass = False
-        self.number = len(closures)
+        self.repeats_pass: bool = False
+        self.number: int = len(closures)
         self._first_values: tuple[Tensor, Any] | None = None
         self._has_aux = has_aux
         self._in_sequence = in_sequence
@@ -116,6 +120,19 @@ class Evaluator:
         except BaseException:
             self._end(group)  # again, because an interrupt may have come during the first time
             raise
+
+    @contextmanager
+    def leaving_no_trace(self) -> Iterator[None]:
+        """A context of one pass after which state and random numbers are those before it."""
+        closures = max(len(g.closures) for g in self._groups.values())
+        self._state.begin(self.trainable, closures=closures, state=True, random=True)
+        start = self._here()
+        try:
+            yield
+        finally:
+            self._state.settle([start.state], self.trainable)
+            self._go_to(start)
+            self._state.search_again()
 
     def _end(self, group: _Group) -> None:
         self._sharing = self.repeats_pass = False
@@ -256,12 +273,12 @@ class Evaluator:
         return value if self.scaler is None else self.scaler.scale(value)
 
     def unscaled(self, value: Tensor) -> Tensor:
-        """``value`` divided by the loss scale."""
-        return value if self.scaler is None else value / self.scale(value)
+        """``value``, which is linear in the gradients, divided by ``scale``."""
+        return value if self.scaler is None and self.share == 1.0 else value / self.scale(value)
 
     def scale(self, like: Tensor) -> float | Tensor:
-        """The loss scale on the device of ``like``, without a device sync."""
-        return 1.0 if self.scaler is None else self.scaler.scale(torch.ones((), dtype=like.dtype, device=like.device))
+        """What multiplies the gradients of the loss that is penalized: the loss scale, on the device of ``like``, times ``share``."""
+        return self.share if self.scaler is None else self.share * self.scaler.scale(torch.ones((), dtype=like.dtype, device=like.device))
 
 
 def total(losses: Sequence[Tensor]) -> Tensor:

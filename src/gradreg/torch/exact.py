@@ -31,11 +31,13 @@ class DoubleBackward:
         evaluator: evaluates the closures.
         perturbed: the parameters counted in the norm.
         average_direction: under data parallelism, average the first gradient over the ranks before it becomes the direction.
+        averages: whether the last backward pass averages the gradients over the ranks.
     """
 
     evaluator: Evaluator
     perturbed: list[nn.Parameter]
     average_direction: bool
+    averages: bool = True
 
     def run(self, penalty: GradientPenalty, strength: float, plan: Plan) -> Result:
         """Double backward of ⟨g(θ), d⟩ with d held fixed, added to the loss: its gradient is g + strength·H·d."""
@@ -70,7 +72,7 @@ class DoubleBackward:
         norm = torch.zeros(())
         factor: float | Tensor = 0.0
         for i in range(evaluator.number):
-            with evaluator.parallelism.synchronised(i == evaluator.number - 1):
+            with evaluator.parallelism.synchronised(self.averages and i == evaluator.number - 1):
                 loss, aux = evaluator.evaluate(i)
                 gradients = torch.autograd.grad(evaluator.scaled(loss), self.perturbed, create_graph=True, allow_unused=True)
                 if i == 0:
@@ -79,7 +81,7 @@ class DoubleBackward:
                         held = self._averaged(held)
                     norm = evaluator.unscaled(gradient_norm([d for d in held if d is not None]))
                     factor = strength if penalty.power == 2 else safe_ratio(strength, norm)
-                    factor = factor / evaluator.scale(norm) / evaluator.scale(norm)
+                    factor = factor / evaluator.scale(norm) / evaluator.scale(norm) * evaluator.share
                 pairs = [(g, d) for g, d in zip(gradients, held, strict=True) if g is not None and d is not None]
                 correction = factor * sum(((g * d).sum() for g, d in pairs), start=torch.zeros_like(loss))
                 if penalty.power == 2 and evaluator.backward is not None and pairs:

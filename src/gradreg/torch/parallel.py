@@ -38,7 +38,7 @@ class Parallelism:
         self._replicas: list[Any] = [m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel)]
         self._parameters = list(model.parameters())
         self._groups = {p: m.process_group for m in self._replicas for p in m.parameters()}
-        self.averages = bool(self._replicas)
+        self.averages: bool = bool(self._replicas)
         """Whether there is a DDP module, whose gradients differ between ranks until they are averaged."""
         self.drop_copies()
 

@@ -79,7 +79,7 @@ class Perturbation:
         self._checked_rounding = False
         self.looks_for_writes: Collection[Tensor] = ()
         """Whether ``restore`` checks if something else wrote to a perturbed parameter, and sets ``was_written``."""
-        self.was_written = False
+        self.was_written: bool = False
 
     @property
     def is_perturbed(self) -> bool:

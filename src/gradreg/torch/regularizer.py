@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gradreg import checks
+from gradreg.held_out import HeldOut
 from gradreg.penalties import GradientPenalty
-from gradreg.plan import PLAIN, Plan, StepValues
+from gradreg.plan import PLAIN, Plan, StepValues, resting
 from gradreg.registry import check_known
 from gradreg.schedules import Schedule
 from gradreg.torch.auto_radius import RadiusControl
@@ -20,8 +21,10 @@ from gradreg.torch.decoupled import Correction
 from gradreg.torch.directions import ascent_direction
 from gradreg.torch.exact import DoubleBackward
 from gradreg.torch.gradients import Gradients
+from gradreg.torch.held_out import HelpControl, HelpMeasurement
 from gradreg.torch.masks import CoordinateMask, check_mask, selected_parameters
 from gradreg.torch.metrics import Metrics
+from gradreg.torch.microbatches import combined, restore_gradients
 from gradreg.torch.mixing import check_mixing
 from gradreg.torch.parallel import Parallelism
 from gradreg.torch.perturbation import Perturbation
@@ -30,6 +33,7 @@ from gradreg.torch.step import Result, Step
 from gradreg.torch.watch import Watch, check_memory, check_real
 
 Scope = Literal["local", "global"]
+Perturb = Literal["all", "each"]
 
 
 class GradientRegularizer:
@@ -73,6 +77,8 @@ class GradientRegularizer:
             only what is logged.
         measure_shares: put into ``metrics.shares`` which part of the perturbation lies in each parameter; costs a read of the perturbation
             and no device sync. May be changed from step to step.
+        held_out: the rule by which the closures that ``backward(..., held_out=)`` receives switch the penalty off and on; None is
+            ``HeldOut()``.
 
     Memory: one copy of the perturbed parameters from the first regularized step on, the penalty's state (see its constructor), and
     two copies of the state that forward passes write. Where c = strength / radius is not 1,
@@ -95,6 +101,7 @@ class GradientRegularizer:
         measure_cosine: bool = False,
         measure_norm: bool = True,
         measure_shares: bool = False,
+        held_out: HeldOut | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module; got {checks.describe(model)}. Pass the module, not its parameters.")
@@ -147,6 +154,11 @@ class GradientRegularizer:
         self._mask = CoordinateMask(mask, self._state, self._indices) if mask is not None and mask.level == "coordinates" else None
         self._correction = Correction()
         self._remembers = penalty is not None and penalty.keeps_tensors
+        if held_out is not None and not isinstance(held_out, HeldOut):  # type: ignore[unnecessary-isinstance]
+            raise TypeError(
+                f"held_out must be a HeldOut or None; got {checks.describe(held_out)}. The closures belong to backward(..., held_out=...)."
+            )
+        self._help = HelpControl(held_out or HeldOut(), self._perturbed)
         rule = None if penalty is None else penalty.auto_radius
         self._radius = None
         if penalty is not None and rule is not None:
@@ -158,7 +170,7 @@ class GradientRegularizer:
         self._watch = Watch(model)
         self._checked_backward = False
         self._forward_state = ForwardState(model)
-        self._evaluator: Evaluator | None = None
+        self._evaluators: list[Evaluator] = []
         self._step = 0
         self._evaluations: int | float = 0
         nan = float("nan")
@@ -172,7 +184,7 @@ class GradientRegularizer:
     @property
     def repeats_pass(self) -> bool:
         """Whether the closure under evaluation was already evaluated in this step: ask it before logging or counting in a closure."""
-        return self._evaluator is not None and self._evaluator.repeats_pass
+        return any(evaluator.repeats_pass for evaluator in self._evaluators)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -187,7 +199,8 @@ class GradientRegularizer:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold to resume: plain numbers and, for a penalty with state, ``memory``: tensors by parameter name.
 
-        For an ``AutoRadius`` also ``radius``: its state in plain numbers, read from the device.
+        For an ``AutoRadius`` also ``radius``, and once held-out closures were used ``held_out``: their state in plain numbers, read from
+        the device.
 
         Raises:
             RuntimeError: between ``backward`` and ``decoupled_step``, where half a step is pending.
@@ -199,6 +212,8 @@ class GradientRegularizer:
             state["memory"] = self._state.state_dict()
         if self._radius is not None:
             state["radius"] = self._radius.state_dict()
+        if self._help.was_used:
+            state["held_out"] = self._help.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -208,13 +223,17 @@ class GradientRegularizer:
             ValueError: a missing or unknown key, a negative count, or a memory that does not fit the model.
         """
         keys = ["step", "evaluations", *(["memory"] if self._remembers else []), *(["radius"] if self._radius is not None else [])]
-        if set(state) != set(keys):
+        if set(state) - {"held_out"} != set(keys):
             named = " and ".join(keys)
             raise ValueError(f"state must have the keys {named}; got {sorted(state)}. Pass what state_dict() returned.")
         step = checks.whole("step", state["step"], minimum=0)
         evaluations = checks.non_negative("evaluations", state["evaluations"])
         if self._radius is not None:
             self._radius.load_state_dict(state["radius"])
+        held_out = HelpControl(self._help.rule, self._perturbed)
+        if "held_out" in state:
+            held_out.load_state_dict(state["held_out"])
+        self._help = held_out
         if self._remembers:
             self._state.load_state_dict(state["memory"])
         self._step, self._evaluations = step, _whole(evaluations)
@@ -244,6 +263,8 @@ class GradientRegularizer:
         has_aux: Literal[False] = False,
         ascent: Callable[[], Tensor] | Sequence[Callable[[], Tensor]] | None = None,
         ascent_share: float = 1.0,
+        held_out: Closure | Sequence[Closure] | None = None,
+        perturb: Perturb = "all",
         backward: Callable[[Tensor], object] | None = None,
         scaler: Scaler | None = None,
         step: int | None = None,
@@ -256,6 +277,8 @@ class GradientRegularizer:
         has_aux: Literal[True],
         ascent: Closure | Sequence[Closure] | None = None,
         ascent_share: float = 1.0,
+        held_out: Closure | Sequence[Closure] | None = None,
+        perturb: Perturb = "all",
         backward: Callable[[Tensor], object] | None = None,
         scaler: Scaler | None = None,
         step: int | None = None,
@@ -267,6 +290,8 @@ class GradientRegularizer:
         has_aux: bool = False,
         ascent: Closure | Sequence[Closure] | None = None,
         ascent_share: float = 1.0,
+        held_out: Closure | Sequence[Closure] | None = None,
+        perturb: Perturb = "all",
         backward: Callable[[Tensor], object] | None = None,
         scaler: Scaler | None = None,
         step: int | None = None,
@@ -283,6 +308,16 @@ class GradientRegularizer:
                 the perturbed parameters if c = strength / radius = 1, and otherwise at the unperturbed ones first. Not for "exact",
                 a mixing other than "plain", ``reuse``, ``decoupled``, or a direction that needs no gradient.
             ascent_share: which part of the batch ``ascent`` evaluates, in (0, 1]: what it adds to ``metrics.evaluations``.
+            held_out: closure(s) over data that are not trained on, which return the loss alone. They are evaluated at every
+                tenth penalized step (``HeldOut.every``), change no state and no random numbers, and switch the penalty off while its
+                correction points against their gradient (``gradreg.HeldOut``). Without a penalty they are not evaluated.
+                Give them at every step: what they measured is part of ``state_dict()``. Not for "exact", directions that need no gradient,
+                and ``ascent`` with c = 1, where no pass gives the plain gradient.
+            perturb: "all" makes one perturbation from the sum of the closures' gradients; "each" gives every closure of a sequence of n a
+                perturbation of its own, as n ranks with scope "local" have it (m-sharpness): the result is the mean of the regularized
+                gradients of the losses n·closure(). So closures are the same in both, each the mean over its micro-batch times its
+                share 1/n. Closures that draw or write state follow one another. For scope "local"; not with ``ascent``, a penalty that
+                keeps tensors, or mixes otherwise than by a sum.
             backward: replaces ``loss.backward()``, for instance ``accelerator.backward``. It is called with a multiple of the loss and
                 must be linear in it. Its factors are part of the objective, except for the scale of ``scaler``: the
                 division by ``gradient_accumulation_steps`` makes a sequence of closures the mean of its micro-batches.
@@ -301,7 +336,9 @@ class GradientRegularizer:
             (With ``ascent`` and c = 1, loss and aux are those of ``ascent``, because ``closure`` is not evaluated at the unperturbed
             parameters; for a direction that needs no gradient and c = 1 they are those at the perturbed parameters.)
 
-        Cost: see ``GradientPenalty.evaluations_at``; one evaluation at steps where the strength is 0.
+        Cost: see ``GradientPenalty.evaluations_at``; one evaluation at steps where the strength is 0. The same with ``perturb="each"``,
+        which perturbs the parameters n times. Source of that: Foret et al. 2021, arXiv 2010.01412, section 4.1; gain rises as the
+        micro-batches get smaller (arXiv 2509.18001).
 
         Raises:
             TypeError, ValueError: a closure that is not callable, returns no scalar or a loss without a gradient, or calls ``backward``;
@@ -328,52 +365,130 @@ class GradientRegularizer:
             self._correction.check_applied("the next backward()")
         if penalty is not None and ascents is not None:
             penalty.check_ascent("closures")
+        if perturb != "all":
+            self._check_each(perturb, ascents)
         control = self._radius
         values = None if penalty is None else penalty.at(number, radius=None if control is None else control.radius)
-        plan = PLAIN if penalty is None or values is None else penalty.plan(values, separate_ascent=ascents is not None)
+        measures = held_out is not None and values is not None and values.fresh is True and self._help.is_due
+        if measures:
+            self._help.begin_measurement()
+        acting, penalized = values, values is not None and values.fresh is True
+        if values is not None and not self._help.helps:
+            values = resting(values)
+        if not measures:
+            acting = values
+        plan = PLAIN if penalty is None or acting is None else penalty.plan(acting, separate_ascent=ascents is not None)
+        held = as_closures("held_out", held_out) if measures and held_out is not None else None
+        if held is not None:
+            self._check_held_out(plan)
         if self._averages:
             self._check_averaging(plan)
         perturbed = [p for p in self._perturbed if p.requires_grad]
-        evaluator = self._evaluator = Evaluator(
-            closures,
-            ascents,
-            has_aux=has_aux,
-            in_sequence=not callable(closure if plan.passes[0].of == "loss" else ascent),
-            parallelism=self._parallelism,
-            trainable=trainable,
-            backward=run,
-            scaler=scaler,
-            state=self._forward_state,
-            keep_state=self.freeze_batch_statistics,
-            replay_rng=self.replay_rng,
-        )
+        in_sequence = not callable(closure if plan.passes[0].of == "loss" else ascent)
+        parts = [[one] for one in closures] if perturb == "each" and not plan.is_one_plain_pass and len(closures) > 1 else [closures]
+        self._evaluators = [
+            Evaluator(
+                part,
+                ascents,
+                has_aux=has_aux,
+                in_sequence=in_sequence and len(parts) == 1,
+                parallelism=self._parallelism,
+                trainable=trainable,
+                backward=run,
+                scaler=scaler,
+                state=self._forward_state,
+                keep_state=self.freeze_batch_statistics,
+                replay_rng=self.replay_rng,
+                share=1.0 / len(parts),
+            )
+            for part in parts
+        ]
         if self._remembers:
             self._state.discard_staged()
         if control is not None:
             control.begin()
         try:
             with torch.enable_grad():
-                result = self._result(evaluator, perturbed, values, plan)
+                if held is None:
+                    result, product = self._results(perturbed, acting, plan), None
+                else:
+                    evaluator = Evaluator(
+                        held,
+                        None,
+                        has_aux=False,
+                        in_sequence=True,
+                        parallelism=self._parallelism,
+                        trainable=trainable,
+                        backward=run,
+                        scaler=scaler,
+                        state=self._forward_state,
+                        keep_state=True,
+                        replay_rng=True,
+                    )
+                    result, product = self._measured_results(evaluator, perturbed, acting, plan)
         except BaseException:
             self._perturbation.restore()  # in case the interrupt came while the step's own contexts were exiting
             raise
         finally:
-            self._evaluator = None
+            self._evaluators = []
         self._checked_backward = True
         if self._remembers:
             self._state.commit(finite_only=scaler is not None)
         if self._decoupled:
             self._correction.keep(result.correction, finite_only=scaler is not None)
-        if control is not None and values is not None:
-            control.commit(values, scaled=scaler is not None)
-        self._record(number, values, plan, result, share)
+        if control is not None and acting is not None:
+            control.commit(acting, scaled=scaler is not None)
+        if held_out is not None and penalized:
+            self._help.commit(product)
+        self._record(number, values, plan, result, share, held_out=0 if held is None else 1)
         return (result.loss, result.aux) if has_aux else result.loss
 
-    def _result(self, evaluator: Evaluator, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan) -> Result:
+    def _measured_results(
+        self, held_out: Evaluator, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan
+    ) -> tuple[Result, float | Tensor]:
+        """The result of a step that measures whether the penalty helps, and what it measured; plain while the penalty is off."""
+        gradients = Gradients(held_out.trainable, self._parallelism)
+        with gradients.stashed(overwritten=True) as earlier:
+            measurement = HelpMeasurement(held_out, gradients, self._parallelism)
+            result = self._results(perturbed, values, plan, measurement)
+            product = measurement.product(result.correction, averaged=self.scope == "global")
+            if not self._help.helps:
+                measurement.put_plain()
+                result.correction = {}
+            gradients.add_after_averaging(earlier)
+        return result, product
+
+    def _results(
+        self, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan, held_out: HelpMeasurement | None = None
+    ) -> Result:
+        """The result of the step, whose micro-batches have steps of their own where there are several evaluators."""
+        first, *others = self._evaluators
+        if not others:
+            return self._result(first, perturbed, values, plan, averages=True, held_out=held_out)
+        before = [p.grad for p in first.trainable]
+        try:
+            results = [
+                self._result(e, perturbed, values, plan, averages=e is self._evaluators[-1], held_out=held_out) for e in self._evaluators
+            ]
+        except BaseException:
+            restore_gradients(first.trainable, before)
+            raise
+        return combined(results, in_sequence=True)
+
+    def _result(
+        self,
+        evaluator: Evaluator,
+        perturbed: list[nn.Parameter],
+        values: StepValues | None,
+        plan: Plan,
+        *,
+        averages: bool,
+        held_out: HelpMeasurement | None,
+    ) -> Result:
         penalty = self.penalty
         if plan.exact and penalty is not None and values is not None:
             if perturbed:
-                return DoubleBackward(evaluator, perturbed, self.scope == "global").run(penalty, values.strength, plan)
+                return DoubleBackward(evaluator, perturbed, self.scope == "global", averages).run(penalty, values.strength, plan)
             plan = PLAIN  # without perturbed parameters an exact penalty does not depend on anything
         step = Step(
             penalty=penalty,
@@ -394,11 +509,37 @@ class GradientRegularizer:
             radius=self._radius if self._radius is not None and values is not None and self._radius.measures(values) else None,
             model=self.model,
             measure_shares=self.measure_shares,
+            averages=averages,
+            held_out=held_out,
         )
         if not self._watch.first or all(p.offset == 0 for p in plan.passes):
             return step.run()
         with self._watch.first_step(self._perturbation):
             return step.run()
+
+    def _check_each(self, perturb: Perturb, ascents: Sequence[Closure] | None) -> None:
+        """Raise if the closures cannot each have a perturbation of their own."""
+        checks.choice("perturb", perturb, ("all", "each"))
+        if ascents is not None:
+            raise ValueError(
+                "perturb must be 'all' with ascent, whose closures belong to no micro-batch; got 'each'. Leave one of them out."
+            )
+        if self.scope == "global":
+            raise ValueError(
+                "perturb must be 'all' with scope='global', which perturbs all ranks and micro-batches alike; got 'each'. Build the "
+                "regularizer with scope='local'."
+            )
+        if self.penalty is not None:
+            self.penalty.check_each()
+
+    def _check_held_out(self, plan: Plan) -> None:
+        """Raise if the correction that the penalty makes to the plain gradient cannot be measured."""
+        if not plan.has_plain_pass:
+            raise ValueError(
+                "held_out must be left out where no pass gives the plain gradient, to which the regularized one is compared; got it with "
+                f"{self.penalty}. Use sam(), fgr() or gnp() without ascent."
+            )
+        self._parallelism.check_averaging("held_out must be left out", "held-out closures", "leave held_out out")
 
     def _check_averaging(self, plan: Plan) -> None:
         """Raise if the step needs gradients averaged over the ranks and the caller has switched that off."""
@@ -409,9 +550,9 @@ class GradientRegularizer:
             rule = "penalty must neither remember gradients nor mix them otherwise than by a sum"
             self._parallelism.check_averaging(rule, str(penalty), "use another penalty")
 
-    def _record(self, number: int, values: StepValues | None, plan: Plan, result: Result, ascent_share: float) -> None:
+    def _record(self, number: int, values: StepValues | None, plan: Plan, result: Result, ascent_share: float, *, held_out: int) -> None:
         nan = float("nan")
-        self._evaluations = _whole(self._evaluations + plan.evaluations(ascent_share))
+        self._evaluations = _whole(self._evaluations + plan.evaluations(ascent_share) + held_out)
         self._step = number + 1
         self._metrics = Metrics(
             {

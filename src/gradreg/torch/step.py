@@ -15,6 +15,7 @@ from gradreg.torch.auto_radius import RadiusControl, RadiusMeasurement
 from gradreg.torch.closures import Evaluator
 from gradreg.torch.directions import Ascent, DirectionInputs, ascent_direction
 from gradreg.torch.gradients import ByParameter, Gradients
+from gradreg.torch.held_out import HelpMeasurement
 from gradreg.torch.masks import CoordinateMask
 from gradreg.torch.metrics import Alignment
 from gradreg.torch.mixing import MixingInputs, add_reused, mix, orthogonal_part, weigh_plain
@@ -69,6 +70,9 @@ class Step:
         radius: measures this step for a radius that sets itself; None for none.
         model: what the parameters are of.
         measure_shares: measure how the perturbation is divided among the parameters.
+        averages: whether the gradients are averaged over the ranks with this step's last pass. Not where it is that of one micro-batch of
+            several, before the last: they are averaged together.
+        held_out: is told the plain gradient, if this step measures whether the penalty helps; else None.
     """
 
     penalty: GradientPenalty | None
@@ -89,6 +93,8 @@ class Step:
     radius: RadiusControl | None = None
     model: nn.Module | None = None
     measure_shares: bool = False
+    averages: bool = True
+    held_out: HelpMeasurement | None = None
 
     @property
     def averages_last(self) -> bool:
@@ -148,7 +154,7 @@ class Step:
                     work.make(i, this, last)
             if work.measurement is not None:
                 work.measurement.guard(None if alone else earlier, all_passes=sum(p.offset != 0 for p in self.plan.passes) > 1)
-            if self.averages_last:
+            if self.averages_last and self.averages:
                 self.gradients.average()
             if alone:
                 self._mix(work)
@@ -252,7 +258,7 @@ class _Work:
                 one.before_pass()
         weight = NAN if self._overflow else this.weight  # after an overflow nothing is perturbed, and NaN tells the scaler
         whole = last or (measurement is not None and step.average_direction)  # the alignment is that of averaged gradients
-        synchronise = whole and not step.averages_last
+        synchronise = whole and step.averages and not step.averages_last
         loss = step.evaluator.run(this.of, weight, synchronise=synchronise, returns_loss=measurement is not None)
         if i == 0 and this.offset == 0:
             self._look_at_plain(this)
@@ -260,13 +266,15 @@ class _Work:
             self._cosine = measured.after_pass(this.weight)
             self._alignment = None
         if measurement is not None and loss is not None:
-            rise = (loss - step.evaluator.first_values()[0]) * (1.0 if this.offset > 0 else -1.0)
+            rise = (loss - step.evaluator.first_values()[0]) / (step.evaluator.share if this.offset > 0 else -step.evaluator.share)
             self._cosine = measurement.after_pass(weight, rise)
             self._measured = True
 
     def _look_at_plain(self, this: Pass) -> None:
         """Measure the norm, and prepare the cosine, of a plain pass that gives no direction."""
         step = self.step
+        if step.held_out is not None:
+            step.held_out.add_plain(this.weight)
         parameters, first = step.gradients.held(step.perturbed)
         if step.measure_norm:
             self._norm = self._unweighted(gradient_norm(first), this.weight)
@@ -283,7 +291,7 @@ class _Work:
 
     def _unweighted(self, norm: Tensor, weight: float) -> Tensor:
         norm = norm if isinstance(weight, float) and weight == 1.0 else norm / abs(weight)
-        return norm if self.step.evaluator.scaler is None else self.step.evaluator.unscaled(norm)
+        return self.step.evaluator.unscaled(norm)
 
     def _make_first(self, i: int, this: Pass) -> None:
         """A pass whose gradient gives the direction, or is held apart."""
@@ -300,6 +308,8 @@ class _Work:
             )
         norm = _Lazily(first)
         climbs = this.offset != 0
+        if step.held_out is not None and not climbs and this.of == "loss":
+            step.held_out.add_plain(this.weight)
         if step.measure_norm and not climbs:
             norm()
         agreed: ByParameter = {}
@@ -376,7 +386,7 @@ class _Work:
             norm,
             average,
             this.weight,
-            step.evaluator.scale(shards[0]) if shards and step.evaluator.scaler is not None else 1.0,
+            step.evaluator.scale(shards[0]) if shards else 1.0,
             consumable=this.keeps == "nothing" and not (step.mask is not None and step.mask.needs_gradients(self.values.step)),
             radius=self.values.radius,
             model=step.model,

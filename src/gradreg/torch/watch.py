@@ -28,7 +28,7 @@ class Watch:
         self._held = [dictionary for m in model.modules() for dictionary in (m._parameters, m._modules)]
         self._members = self._present()
         self._known = set(model.parameters())
-        self.first = True
+        self.first: bool = True
         """Whether no step that perturbs parameters has succeeded yet."""
 
     def check(self) -> None:

@@ -59,10 +59,12 @@ class WeightDecay:
         cautious: bool = False,
     ) -> None:
         self.optimizer = optimizer
-        self.auto = decay if isinstance(decay, AutoL2) else None
-        self.schedule = None if isinstance(decay, AutoL2) else _checked(decay)
-        self.peak_learning_rate = None if peak_learning_rate is None else checks.positive("peak_learning_rate", peak_learning_rate)
-        self.scale = checks.positive("scale", scale)
+        self.auto: AutoL2 | None = decay if isinstance(decay, AutoL2) else None
+        self.schedule: Schedule | None = None if isinstance(decay, AutoL2) else _checked(decay)
+        self.peak_learning_rate: float | None = (
+            None if peak_learning_rate is None else checks.positive("peak_learning_rate", peak_learning_rate)
+        )
+        self.scale: float = checks.positive("scale", scale)
         marks = [self._mark(i) for i in range(len(optimizer.param_groups))]
         if max(marks) <= 0:
             raise ValueError(

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("--out must be given with several processes, which write one folder; got none. Write --out runs/NAME.")
     console = Console(file=_Outlived(sys.stdout), soft_wrap=True, quiet=not devices.main, highlight=False)  # type: ignore[arg-type]
     metric = config.objective.judged
-    penalty = config.resolved_penalty(1)  # the number of steps in an epoch is not known before the data are loaded
+    penalty = config.described_penalty  # the number of steps in an epoch is not known before the data are loaded
     live = console.is_terminal and not console.is_dumb_terminal and console.width >= _LIVE_WIDTH
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not (devices.main and live)) as progress:

@@ -19,6 +19,7 @@ from gradreg.train.data.configuration import AugmentationConfig, DataConfig
 from gradreg.train.objective import Objective
 from gradreg.train.optimization import OptimizerConfig, ScheduleConfig
 from gradreg.train.penalty import PenaltyConfig, RecipePenalty
+from gradreg.train.sharpness import SharpnessConfig
 from gradreg.train.weight_decay import WeightDecayConfig
 
 
@@ -69,8 +70,10 @@ class Config:
         schedule: the learning rate over the run.
         weight_decay: weight decay over the run; if left out, it is optimizer.weight_decay throughout.
         penalty: the gradient penalty by "name" (docs/pytorch.md lists them) and its symbols. Optional: "every", "probability",
-            a "warmup" of "kind" (zero, radius, strength) and "epochs" or "steps", and "ascent_fraction", the share of each batch from which
-            the ascent direction comes. null trains without one.
+            a "warmup" of "kind" (zero, radius, strength) and "epochs" or "steps", a "tail", the last share of the steps, in which alone
+            it acts, "ascent_fraction", the share of each batch from which the ascent direction comes, and "m", how many samples share a
+            perturbation (m-sharpness), and "held_out", the share of the training samples kept out of training to tell whether the
+            penalty helps, which is off while it does not. null trains without one.
         flooding: keeps the training loss from falling below a level: "name" (batch, or individual for iFlood) and "level"; null does not.
             Each micro-batch of each process is flooded separately.
         scope: under data parallelism, whether each process perturbs by its own gradient (local) or all by their mean (global).
@@ -87,6 +90,7 @@ class Config:
         channels_last: whether images and weights use the channels-last memory format, which is faster for convolutions on recent GPUs.
         parallel: with several processes, "ddp" replicates the model, "fsdp" (FSDP2) shards it.
         checkpoint: when the run's state is written.
+        sharpness: whether and when the curvature of the training loss is measured.
         trackers: where metrics go besides metrics.jsonl: tensorboard, wandb, mlflow.
         threads: CPU threads of PyTorch, >= 1; null does not change them. Small models run fastest on one.
         device: "auto" takes the accelerator if there is one; or "cpu", "cuda", "cuda:1", "mps".
@@ -117,6 +121,7 @@ class Config:
     channels_last: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sharpness: SharpnessConfig = field(default_factory=SharpnessConfig)
     trackers: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
     threads: int | None = None
     device: str = "auto"
@@ -160,8 +165,19 @@ class Config:
                 "Give one of the two."
             )
         self._penalty = PenaltyConfig.parse(self.penalty)
+        self._check_m(self._penalty.described.m)
         self.flooded()
         self._check_own()
+
+    def _check_m(self, m: int | None) -> None:
+        if m is None:
+            return
+        if self.accumulation > 1:
+            raise ValueError(
+                f"accumulation must be 1 with penalty.m, which divides a batch by itself; got {self.accumulation} with m {m}. Leave it out."
+            )
+        if self.scope == "global":
+            raise ValueError(f"scope must be local with penalty.m, by which groups are perturbed each by itself; got global with m {m}.")
 
     def _check_own(self) -> None:
         """Import the functions of one's own, and raise for what does not fit them, and for what they make meaningless."""
@@ -207,7 +223,8 @@ class Config:
         """Optimizer steps in an epoch.
 
         Args:
-            images: images trained on, where they have been loaded; None takes the number that ``data`` names, counting a folder's files.
+            images: training images, with those that a penalty keeps out, where they have been loaded; None takes the number that
+                ``data`` names, counting a folder's files.
 
         Raises:
             ValueError: ``images`` is None for data that are not counted before they are loaded.
@@ -216,13 +233,24 @@ class Config:
             from gradreg.train.data import samples
 
             images = samples.training_samples(self.data, self.code, seed=self.seed)
-        return math.ceil((self.data.training_images() if images is None else images) / self.batch_size)
+        if images is None:
+            images = self.data.training_images()
+        return math.ceil((images - self._penalty.described.kept_out(images)) / self.batch_size)
 
     def resolved_penalty(self, steps_per_epoch: int | None = None) -> RecipePenalty:
-        """The penalty that ``penalty`` describes, for epochs of ``steps_per_epoch`` steps (None: as many as ``steps_per_epoch()``)."""
-        if steps_per_epoch is None:
-            steps_per_epoch = self.steps_per_epoch() if self._penalty.counts_epochs else 1
-        return self._penalty.resolve(steps_per_epoch=steps_per_epoch)
+        """The penalty that ``penalty`` describes, for epochs of ``steps_per_epoch`` steps (None: as many as ``steps_per_epoch()``).
+
+        Raises:
+            ValueError: a warm-up or a tail leaves no step of the run at which it acts.
+        """
+        if steps_per_epoch is None and not self._penalty.counts_steps:
+            return self._penalty.described
+        return self._penalty.resolve(steps_per_epoch=steps_per_epoch or self.steps_per_epoch(), epochs=self.epochs)
+
+    @property
+    def described_penalty(self) -> RecipePenalty:
+        """The penalty as far as it is known before the data, and with them the steps of an epoch, are."""
+        return self._penalty.described
 
     def with_seed(self, seed: int) -> Config:
         """The same run with another seed. No other key depends on it, so nothing is parsed or checked again."""

@@ -8,24 +8,27 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gradreg.flooding import IndividualFlooding
+from gradreg.flooding import Flooding, IndividualFlooding
+from gradreg.held_out import HeldOut
 from gradreg.torch import GradientRegularizer
 from gradreg.train import models
 from gradreg.train.checkpoints.policy import Saver
 from gradreg.train.checkpoints.save_and_load import TrainingState, unwrapped
 from gradreg.train.configuration import Config
 from gradreg.train.data import loader
-from gradreg.train.data.loader import AnyBatch, Data, EvaluationBatches
+from gradreg.train.data.loader import AnyBatch, Data, EvaluationBatches, TrainingBatches
 from gradreg.train.devices import Devices
 from gradreg.train.evaluation import Evaluation, autocast, evaluate, widened
 from gradreg.train.optimization import squared_norm, warn_of_harm
 from gradreg.train.outcome import Epoch, Outcome, best_of
 from gradreg.train.penalty import RecipePenalty
+from gradreg.train.sharpness_recorder import SharpnessRecorder
 
 OnStep = Callable[[int, nn.Module, Data], None]
 
@@ -86,7 +89,8 @@ def train(
 
 def load_data(config: Config, devices: Devices) -> Data:
     """The data of a run: images of a known set, or samples of a data set of one's own."""
-    place = {"seed": config.seed, "device": devices.device, "rank": devices.rank, "processes": devices.processes}
+    place: dict[str, Any] = {"seed": config.seed, "device": devices.device, "rank": devices.rank, "processes": devices.processes}
+    place["kept_out"] = config.described_penalty.kept_out
     if config.data.is_own:
         from gradreg.train.data import samples
 
@@ -102,7 +106,7 @@ class Run:
         self.devices = devices
         torch.manual_seed(config.seed)
         random.seed(config.seed)
-        self.data = load_data(config, devices)
+        self.data: Data = load_data(config, devices)
         model = models.create(config.model, classes=self.data.classes, image_shape=self.data.image_shape, code=config.code)
         self.loss = config.objective.build_loss()
         if devices.rank > 0:  # after the same initial weights everywhere, different dropout masks on each process
@@ -113,14 +117,16 @@ class Run:
         ema = None
         if config.ema is not None:
             ema = AveragedModel(unwrapped(model), multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-        self.steps_per_epoch = config.steps_per_epoch(len(self.data.train))
-        self.flooding = config.flooded()
+        kept_out = 0 if self.data.kept_out is None else len(self.data.kept_out)
+        self.steps_per_epoch: int = config.steps_per_epoch(len(self.data.train) + kept_out)
+        self.sharpness = SharpnessRecorder(config, self.data, devices)
+        self.flooding: Flooding | IndividualFlooding | None = config.flooded()
         self.penalty: RecipePenalty = config.resolved_penalty(self.steps_per_epoch)
         warn_of_harm(config.optimizer, config.schedule, self.penalty.penalty, steps_per_epoch=self.steps_per_epoch)
         length = {"epochs": config.epochs, "steps_per_epoch": self.steps_per_epoch}
         optimizer, weight_decay = config.weight_decay.build(unwrapped(model), config.optimizer, classes=self.data.classes, **length)
         self.schedule = config.schedule.build(optimizer, **length)
-        self.state = TrainingState(
+        self.state: TrainingState = TrainingState(
             model=model,
             optimizer=optimizer,
             regularizer=GradientRegularizer(model, self.penalty.penalty, scope=config.scope),
@@ -129,7 +135,7 @@ class Run:
             ema=ema,
             divided=devices.processes > 1 and config.parallel == "fsdp",
         )
-        self.evaluation_batch_size = config.evaluation_batch_size or (1000 if self.data.in_memory else config.batch_size)
+        self.evaluation_batch_size: int = config.evaluation_batch_size or (1000 if self.data.in_memory else config.batch_size)
 
     def train_epoch(self, saver: Saver | None, on_step: OnStep | None) -> None:
         """Train the rest of the epoch, evaluate, and add its record to the history."""
@@ -169,12 +175,16 @@ class Run:
         self._set_weight_decay(step, batch)
         state.optimizer.zero_grad()
         state.regularizer.measure_norm = state.progress.batch + 1 == self.steps_per_epoch  # the step that the epoch's record logs
-        fraction = self.penalty.ascent_fraction
+        fraction, m = self.penalty.ascent_fraction, self.penalty.m
         ascent = None if fraction is None else self._closures(batch, fraction)
+        if m is not None and not self.penalty.acts_at(step):
+            m = None  # a step without a penalty is that of plain training
         loss = state.regularizer.backward(
-            self._closures(batch, 1.0),
+            self._closures(batch, 1.0, m),
             ascent=ascent,
+            held_out=None if self.data.kept_out is None else self._held_out(self.data.kept_out, step),
             ascent_share=1.0 if fraction is None else fraction,
+            perturb="all" if m is None else "each",
             scaler=state.scaler if state.scaler.is_enabled() else None,
         )
         if config.clip_norm is not None:
@@ -214,19 +224,23 @@ class Run:
         if math.isfinite(loss):  # a diverged run ends with its epoch; until then its measurements mean nothing
             weight_decay.set(step, loss=loss, accuracy=accuracy)
 
-    def _closures(self, batch: AnyBatch, fraction: float) -> list[Callable[[], Tensor]]:
-        """One closure for each micro-batch of the first ``fraction`` of the images; their gradients, averaged over processes, add up."""
+    def _closures(self, batch: AnyBatch, fraction: float, m: int | None = None) -> list[Callable[[], Tensor]]:
+        """One closure for each micro-batch of the first ``fraction`` of the images; their gradients, averaged over processes, add up.
+
+        With ``m`` a micro-batch has at most m images, or one more on a process with an image more than others.
+        """
         size = math.ceil(fraction * batch.size)
         # The same number on every process, even if one has an image more, because each closure involves collective operations.
-        parts = min(self.config.accumulation, math.ceil(fraction * batch.fewest))
+        parts = min(self.config.accumulation, math.ceil(fraction * batch.fewest)) if m is None else math.ceil(batch.fewest / m)
         whole = self.devices.processes * batch.share
         ends = [size * i // parts for i in range(parts + 1)]
         return [
-            self._closure(batch, slice(start, end), whole * (end - start) / size, first=start == 0)
+            self._closure(batch, slice(start, end), whole * (end - start) / size, l2=1.0 / parts if m is not None else float(start == 0))
             for start, end in itertools.pairwise(ends)
         ]
 
-    def _closure(self, batch: AnyBatch, rows: slice, weight: float, *, first: bool) -> Callable[[], Tensor]:
+    def _closure(self, batch: AnyBatch, rows: slice, weight: float, *, l2: float) -> Callable[[], Tensor]:
+        """The loss of some rows times ``weight``, and ``l2`` times that of the weights."""
         config, model = self.config, self.state.model
         given, targets = batch.part(rows, config.precision)
         if config.channels_last:
@@ -239,9 +253,23 @@ class Run:
             loss = self.loss.training(outputs, targets, reduction=reduction)
             loss = loss if self.flooding is None else self.flooding(loss)
             loss = loss if weight == 1.0 else weight * loss
-            if first and config.optimizer.l2_in_loss:
-                loss = loss + config.optimizer.l2_in_loss / 2 * squared_norm(model)
+            if l2 and config.optimizer.l2_in_loss:
+                loss = loss + l2 * config.optimizer.l2_in_loss / 2 * squared_norm(model)
             return loss
+
+        return closure
+
+    def _held_out(self, samples: TrainingBatches, step: int) -> Callable[[], Tensor]:
+        """The loss on a batch of ``samples``, which is fetched only if it is asked for: with another step another one, in turn."""
+        size, number = self.config.batch_size, math.ceil(len(samples) / self.config.batch_size)
+        epoch, i = divmod(step // HeldOut().every, number)
+
+        def closure() -> Tensor:
+            batch = next(iter(samples.batches(epoch + 1, size, start=i)))
+            given, targets = batch.part(slice(None), self.config.precision)
+            with autocast(self.config.precision, self.devices.device):
+                outputs = widened(self.state.model(given), self.config.precision)
+            return self.devices.processes * batch.share * self.loss.training(outputs, targets, reduction="mean")
 
         return closure
 
@@ -290,6 +318,7 @@ class Run:
             validation_top5=values.pop("validation_top5", None),
             ema_validation_loss=None if averaged_validation is None else averaged_validation.loss,
             unreadable_images=self.data.unreadable,
+            sharpness=self.sharpness.after(epoch, state.model),
             own=values,
             seconds=state.progress.seconds,
             images_per_second=images_per_second,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from gradreg.sharpness.measures import PREFIX
 from gradreg.study.tasks import Metric
 from gradreg.train.objective import ACCURACY
 
@@ -40,7 +41,8 @@ class Epoch:
         ema_validation_loss: as validation_loss, of the running mean of the weights.
         unreadable_images: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
         own: the recipe's own metric as ``test_m``, ``validation_m``, ``ema_test_m`` and ``ema_validation_m``; empty without one.
-        seconds: seconds spent training so far, without evaluation.
+        sharpness: what the block ``sharpness`` measured, as ``sharpness_NAME`` and ``sharpness_NAME_error``; empty where nothing was.
+        seconds: seconds spent training so far, without evaluation and measurements.
         images_per_second: training images over seconds, in this epoch; of the rest of it where a run resumed in its middle.
     """
 
@@ -65,6 +67,7 @@ class Epoch:
     ema_validation_loss: float | None = None
     unreadable_images: int = 0
     own: dict[str, float] = field(default_factory=dict)
+    sharpness: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     images_per_second: float = 0.0
 
@@ -96,7 +99,7 @@ class Epoch:
     def to_dict(self) -> dict[str, Any]:
         """Every value by its name, those of the recipe's own metric among them, in place of the accuracies that there are not."""
         values = asdict(self)
-        own = values.pop("own")
+        own = {**values.pop("own"), **values.pop("sharpness")}
         if self.test_accuracy is None:
             values = {name: value for name, value in values.items() if not name.endswith(("_accuracy", "_top5"))}
         return {**values, **own}
@@ -104,14 +107,15 @@ class Epoch:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Epoch:
         """The epoch whose ``to_dict`` gave ``values``."""
-        known = {f.name for f in fields(cls)} - {"own"}
+        known = {f.name for f in fields(cls)} - {"own", "sharpness"}
         own = {
             name: value
             for name, value in values.items()
             if name not in known and name.removeprefix("ema_").startswith(("test_", "validation_"))
         }
-        given = {name: value for name, value in values.items() if name not in own}
-        return cls(**{"test_accuracy": None, "test_top5": None, **given}, own=own)
+        measured = {name: value for name, value in values.items() if name.startswith(PREFIX)}
+        given = {name: value for name, value in values.items() if name not in own and name not in measured}
+        return cls(**{"test_accuracy": None, "test_top5": None, **given}, own=own, sharpness=measured)
 
 
 def best_of(history: Sequence[Epoch], metric: Metric) -> Epoch | None:
@@ -164,15 +168,21 @@ class Outcome:
         name, value = best.judged_by(self.metric)
         values, test = last.to_dict(), self.metric.test
         ended = {key: values[key] for key in _ENDED if key in values} | last.own
+        measured = next((epoch for epoch in reversed(self.history) if epoch.sharpness), None)
         return {
             "epochs": last.epoch,
             "steps": last.step,
             "gradient_evaluations": last.gradient_evaluations,
             **(dict.fromkeys(ended) if self.diverged else ended),
             "best": None if self.diverged else {"epoch": best.epoch, "by": name, name: value, test: best.to_dict()[test]},
+            **({} if measured is None else {f"{PREFIX}epoch": measured.epoch, **_plain(measured.sharpness)}),
             "seconds": last.seconds,
             "diverged": self.diverged,
         }
+
+
+def _plain(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
 
 
 _ENDED = (

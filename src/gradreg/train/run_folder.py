@@ -25,6 +25,7 @@ from gradreg.train.devices import Devices
 from gradreg.train.loop import train
 from gradreg.train.outcome import Epoch, Outcome
 from gradreg.train.recipe import configuration
+from gradreg.train.sharpness import SharpnessConfig
 from gradreg.train.strict_yaml import read_text, read_yaml
 from gradreg.train.trackers import Trackers
 
@@ -123,7 +124,8 @@ class RunFolder:
                     "remove that folder."
                 )
             return
-        different = differences(self._held(), asdict(config))
+        before = {"sharpness": asdict(SharpnessConfig())}  # what a folder holds that is older than the key
+        different = differences({**before, **self._held()}, asdict(config))
         different = [key for key in different if not (key.startswith("code.") and key.endswith(".file"))]  # a file may have been moved
         if different:
             changed = " (the content of that file has changed)" if all(key.startswith("code.") for key in different) else ""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradreg import checks, files
+from gradreg.sharpness.measures import CAUTION, DEFAULT, MEASURES
+from gradreg.study.sharpness import correlation_text
+from gradreg.study.statistics import rank_correlation
 from gradreg.train.arguments import CommandParser
 from gradreg.train.configuration import Config
 from gradreg.train.data.configuration import AugmentationConfig
@@ -18,6 +21,7 @@ from gradreg.train.evaluate_command import configuration_and_weights
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from gradreg.penalties import GradientPenalty
     from gradreg.sharpness import Slice, Spectrum
 
 DESCRIPTION = (
@@ -27,19 +31,7 @@ DESCRIPTION = (
     "ELSEWHERE. It is a diagnostic, not a goal: flatter is not better as such."
 )
 SPLITS = ("train", "validation", "test")
-CAUTION = (
-    "Flatter is not better as such: regularized minima are often sharper by these numbers and still generalize better (arXiv 2510.12451, "
-    "2306.04226). Compare only runs of one architecture on the same samples."
-)
-COLUMNS = {
-    "largest_eigenvalue": "largest eigenvalue",
-    "trace": "trace",
-    "sam_sharpness": "SAM rise",
-    "m_sharpness": "each batch's rise",
-    "critical_sharpness": "critical",
-    "loss": "loss",
-    "test_metric": "test",
-}
+COLUMNS = {**{name: MEASURES[name] for name in DEFAULT}, "loss": "loss", "test_metric": "test"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +94,7 @@ def _measured(run: str, config: Config, weights: Path, options: Mapping[str, Any
     from gradreg.train.devices import Devices
     from gradreg.train.loop import load_data
     from gradreg.train.run_folder import RunFolder, load_weights
+    from gradreg.train.sharpness_recorder import closures_of
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -121,73 +114,66 @@ def _measured(run: str, config: Config, weights: Path, options: Mapping[str, Any
         load_weights(model, weights)
         if options["split"] == "validation" and data.validation is None:
             raise ValueError(f"--split must name samples that there are; got 'validation' of {run!r}, which has none. Use train or test.")
-        samples = {"train": data.train, "validation": data.validation, "test": data.test}[options["split"]]
+        wanted = options["samples"]
+        samples = {"train": data.unaugmented(wanted), "validation": data.validation, "test": data.test}[options["split"]]
         assert samples is not None
-        batches = samples.batches(1, options["batch"]) if options["split"] == "train" else samples.batches(options["batch"])
-        closures, sizes = _closures(config, model, batches, options["samples"])
+        closures, sizes = closures_of(config, model, samples.batches(options["batch"]), wanted)
         common: dict[str, Any] = {"sizes": sizes, "mode": "eval"}
-        top = sharpness.eigenvalues(model, closures, tolerance=1e-3, **common)
-        trace = sharpness.trace(model, closures, samples=options["vectors"], **common)
-        sam = sharpness.sam_sharpness(model, closures, rho=options["rho"], **common)
-        each = sharpness.sam_sharpness(model, closures, rho=options["rho"], perturb="each", **common)
-        critical, why_not = _or_reason(lambda: sharpness.critical_sharpness(model, closures, **common))
+        found = sharpness.summary(model, closures, measures=list(MEASURES), rho=options["rho"], vectors=options["vectors"], **common)
+        for name, why in found.failures.items():
+            if name != "critical_sharpness":
+                raise why
+            notes.append(f"No critical sharpness: {why}")
+        penalty, step, penalized = _penalized(config, model, closures, found.results, len(data.train), notes, common)
         line = sharpness.slice_1d(model, closures, **common)
         density = sharpness.spectrum(model, closures, steps=40, **common) if options["spectrum"] else None
     finally:
         devices.close()
-    found = [top, trace, sam, each, line, *([] if critical is None else [critical]), *([] if density is None else [density])]
+    top, trace = found.results["largest_eigenvalue"], found.results["trace"]
     numbers = {
         "run": run,
         "method": top.method,
         "samples": sum(sizes),
         "loss": top.loss,
         "gradient_norm": top.gradient_norm,
-        "largest_eigenvalue": float(top.values[0]),
-        "largest_eigenvalue_error": float(top.errors[0]),
+        **dict.fromkeys(MEASURES),
+        **found.numbers,
         "share_by_layer": sharpness.by_layer(top.shares[0]),
+        "learning_rate": config.optimizer.lr,
+        "momentum": config.optimizer.momentum if config.optimizer.name == "sgd" else 0.0,
+        "optimizer": config.optimizer.name,
+        "penalty": None if penalty is None else penalty.to_dict(),
+        "penalty_step": step,
+        "penalized": penalized,
         "product_error": None if top.product_error is None else float(top.product_error),
-        "trace": trace.value,
-        "trace_error": trace.standard_error,
         "trace_by_layer": sharpness.by_layer(trace.by_parameter),
-        "sam_sharpness": sam.value,
-        "m_sharpness": each.value,
-        "m_sharpness_error": each.standard_error,
-        "critical_sharpness": None if critical is None else critical.value,
         "negative_share": None if density is None else density.share_below(0.0)[0],
         "test_metric": _test_metric(RunFolder(Path(run)), config, options["weights"]),
         "slice": {"positions": line.positions.tolist(), "losses": line.losses.tolist()},
-        "gradients": sum(one.passes.gradients for one in found),
-        "notes": list(dict.fromkeys([*notes, *(note for one in found for note in one.notes), *why_not])),
+        "gradients": found.gradients + sum(one.passes.gradients for one in (line, density) if one is not None),
+        "notes": list(dict.fromkeys([*found.notes, *line.notes, *notes])),
     }
     return MeasuredRun(_plain(numbers), line, density)
 
 
-def _closures(config: Config, model: Any, batches: Any, wanted: int) -> tuple[list[Callable[[], Any]], list[int]]:
-    """A closure for each batch, until there are enough samples, and their sizes."""
-    from gradreg.train.evaluation import widened
+def _penalized(
+    config: Config, model: Any, closures: Any, results: Mapping[str, Any], images: int, notes: list[str], common: Mapping[str, Any]
+) -> tuple[GradientPenalty | None, int, list[dict[str, float]]]:
+    """The run's penalty, its last step, and what it makes there of the curvature along the outermost eigenvectors."""
+    from gradreg import sharpness
 
-    loss = config.objective.build_loss()
-
-    def closure_of(given: Any, targets: Any) -> Callable[[], Any]:
-        return lambda: loss.training(widened(model(given), config.precision), targets)
-
-    closures: list[Callable[[], Any]] = []
-    sizes: list[int] = []
-    for batch in batches:
-        rows = slice(0, min(batch.size, wanted - sum(sizes)))
-        closures.append(closure_of(*batch.part(rows, config.precision)))
-        sizes.append(rows.stop)
-        if sum(sizes) == wanted:
+    steps_per_epoch = config.steps_per_epoch(images)
+    penalty, last = config.resolved_penalty(steps_per_epoch).penalty, config.epochs * steps_per_epoch - 1
+    measured: list[dict[str, float]] = []
+    for name in ("largest_eigenvalue", "smallest_eigenvalue") if penalty is not None else ():
+        top = results[name]
+        try:
+            found = sharpness.penalized_curvature(model, closures, penalty, top.vectors[0], at=last, **common)
+        except ValueError as error:
+            notes.append(f"What the penalty makes of the curvature was not measured: {error}")
             break
-    return closures, sizes
-
-
-def _or_reason(measure: Callable[[], Any]) -> tuple[Any, list[str]]:
-    """What ``measure`` returns, or None and why there is none."""
-    try:
-        return measure(), []
-    except ValueError as error:
-        return None, [f"No critical sharpness: {error}"]
+        measured.append({"curvature": float(top.values[0]), "penalized": found.value, "error": found.error})
+    return penalty, last, measured
 
 
 def _test_metric(folder: Any, config: Config, weights: str) -> float | None:
@@ -200,20 +186,16 @@ def _test_metric(folder: Any, config: Config, weights: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _correlations(runs: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """Spearman's correlation of each number with the test metric, from five runs on."""
-    from scipy.stats import spearmanr
-
+def _correlations(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]] | None:
+    """Spearman's correlation of each number with the test metric, its 95 % interval and n, from five runs on."""
     known = [run for run in runs if run["test_metric"] is not None]
-    if len(known) < 5:
-        return None
-    found: dict[str, float] = {}
-    for key in ("largest_eigenvalue", "trace", "sam_sharpness", "m_sharpness", "critical_sharpness"):
+    found: dict[str, dict[str, Any]] = {}
+    for key in MEASURES:
         pairs = [(run[key], run["test_metric"]) for run in known if run[key] is not None]
-        if len(pairs) >= 5 and all(len(set(column)) > 1 for column in zip(*pairs, strict=True)):
-            result: Any = spearmanr([value for value, _ in pairs], [metric for _, metric in pairs])
-            found[key] = float(result.statistic)
-    return found
+        one = rank_correlation([value for value, _ in pairs], [metric for _, metric in pairs])
+        if one is not None:
+            found[key] = {"value": one.value, "low": one.low, "high": one.high, "n": one.n}
+    return found or None
 
 
 def _text(report: Mapping[str, Any]) -> str:
@@ -232,8 +214,8 @@ def _text(report: Mapping[str, Any]) -> str:
     correlations = report["rank_correlation_with_test"]
     if correlations:
         lines.append(
-            "Rank correlation with the test metric over these runs: "
-            + ", ".join(f"{COLUMNS[key]} {value:+.2f}" for key, value in correlations.items())
+            "Rank correlation with the test metric over these runs, with 95 % intervals: "
+            + "; ".join(f"{MEASURES[key]} {correlation_text(one)}" for key, one in correlations.items())
             + "."
         )
     for run in runs:

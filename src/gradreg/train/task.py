@@ -29,7 +29,7 @@ class RecipeTask(Task):
 
     def __init__(self, recipe: recipes.Recipe, base: Mapping[str, Any] | None = None) -> None:
         self.recipe = recipe
-        self.base = dict(recipe.base if base is None else base)
+        self.base: dict[str, Any] = dict(recipe.base if base is None else base)
         self.name = recipe.name
         self.description = recipe.description
         self.metric = Objective(metric=self.base.get("metric")).judged
@@ -79,6 +79,11 @@ class RecipeVariant(Variant):
         return asdict(self.config)
 
     @property
+    def code(self) -> Path | None:
+        files = [Path(one["file"]) for one in (self.config.code or {}).values()]
+        return files[0].parent if files else None
+
+    @property
     def seed(self) -> int:
         return self.config.seed
 
@@ -88,6 +93,8 @@ class RecipeVariant(Variant):
 
     @cached_property
     def evaluations(self) -> int | None:
+        if self.config.described_penalty.held_out is not None:
+            return None  # the penalty may be off at some steps
         return gradient_evaluations(self.config)
 
     def result(self, folder: Path, seed: int, stretch: Fraction) -> dict[str, Any] | None:

@@ -103,7 +103,9 @@ class Data:
         classes: how many; None if a data set of one's own does not say.
         image_shape: (channels, height, width); None for samples that are no images.
         in_memory: whether the images are held in memory; otherwise they are read from their files as they are needed.
+        unaugmented: the first n training images in a fixed order, not augmented; all of them if there are fewer.
         unreadable: images left out because they could not be read; 0 unless ``data.corrupt`` is "skip".
+        kept_out: training images that are not trained on, to tell whether a penalty helps, without augmentation; None if there are none.
     """
 
     train: TrainingBatches
@@ -112,11 +114,20 @@ class Data:
     classes: int | None
     image_shape: tuple[int, int, int] | None
     in_memory: bool
+    unaugmented: Callable[[int], EvaluationBatches]
     unreadable: int = 0
+    kept_out: TrainingBatches | None = None
 
 
 def load(
-    config: DataConfig, augmentation: AugmentationConfig, *, seed: int, device: torch.device, rank: int = 0, processes: int = 1
+    config: DataConfig,
+    augmentation: AugmentationConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    rank: int = 0,
+    processes: int = 1,
+    kept_out: Callable[[int], int] = lambda images: 0,
 ) -> Data:
     """The data that ``config`` describes; split and label noise are drawn from ``config.split_seed``, or from ``seed`` if that is null.
 
@@ -128,6 +139,7 @@ def load(
         device: the device of the batches.
         rank: of this process, 0 to ``processes`` - 1.
         processes: how many share every batch, ≥ 1.
+        kept_out: how many of so many training images are kept out of training.
 
     Raises:
         ValueError: files that are missing or cannot be read, more images requested than there are, or keys that do not fit the images.
@@ -148,10 +160,25 @@ def load(
     def evaluation_set(part: Subset, images: InMemoryImages | EncodedImages) -> EvaluationSet:
         return EvaluationSet(loaders.evaluation(images.take(part.positions)), part.labels, normalize, device=device, sampler=sampler)
 
-    training = loaders.training(images.take(splits.train.positions), augmentation, seed=seed)
+    train, kept = splits.train.divided(kept_out(len(splits.train.labels)))
+    aside: TrainingSet | None = None
+    if kept is not None:
+        if not loaders.in_memory:
+            raise ValueError(
+                f"penalty.held_out must be left out for images that are not held in memory, as those of {config.name!r}; got a share. "
+                "Set data.memory: true, or leave it out."
+            )
+        whole = BatchTransform(normalize, AugmentationConfig(), classes=classes, seed=seed)
+        apart = loaders.evaluation(images.take(kept.positions))
+        aside = TrainingSet(apart, kept.labels, whole, seed=seed, device=device, sampler=sampler)
+
+    def unaugmented(n: int) -> EvaluationSet:
+        return evaluation_set(Subset(train.positions[:n], train.labels[:n]), images)
+
+    training = loaders.training(images.take(train.positions), augmentation, seed=seed)
     transform = BatchTransform(normalize, augmentation, classes=classes, seed=seed)
     return Data(
-        train=TrainingSet(training, splits.train.labels, transform, seed=seed, device=device, sampler=sampler),
+        train=TrainingSet(training, train.labels, transform, seed=seed, device=device, sampler=sampler),
         test=evaluation_set(splits.test, images if own_test is None else own_test),
         validation=None
         if splits.validation is None
@@ -159,7 +186,9 @@ def load(
         classes=classes,
         image_shape=loaders.shape,
         in_memory=loaders.in_memory,
+        unaugmented=unaugmented,
         unreadable=read - left,
+        kept_out=aside,
     )
 
 
@@ -336,7 +365,7 @@ class Loaders:
         self._size, self._device = config.image_size, device
         self._workers = streaming.workers(config)
         self._center_crop = transforms.evaluation_transform(config.image_size, crop=transforms.evaluation_crop(config))
-        self.shape = _shape(images, transforms.evaluation_transform(config.image_size))
+        self.shape: tuple[int, int, int] = _shape(images, transforms.evaluation_transform(config.image_size))
         fits = count * math.prod(self.shape) <= MEMORY_LIMIT if config.memory == "auto" else config.memory
         self.in_memory: bool = isinstance(images, InMemoryImages) or fits
 

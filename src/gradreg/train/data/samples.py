@@ -60,7 +60,16 @@ def training_samples(config: DataConfig, code: Code | None, *, seed: int) -> int
 _counted: dict[str, int] = {}
 
 
-def load(config: DataConfig, *, code: Code | None, seed: int, device: torch.device, rank: int = 0, processes: int = 1) -> Data:
+def load(
+    config: DataConfig,
+    *,
+    code: Code | None,
+    seed: int,
+    device: torch.device,
+    rank: int = 0,
+    processes: int = 1,
+    kept_out: Callable[[int], int] = lambda samples: 0,
+) -> Data:
     """The data sets that the function of ``config.name`` makes; the other arguments are those of ``loader.load``.
 
     Raises:
@@ -102,6 +111,8 @@ def load(config: DataConfig, *, code: Code | None, seed: int, device: torch.devi
         samples = _Samples(dataset, positions, seed, _files(code))
         return SampleBatches(samples, collate, config, seed=seed, device=device, sampler=sampler, keep_workers=train)
 
+    trained = len(kept) - kept_out(len(kept))
+    kept, apart = kept[:trained], kept[trained:]
     training = batches(train, kept, train=True)
     validation = made["validation"]
     return Data(
@@ -115,6 +126,8 @@ def load(config: DataConfig, *, code: Code | None, seed: int, device: torch.devi
         classes=_classes(train),
         image_shape=_image_shape(training.first()),
         in_memory=False,
+        unaugmented=lambda n: EvaluationSamples(batches(train, kept[:n])),
+        kept_out=TrainingSamples(batches(train, apart)) if len(apart) else None,
     )
 
 
@@ -194,7 +207,8 @@ class SampleBatches:
         keep_workers: bool,
     ) -> None:
         self._samples, self._collate, self._name, self._device = samples, collate, config.name, device
-        self.sampler, self.order = sampler, EpochOrder(len(samples), seed=seed)
+        self.sampler: BatchSampler = sampler
+        self.order: EpochOrder = EpochOrder(len(samples), seed=seed)
         self._fetcher = streaming.ChunkFetcher(samples, workers=config.workers or 0, keep_workers=keep_workers)
 
     def __len__(self) -> int:

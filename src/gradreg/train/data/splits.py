@@ -23,6 +23,12 @@ class Subset:
     positions: Tensor
     labels: Tensor
 
+    def divided(self, number: int) -> tuple[Subset, Subset | None]:
+        """All but the last ``number`` images, which are in random order, and those; None for 0."""
+        if not number:
+            return self, None
+        return Subset(self.positions[:-number], self.labels[:-number]), Subset(self.positions[-number:], self.labels[-number:])
+
 
 @dataclass(frozen=True)
 class Splits:

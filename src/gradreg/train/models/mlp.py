@@ -52,7 +52,11 @@ class MLP(nn.Module):
         return self.layers(images)
 
 
-default_cfgs = {"mlp": images(1, 8, fixed=True), "mlp_fgr": images(3, 32, fixed=True), "mlp_l2": images(1, 28, fixed=True)}
+default_cfgs: dict[str, dict[str, Any]] = {
+    "mlp": images(1, 8, fixed=True),
+    "mlp_fgr": images(3, 32, fixed=True),
+    "mlp_l2": images(1, 28, fixed=True),
+}
 
 
 @ours

@@ -62,7 +62,7 @@ class PlainCNN(nn.Module):
         return self.layers(images)
 
 
-default_cfgs = {"cnn_l2": images(3, 32, fixed=True), "cnn_bn": images(3, 32)}
+default_cfgs: dict[str, dict[str, Any]] = {"cnn_l2": images(3, 32, fixed=True), "cnn_bn": images(3, 32)}
 
 
 @ours

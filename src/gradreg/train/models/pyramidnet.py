@@ -30,7 +30,7 @@ class Block(nn.Module):
             shapes = [(incoming, channels, 1, 1), (channels, channels, 3, stride), (channels, 4 * channels, 1, 1)]
         else:
             shapes = [(incoming, channels, 3, stride), (channels, channels, 3, 1)]
-        self.outgoing = shapes[-1][1]
+        self.outgoing: int = shapes[-1][1]
         layers: list[nn.Module] = [nn.BatchNorm2d(incoming)]
         for before, after, kernel, step in shapes:
             layers += [nn.Conv2d(before, after, kernel, step, padding=kernel // 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
@@ -106,7 +106,7 @@ class PyramidNet(nn.Module):
 
 
 _SIZES = ("110_270", "164_48", "164_270", "200_240", "272_200")
-default_cfgs = {f"pyramidnet{size}{shake}": images(3, 32) for size in _SIZES for shake in ("", "_shakedrop")}
+default_cfgs: dict[str, dict[str, Any]] = {f"pyramidnet{size}{shake}": images(3, 32) for size in _SIZES for shake in ("", "_shakedrop")}
 
 
 def _entry(size: str, shake_drop: float | None) -> None:

@@ -70,7 +70,7 @@ class ShakeDrop(nn.Module):
 
     def __init__(self, keep: float) -> None:
         super().__init__()
-        self.keep = checks.positive("keep", keep)
+        self.keep: float = checks.positive("keep", keep)
         if self.keep > 1:
             raise ValueError(f"keep must be a probability, <= 1; got {checks.describe(keep)}.")
 

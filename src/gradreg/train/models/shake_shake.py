@@ -46,9 +46,9 @@ class Block(nn.Module):
 
     def __init__(self, incoming: int, outgoing: int, stride: int) -> None:
         super().__init__()
-        self.first = self._branch(incoming, outgoing, stride)
-        self.second = self._branch(incoming, outgoing, stride)
-        self.shortcut = nn.Identity() if incoming == outgoing else Shortcut(incoming, outgoing, stride)
+        self.first: nn.Sequential = self._branch(incoming, outgoing, stride)
+        self.second: nn.Sequential = self._branch(incoming, outgoing, stride)
+        self.shortcut: nn.Module = nn.Identity() if incoming == outgoing else Shortcut(incoming, outgoing, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, incoming, h, w) to (n, outgoing, ⌈h / stride⌉, ⌈w / stride⌉)."""
@@ -107,7 +107,7 @@ class ShakeShake(nn.Module):
         return self.head(relu(self.blocks(self.stem(images))).mean((2, 3)))
 
 
-default_cfgs = {"shakeshake26_2x96d": images(3, 32)}
+default_cfgs: dict[str, dict[str, Any]] = {"shakeshake26_2x96d": images(3, 32)}
 
 
 @ours

@@ -17,7 +17,7 @@ from gradreg.train.models.registration import images, ours, untrained
 RESNETS = tuple(f"resnet{depth}_cifar" for depth in (18, 34, 50, 101, 152, 200))
 VGGS = ("vgg16_cifar", "vgg16_bn_cifar", "vgg19_cifar", "vgg19_bn_cifar")
 
-default_cfgs = {name: images(3, 32) for name in (*RESNETS, *VGGS)}
+default_cfgs: dict[str, dict[str, Any]] = {name: images(3, 32) for name in (*RESNETS, *VGGS)}
 
 
 def _resnet(of_timm: str, **options: Any) -> nn.Module:

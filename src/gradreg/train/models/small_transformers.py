@@ -41,7 +41,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name -> (timm's name, the options that make it one for 32-pixel images)."""
 
-default_cfgs = {name: images(3, 32, fixed=True) for name in SETTINGS}
+default_cfgs: dict[str, dict[str, Any]] = {name: images(3, 32, fixed=True) for name in SETTINGS}
 
 
 def _entry(name: str, of_timm: str, settings: dict[str, Any]) -> None:

@@ -23,11 +23,11 @@ class Block(nn.Module):
 
     def __init__(self, incoming: int, outgoing: int, stride: int) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(incoming)
-        self.conv1 = nn.Conv2d(incoming, outgoing, 3, stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outgoing)
-        self.conv2 = nn.Conv2d(outgoing, outgoing, 3, padding=1, bias=False)
-        self.projection = None if incoming == outgoing else nn.Conv2d(incoming, outgoing, 1, stride, bias=False)
+        self.norm1: nn.BatchNorm2d = nn.BatchNorm2d(incoming)
+        self.conv1: nn.Conv2d = nn.Conv2d(incoming, outgoing, 3, stride, padding=1, bias=False)
+        self.norm2: nn.BatchNorm2d = nn.BatchNorm2d(outgoing)
+        self.conv2: nn.Conv2d = nn.Conv2d(outgoing, outgoing, 3, padding=1, bias=False)
+        self.projection: nn.Conv2d | None = None if incoming == outgoing else nn.Conv2d(incoming, outgoing, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, incoming, h, w) to (n, outgoing, h / stride, w / stride)."""
@@ -77,7 +77,7 @@ class WideResNet(nn.Module):
         return self.head(relu(self.norm(self.blocks(self.stem(images)))).mean((2, 3)))
 
 
-default_cfgs = {name: images(3, 32) for name in ("wrn16_4", "wrn28_10", "wrn40_10")}
+default_cfgs: dict[str, dict[str, Any]] = {name: images(3, 32) for name in ("wrn16_4", "wrn28_10", "wrn40_10")}
 
 
 @ours

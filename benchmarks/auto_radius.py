@@ -1,0 +1,149 @@
+"""Is a radius that sets itself (``AutoRadius``) as good as the best fixed one? Three tasks, with wrong labels and with clean ones.
+
+    python benchmarks/auto_radius.py digits-cost --seeds 10
+    python benchmarks/auto_radius.py digits-cost --clean --seeds 10
+    python benchmarks/auto_radius.py cifar10-cost --seeds 10 --root DATA
+    python benchmarks/auto_radius.py cifar10-cost --tune --seeds 2 --root DATA      # targets, on seeds that are not reported
+    python benchmarks/auto_radius.py digits-cost --table                            # only what is stored
+
+Beside plain training stand SAM and F-GR with each radius of a sweep, and with AutoRadius at each target. The best fixed radius is chosen
+by the mean over the very seeds that are reported, which favours it. Stored under benchmarks/results/choosing/ with every run's accuracy;
+what is complete under ``--runs`` is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import choosing
+import gradreg
+from gradreg import GradientPenalty, study
+from gradreg.study.statistics import deviation, paired_difference
+from reporting import command, environment
+from tables import markdown
+
+FIRST, TUNING = 1000, 500
+"""The first seed of what is reported, and of what is tuned on."""
+RADII: dict[str, dict[str, tuple[float, ...]]] = {
+    "digits-cost": {"sam": (0.05, 0.1, 0.2, 0.4, 0.6), "fgr": (0.1, 0.25, 0.5, 1.0, 2.0)},
+    "mnist-cost": {"sam": (0.05, 0.1, 0.2, 0.4), "fgr": (0.1, 0.25, 0.5, 1.0)},
+    "cifar10-cost": {"sam": (0.05, 0.1), "fgr": (0.1, 0.2)},
+}
+"""Recipe -> method -> fixed radii, around the best ones of docs/choosing.md."""
+TARGETS = (0.9, 0.95)
+TUNED_TARGETS = (0.8, 0.85, 0.9, 0.95)
+ADAMW = {"optimizer": {"name": "adamw", "lr": 0.001}, "schedule.warmup_epochs": 2}
+
+
+def at(method: str, radius: Any) -> GradientPenalty:
+    """SAM, or F-GR with γ = ε, at ``radius``."""
+    if method == "sam":
+        return gradreg.sam(rho=radius)
+    return gradreg.fgr(epsilon=radius) if isinstance(radius, gradreg.AutoRadius) else gradreg.fgr(gamma=radius, epsilon=radius)
+
+
+def variants(task: str, targets: Sequence[float], *, fixed: bool) -> dict[str, GradientPenalty]:
+    """Name -> penalty: "sam 0.1", "fgr auto 0.9", ..."""
+    found: dict[str, GradientPenalty] = {}
+    for method, radii in RADII[task].items():
+        if fixed:
+            found |= {f"{method} {radius:g}": at(method, radius) for radius in radii}
+        found |= {f"{method} auto {target:g}": at(method, gradreg.AutoRadius(target=target)) for target in targets}
+    return found
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Run what is missing; the content of the results."""
+    settings: dict[str, Any] = {"seed": TUNING if options.tune else FIRST, "trackers": []}
+    if options.clean:
+        settings["data.label_noise"] = 0.0
+    if options.adamw:
+        settings |= ADAMW
+    if options.root is not None:
+        settings["data.root"] = options.root
+    found = study.compare(
+        options.task,
+        penalties=variants(options.task, options.targets or (TUNED_TARGETS if options.tune else TARGETS), fixed=not options.tune),
+        seeds=options.seeds,
+        out=options.runs or Path("runs/auto-radius") / name_of(options),
+        options=settings,
+        rivals=["epochs"],
+        workers=options.workers,
+    )
+    accuracies: dict[str, list[float | None]] = {}
+    for record in sorted(found.records, key=lambda record: record.seed):
+        accuracies.setdefault(record.variant, []).append(None if record.diverged else record.test)
+    return {
+        "command": command(),
+        "environment": environment(("torch",)),
+        "seeds": list(range(settings["seed"], settings["seed"] + options.seeds)),
+        "variants": accuracies,
+    }
+
+
+def name_of(options: argparse.Namespace) -> str:
+    """Of the stored results."""
+    parts = ["auto-tuning" if options.tune else "auto", options.task, "clean" if options.clean else "", "adamw" if options.adamw else ""]
+    return "-".join(part for part in parts if part)
+
+
+def table(results: dict[str, Any]) -> str:
+    """A row for each variant: accuracy, over plain, and over the best fixed radius of its method."""
+    accuracies = {name: [np.nan if one is None else 100 * one for one in row] for name, row in results["variants"].items()}
+    best = {
+        method: max(
+            (name for name in accuracies if name.startswith(method) and "auto" not in name), key=lambda name: np.nanmean(accuracies[name])
+        )
+        for method in ("sam", "fgr")
+        if f"{method} auto 0.95" in accuracies and any(name.startswith(method) and "auto" not in name for name in accuracies)
+    }
+    rows: list[tuple[str, str, str, str]] = []
+    for name, row in accuracies.items():
+        kept = [one for one in row if not np.isnan(one)]
+        lost = f" ({len(row) - len(kept)} diverged)" if len(kept) < len(row) else ""
+        rival = best.get(name.split()[0])
+        rows.append(
+            (
+                name + (", the best fixed" if name == rival else ""),
+                (f"{np.mean(kept):.2f} ± {deviation(kept):.2f}" if kept else "all diverged") + lost,
+                "" if name == "none" else _over(row, accuracies["none"]),
+                _over(row, accuracies[rival]) if rival is not None and name != rival else "",
+            )
+        )
+    return markdown(("variant", "test accuracy, %", "over plain, points", "over the best fixed radius of its method, points"), rows)
+
+
+def _over(row: list[float], rival: list[float]) -> str:
+    found = paired_difference(*({seed: one for seed, one in enumerate(each) if not np.isnan(one)} for each in (row, rival)))
+    if found is None or found.low is None or found.high is None:
+        return "" if found is None else f"{found.mean:+.2f}"
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=RADII)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--clean", action="store_true", help="no wrong labels")
+    parser.add_argument("--adamw", action="store_true", help="AdamW with a learning rate warm-up of two epochs, in place of SGD")
+    parser.add_argument("--tune", action="store_true", help="AutoRadius alone, at more targets, on other seeds")
+    parser.add_argument("--targets", type=float, nargs="+", help="alignments that AutoRadius aims at")
+    parser.add_argument("--root", help="folder of the data sets")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (runs/auto-radius/NAME)")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--table", action="store_true", help="only print what is stored")
+    options = parser.parse_args()
+    if not options.table:
+        choosing.store(name_of(options), measure(options))
+    choosing.show(name_of(options), table(choosing.stored(name_of(options))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Whether a penalty helps: the held-out gradient of a step, and the switch between steps (``gradreg.held_out`` has the rule)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradreg import checks
+from gradreg.auto_radius import NUMBERS
+from gradreg.held_out import HeldOut, HelpState
+from gradreg.torch import norms
+from gradreg.torch.closures import Evaluator
+from gradreg.torch.gradients import ByParameter, Gradients
+from gradreg.torch.norms import norm_of_shards
+from gradreg.torch.parallel import Parallelism
+
+_COUNT, _HELPS = "count", "helps_now"
+
+
+class HelpControl:
+    """The switch of a ``HeldOut`` from step to step; nothing here waits for the device.
+
+    On an accelerator the averages are there, as scalar tensors, and what they decide is copied to the host while training goes on. It is
+    read at the next measurement, on a CPU too, so that runs do not depend on the device.
+
+    Args:
+        rule: the specification.
+        parameters: the averages are on the device of the first, in float64 if one of them is.
+    """
+
+    def __init__(self, rule: HeldOut, parameters: Sequence[nn.Parameter]) -> None:
+        self.rule = rule
+        self.helps = True
+        """Whether the penalty is on in the next step."""
+        self._first = parameters[0]
+        self._dtype = torch.float64 if any(p.dtype in (torch.float64, torch.complex128) for p in parameters) else torch.float32
+        self._state = rule.initial
+        self._decided: _Decision | None = None
+        self._count = 0
+
+    @property
+    def was_used(self) -> bool:
+        """Whether anything has been measured, so that there is a state to save."""
+        return self._count > 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next penalized step measures."""
+        return self._count % self.rule.every == 0
+
+    def begin_measurement(self) -> None:
+        """Let the last measurement's decision hold from now on."""
+        if self._decided is not None:
+            self.helps, self._decided = self._decided.read(), None
+
+    def commit(self, product: float | Tensor | None) -> None:
+        """After a penalized step that succeeded: count it, with what it measured, if it did."""
+        self._count += 1
+        if product is None:
+            return
+        if isinstance(product, Tensor):
+            state = HelpState(*(self._here(number) for number in self._state))
+            self._state = self.rule.update(state, self._here(product), torch)
+        else:
+            self._state = self.rule.update(self._state, product, NUMBERS)
+        self._decided = _Decision(self._state.helps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain numbers."""
+        averages = {name: float(value) for name, value in self._state._asdict().items()}
+        return {**averages, _COUNT: self._count, _HELPS: self.helps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned.
+
+        Raises:
+            ValueError, TypeError: other keys or values.
+        """
+        known = [*HelpState._fields, _COUNT, _HELPS]
+        if not isinstance(state, Mapping) or set(state) != set(known):  # type: ignore[unnecessary-isinstance]  # a checkpoint's
+            got = sorted(state) if isinstance(state, Mapping) else checks.describe(state)  # type: ignore[unnecessary-isinstance]
+            raise ValueError(f"held_out must hold {' and '.join(known)}; got {got}. Pass what state_dict() returned.")
+        averages = HelpState(*(checks.real(name, state[name]) for name in HelpState._fields))
+        count, helps = checks.whole(_COUNT, state[_COUNT], minimum=0), checks.flag(_HELPS, state[_HELPS])
+        self._state, self._count, self.helps = averages, count, helps
+        self._decided = _Decision(averages.helps)
+
+    def _here(self, number: Any) -> Tensor:
+        return torch.as_tensor(number, dtype=self._dtype, device=self._first.device)
+
+
+class _Decision:
+    """0 or 1, on its way from the device to the host."""
+
+    def __init__(self, helps: float | Tensor) -> None:
+        self._helps, self._event = helps, None
+        if isinstance(helps, Tensor) and helps.device.type != "cpu":
+            self._helps = helps.to("cpu", non_blocking=True)
+            self._event = torch.Event(helps.device)
+            self._event.record()
+
+    def read(self) -> bool:
+        """The decision, made many steps ago: it has arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        return float(self._helps) > 0.5
+
+
+class HelpMeasurement:
+    """What one step measures: begun by the held-out gradient, given the plain gradient by the step, and completed by its result.
+
+    Args:
+        evaluator: evaluates the held-out closures.
+        gradients: reads and writes ``.grad``, which is empty.
+        parallelism: averages gradients over ranks.
+    """
+
+    def __init__(self, evaluator: Evaluator, gradients: Gradients, parallelism: Parallelism) -> None:
+        self._gradients, self._parallelism = gradients, parallelism
+        self._trainable = evaluator.trainable
+        with evaluator.leaving_no_trace():
+            evaluator.run("loss", 1.0, synchronise=True)
+        gradients.redistribute()
+        self._held_out = self._copies(1.0)
+        gradients.clear()
+        self._plain: ByParameter = {}
+        self._scale = evaluator.scale(self._trainable[0])
+
+    @torch.no_grad()
+    def add_plain(self, weight: float | Tensor) -> None:
+        """Keep what ``.grad`` holds, ``weight`` times the plain gradient of the step or of one of its micro-batches."""
+        here = self._copies(1.0 / weight)
+        for p, gradient in here.items():
+            self._plain[p] = self._plain[p] + gradient if p in self._plain else gradient
+
+    @torch.no_grad()
+    def product(self, correction: ByParameter, *, averaged: bool) -> float | Tensor:
+        """⟨G − g, h⟩ with the held-out gradient h, without the loss scale; NaN if one of them is 0 or not finite.
+
+        Args:
+            correction: G − g where the step has kept it apart, else empty: then ``.grad`` holds G.
+            averaged: whether the plain gradient is that of all ranks already.
+        """
+        if not averaged and self._parallelism.averages:
+            whole = [self._plain.get(p, torch.zeros_like(p, requires_grad=False)) for p in self._trainable]
+            self._parallelism.average(whole, self._trainable)
+            self._plain = dict(zip(self._trainable, whole, strict=True))
+        change = correction
+        if not change:
+            self._gradients.redistribute()
+            change = dict(self._gradients.shards())
+            for p, gradient in self._plain.items():
+                change[p] = change[p] - gradient if p in change else -gradient
+        both = [p for p in change if p in self._held_out]
+        lengths = norm_of_shards(list(change.values()), list(change)), norm_of_shards(list(self._held_out.values()), list(self._held_out))
+        product = _inner([change[p] for p in both], [self._held_out[p] for p in both], both, lengths)
+        if norms.reading_is_free(self._trainable[0]):
+            return float(product / self._scale**2)
+        return product / self._scale**2
+
+    @torch.no_grad()
+    def put_plain(self) -> None:
+        """Let ``.grad`` hold the plain gradient in place of the result."""
+        for p, result in self._gradients.of(self._trainable).items():
+            (into,) = norms.local_shards([result])
+            into.copy_(self._plain[p]) if p in self._plain else into.zero_()
+            if result is not p.grad:  # a sparse gradient, of which ``result`` is a dense copy
+                p.grad = result
+
+    def _copies(self, factor: float | Tensor) -> ByParameter:
+        shards = self._gradients.shards()
+        with torch.no_grad():
+            return dict(zip(shards, torch._foreach_mul(list(shards.values()), factor), strict=True)) if shards else {}
+
+
+def _inner(first: list[Tensor], second: list[Tensor], like: Sequence[Tensor], lengths: tuple[Tensor, Tensor]) -> Tensor:
+    """⟨a, b⟩, by unit vectors, so that nothing cancels where one is much longer than the other; ``lengths``: about ‖a‖ and ‖b‖."""
+    if not first:
+        return torch.full((), torch.nan, device=lengths[0].device)
+    units = [torch._foreach_mul(vectors, 1.0 / length) for vectors, length in zip((first, second), lengths, strict=True)]
+    squares = [norm_of_shards(unit, like).square() for unit in units]
+    difference = norm_of_shards(torch._foreach_sub(units[0], units[1]), like).square()
+    return (squares[0] + squares[1] - difference) / 2 * lengths[0] * lengths[1]

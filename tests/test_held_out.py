@@ -1,0 +1,88 @@
+"""``HeldOut`` as a rule: against statistics computed at once, and how often it errs."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+
+from gradreg import HeldOut
+from gradreg.auto_radius import NUMBERS
+from gradreg.held_out import HelpState
+
+
+def after(rule: HeldOut, products: list[float]) -> list[HelpState]:
+    states = [rule.initial]
+    for product in products:
+        states.append(rule.update(states[-1], product, NUMBERS))
+    return states[1:]
+
+
+def weighted(products: list[float], memory: int) -> tuple[float, float, float]:
+    """The weighted mean, its standard error and the effective number, from all products at once."""
+    weights = [(1 - 1 / memory) ** age for age in range(len(products) - 1, -1, -1)]
+    total = sum(weights)
+    mean = sum(w * c for w, c in zip(weights, products, strict=True)) / total
+    number = total**2 / sum(w * w for w in weights)
+    spread = sum(w * (c - mean) ** 2 for w, c in zip(weights, products, strict=True)) / total
+    return mean, math.sqrt(spread / (number - 1)) if number > 1 else 0.0, number
+
+
+def test_the_switch_is_that_of_the_weighted_mean_and_its_standard_error() -> None:
+    draw, rule = random.Random(3), HeldOut(memory=6, off=1.5, on=0.5)
+    products = [draw.gauss(-0.2 if 20 <= i < 60 else 0.2, 0.4) for i in range(100)]
+    helps, seen = 1.0, set[float]()
+    for i, state in enumerate(after(rule, products)):
+        mean, error, number = weighted(products[: i + 1], 6)
+        if number > 4:
+            helps = 0.0 if mean < -1.5 * error else 1.0 if mean > 0.5 * error else helps
+        assert state.helps == helps
+        assert state.mean / state.weight == pytest.approx(mean)
+        seen.add(helps)
+    assert seen == {0.0, 1.0}
+
+
+def test_equal_products_decide_at_the_fifth() -> None:
+    assert [state.helps for state in after(HeldOut(memory=1000), [-0.1] * 6)] == [1, 1, 1, 1, 0, 0]
+
+
+def test_what_is_not_finite_changes_nothing() -> None:
+    rule = HeldOut()
+    (*_, state) = after(rule, [0.1, -0.2, 0.3])
+    assert rule.update(state, math.nan, NUMBERS) == rule.update(state, math.inf, NUMBERS) == state
+    assert rule.update(rule.initial, math.nan, NUMBERS) == rule.initial
+
+
+@pytest.mark.parametrize(("mean", "least", "most"), [(-0.3, 0.0, 0.05), (0.0, 0.3, 0.9), (0.3, 0.97, 1.0)])
+def test_how_much_of_a_long_run_it_is_on(mean: float, least: float, most: float) -> None:
+    """Products with standard deviation .4, of which one is mostly noise, in 30 runs of 200 measurements."""
+    draw, on = random.Random(7), 0.0
+    for _ in range(30):
+        states = after(HeldOut(), [max(-1.0, min(1.0, draw.gauss(mean, 0.4))) for _ in range(200)])
+        on += sum(state.helps for state in states[30:]) / 170 / 30
+    assert least <= on <= most
+
+
+def test_it_comes_back() -> None:
+    draw = random.Random(1)
+    products = [draw.gauss(-0.3 if i < 50 else 0.3, 0.3) for i in range(120)]
+    states = after(HeldOut(), products)
+    assert (states[0].helps, states[49].helps, states[119].helps) == (1.0, 0.0, 1.0)
+    back = next(i for i in range(50, 120) if states[i].helps)
+    assert 55 < back < 80  # the memory of 20 measurements
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: HeldOut(every=0), ValueError, "^every must be >= 1; got 0"),
+        (lambda: HeldOut(memory=1), ValueError, "^memory must be >= 2; got 1"),
+        (lambda: HeldOut(off=0.0), ValueError, "^off must be .*> 0; got 0"),
+        (lambda: HeldOut(on=-1.0), ValueError, "^on must be .*>= 0; got -1"),
+    ],
+)
+def test_what_it_refuses(build: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build()
