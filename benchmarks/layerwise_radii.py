@@ -4,8 +4,7 @@
 
 A multi-layer perceptron without biases (64-n-n-10) on 200 of scikit-learn's digits, 30 % of them with labels drawn at random, 80 steps of
 SGD with momentum, judged by its loss on the other 797. Initialization and learning rates are those of μP: standard deviations 1/√64,
-√(2/n) and 1/n, a learning rate of η·fan_out/fan_in for each layer. The best radius is the lowest point of a parabola through the mean
-losses at the best radius of the grid and its two neighbours, over the logarithm of the radius.
+√(2/n) and 1/n, a learning rate of η·fan_out/fan_in for each layer. The best radius is that of the grid.
 """
 
 from __future__ import annotations
@@ -85,15 +84,6 @@ def trained(width: int, penalty: GradientPenalty | None, seed: int) -> tuple[flo
     return float(nn.functional.cross_entropy(outputs, test_labels)), float(right), float(np.nanmean(shares)) if penalty else math.nan
 
 
-def best_radius(radii: list[float], losses: list[float]) -> float:
-    """The lowest point of the parabola through the best radius and its neighbours; the best itself at an end."""
-    i = int(np.argmin(losses))
-    if i in (0, len(radii) - 1):
-        return radii[i]
-    (a, b, _), middle = np.polyfit(np.log(radii[i - 1 : i + 2]), losses[i - 1 : i + 2], 2), np.log(radii[i])
-    return float(np.exp(-b / (2 * a))) if a > 0 else float(np.exp(middle))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2, help="of data, order and initialization (default: 2)")
@@ -136,7 +126,7 @@ def text_of(results: dict[str, Any]) -> str:
                 (
                     method,
                     str(width),
-                    f"{best_radius(radii, losses[width]):.2g}",
+                    f"{radii[int(np.argmin(losses[width]))]:g}",
                     f"{best:.3f}",
                     f"{losses[width][first]:.3f}",
                     f"{mean('loss', method='plain', width=width):.3f}",
