@@ -12,6 +12,7 @@ its list, extras and the citation from ``pyproject.toml``, and what studies and 
 from __future__ import annotations
 
 import argparse
+import csv
 import inspect
 import json
 import math
@@ -23,7 +24,9 @@ from pathlib import Path
 
 import gradreg
 from gradreg.registry import CONSTRUCTORS
+from gradreg.sharpness.measures import MEASURES
 from gradreg.study.search_space import STRENGTHS
+from gradreg.study.sharpness import cell, correlation_text
 from gradreg.study.table import COLUMNS
 from gradreg.study.verdicts import decimals, interval_text
 from gradreg.train.data.catalogue import DatasetRecord, all_records
@@ -162,6 +165,54 @@ def strengths() -> str:
     )
 
 
+def edge() -> str:
+    """What ``gradreg lab edge`` found on MNIST, from its stored table."""
+    header = (
+        "method",
+        "η",
+        "ρ",
+        "2/η",
+        "reached at step",
+        "curvature / edge since then: median [quartiles]",
+        "at the end: curvature",
+        "edge",
+        "loss",
+    )
+    with (ROOT / "docs" / "results" / "edge" / "edge.csv").open(encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    rows = [
+        (
+            row["method"],
+            row["eta"],
+            row["rho"],
+            f"{float(row['2/eta']):g}",
+            row["reached at step"],
+            f"{float(row['curvature/edge']):.2f} [{float(row['1st quartile']):.2f}, {float(row['3rd']):.2f}]",
+            f"{float(row['curvature']):.2f}",
+            f"{float(row['edge']):.2f}",
+            f"{float(row['loss']):.4f}",
+        )
+        for row in found
+    ]
+    return markdown(header, rows)
+
+
+def sharpness_methods() -> str:
+    """How sharp each method's minima are on the digits, from the stored study."""
+    found = json.loads((ROOT / "docs" / "results" / "sharpness-digits.json").read_text(encoding="utf-8"))
+    block, names = found["sharpness"], ("largest_eigenvalue", "trace", "m_sharpness")
+    told = {(one["measure"], one["over"]): correlation_text(one) for one in block["correlations"]}
+    rows = [
+        (line["label"], f"{100 * line['test_accuracy']:.2f} ± {100 * line['test_accuracy_sd']:.2f}", *(cell(line[name]) for name in names))
+        for line in block["table"]
+    ]
+    rows += [
+        (f"rank correlation with accuracy, {over}", "", *(told[name, over] for name in names))
+        for over in ("over all runs", "within variants")
+    ]
+    return markdown(("variant", "test accuracy, %", *(MEASURES[name] for name in names)), rows)
+
+
 def jax_costs() -> str:
     """What a step costs in JAX, in processor time, from the stored result."""
     models = json.loads((ROOT / "benchmarks" / "results" / "jax_step_cost.json").read_text(encoding="utf-8"))["models"]
@@ -284,6 +335,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "studies": studies,
     "search-strengths": search_strengths,
     "jax-costs": jax_costs,
+    "edge": edge,
+    "sharpness-methods": sharpness_methods,
     "choosing-seconds": choosing_seconds,
     "choosing-shares": choosing_shares,
     "choosing-signs": choosing_signs,

@@ -89,6 +89,24 @@ def test_a_broken_link_and_a_missing_anchor_are_found(tmp_path):
     assert links.broken(tmp_path) == ["a.html: b.html#not", "a.html: no.png"]
 
 
+def test_what_keeps_a_checkout_from_being_published_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    release = load("release")
+    monkeypatch.setattr(release.tables, "main", lambda argv: 0)
+    project = re.sub(
+        r"^Repository = .*$", 'Repository = "https://example.org/gradreg"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE
+    )
+    (tmp_path / "pyproject.toml").write_text(project)
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## [{release.gradreg.__version__}] - 2026-12-01\n")
+    assert release.faults(tmp_path, tag=f"v{release.gradreg.__version__}") == []
+    (tmp_path / "pyproject.toml").write_text(project.replace("example.org", "github.com/OWNER"))
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## [{release.gradreg.__version__}] - unreleased\n")
+    first, second, third = release.faults(tmp_path, tag="v9.9.9")
+    assert first.startswith("pyproject.toml: [project.urls] must name the repository; got OWNER.")
+    assert second.startswith("CHANGELOG.md: must have a heading with the day of the release")
+    assert third == f"the tag must be v{release.gradreg.__version__}, that of the version; got 'v9.9.9'."
+
+
 PACKAGES = {
     "gradreg": "gradreg",
     "gradreg.torch": "torch",
@@ -102,7 +120,10 @@ PACKAGES = {
 def test_every_public_name_is_in_the_reference(package):
     page = (ROOT / "docs" / "reference" / f"{PACKAGES[package]}.md").read_text(encoding="utf-8")
     there = re.findall(rf"^\.\. auto(?:function|class):: {re.escape(package)}\.(\w+)$", page, flags=re.MULTILINE)
-    assert sorted(there) == sorted(name for name in importlib.import_module(package).__all__ if name != "__version__")
+    names = {name for name in importlib.import_module(package).__all__ if name != "__version__"}
+    assert names - set(there) == set(), f"docs/reference/{PACKAGES[package]}.md lacks them"
+    assert set(there) - names == set(), f"docs/reference/{PACKAGES[package]}.md has what is not public"
+    assert len(there) == len(set(there))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +185,7 @@ QUESTIONS = {
     ),
     "How do I accumulate gradients?": ("quick-start", "in-your-pytorch-loop", "one perturbation is made from the whole gradient"),
     "Why did my resumed run lose its momentum?": ("coming-from-sam", "davda54-sam", "not the momentum"),
-    "It costs twice as much: what is cheaper?": ("choosing", "what-it-costs", "half of the batch"),
+    "It costs twice as much: what is cheaper?": ("choosing", "which-at-what-cost", "half of the batch"),
     "Do 16-bit weights move at all?": ("pytorch", "small-numbers-and-rounding", "rounded away"),
     "Is a flatter minimum better?": ("sharpness", "what-each-number-means-and-what-it-costs", "Flatter is not better"),
     "Can I use it in the Hugging Face Trainer?": ("integrations", "hugging-face-trainer", "Trainer"),

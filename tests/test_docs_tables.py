@@ -76,3 +76,25 @@ def test_a_data_set_stands_in_its_table(record):
 
 def test_bars_and_empty_cells():
     assert tables.markdown(("a", "b"), [("``|x|``", ""), ("", "y")]) == "| a | b |\n|---|---|\n| `\\|x\\|` | |\n| | y |\n"
+
+
+def test_an_equation_of_a_docstring_is_mathematics():
+    sam = tables.mathematics("``G = ∇L(θ + ρ·g/‖g‖)``")
+    assert sam == "$$\nG = \\nabla L(\\theta  + \\rho \\,g/\\lVert g\\rVert )\n$$"
+    two = tables.mathematics("``G = T²g`` with ``T = √(a/b)`` of each ``|θ_ℓ|``")
+    assert two == ("$$\nG = T^2g\n$$\n\n$$\n\\text{with}\\quad T = \\sqrt{a/b}\n$$\n\nof each $\\lvert \\theta _\\ell \\rvert$.")
+    assert tables.mathematics("``fgr(epsilon=1)``") == "``fgr(epsilon=1)``"
+    with pytest.raises(SystemExit, match=r"SYMBOLS must have every symbol of the penalties' equations; got Ω in 'G = Ω'"):
+        tables.mathematics("``G = Ω``")
+
+
+def test_an_extra_without_a_comment_and_a_citation_out_of_date_are_named(copied, tmp_path, monkeypatch, capsys):
+    citation = copied / "CITATION.cff"
+    citation.write_text(citation.read_text().replace("version: ", "version: 9."))
+    assert tables.main(["--check"], copied) == 1
+    assert capsys.readouterr().err.startswith("CITATION.cff: out of date")
+    project = (ROOT / "pyproject.toml").read_text()
+    (tmp_path / "pyproject.toml").write_text(project.replace("# JAX in a loop of your own\n", ""))
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match=r"pyproject.toml: the extra jax must have a comment above it"):
+        tables.extras()

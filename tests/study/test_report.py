@@ -110,6 +110,7 @@ def test_text_of_a_recipe_cannot_break_the_page(comparison, tmp_path):
 def test_a_chart_draws_logarithms_steps_and_arrays_and_says_what_it_cannot(browser, tmp_path):
     import numpy as np
     import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
 
     from gradreg.study.charts import empty_figure
     from gradreg.study.report import drawn_figures, render
@@ -139,6 +140,24 @@ def test_a_chart_draws_logarithms_steps_and_arrays_and_says_what_it_cannot(brows
         "0.1",
     ]
     assert re.fullmatch(r"M[\d.]+ [\d.]+H[\d.]+V[\d.]+", page.locator("path.line").get_attribute("d"))
+    page.close()
+
+    panels = make_subplots(rows=1, cols=3, shared_yaxes=True)
+    panels.update_layout(empty_figure("", "").layout)
+    for column in (1, 2, 3):
+        line = {"color": "#0072B2", "width": 2}
+        panels.add_trace(go.Scatter(x=[1.0, 2.0], y=[0.0, column], mode="lines+markers", line=line, name="run"), row=1, col=column)
+        panels.update_xaxes(title=f"measure {column}", row=1, col=column)
+    page, messages = messages_of(panels)
+    assert messages == []
+    heights = [float(page.locator("svg.drawn").nth(i).locator("circle.point").nth(1).get_attribute("cy")) for i in range(3)]
+    assert heights[0] > heights[1] > heights[2]  # on one range
+    assert page.locator("circle.point").first.get_attribute("fill") == "#0072B2"
+    tops = [page.locator("svg.drawn").nth(i).bounding_box()["y"] for i in range(3)]
+    assert len(set(tops)) == 1
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.wait_for_function("new Set([...document.querySelectorAll('svg.drawn')].map(one => one.getBoundingClientRect().top)).size === 3")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()
 
     figure.add_trace(go.Bar(x=[1.0], y=[1.0]))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -381,11 +382,34 @@ def test_the_command_with_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture
     }
 
 
+def new_data_base() -> str:
+    """The URL of an empty data base on the PostgreSQL that GRADREG_POSTGRES names, as .ci/postgres starts it."""
+    psycopg = pytest.importorskip("psycopg")
+    url = os.environ["GRADREG_POSTGRES"]
+    name = f"gradreg_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{url.rpartition('/')[0]}/{name}"
+
+
 @pytest.mark.slow
-def test_two_processes_share_a_search_and_one_is_killed(mine: Path) -> None:
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "journal",
+        pytest.param(
+            "postgres",
+            marks=pytest.mark.skipif(
+                not os.environ.get("GRADREG_POSTGRES"), reason="GRADREG_POSTGRES names no data base; .ci/postgres start FOLDER starts one"
+            ),
+        ),
+    ],
+)
+def test_two_processes_share_a_search_and_one_is_killed(mine: Path, storage: str) -> None:
     command = [
         *(sys.executable, "-m", "gradreg", "tune", str(mine), "--penalty", "sam", "--search", "lr=log:0.001:0.3", "--wait", "0.2"),
         *("--trials", "5", "--seeds", "2", "--confirm", "2", "--workers", "0", "--out", str(mine.parent / "out")),
+        *(["--storage", new_data_base()] if storage == "postgres" else []),
     ]
     first, second = (
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) for _ in range(2)
@@ -405,9 +429,7 @@ def test_two_processes_share_a_search_and_one_is_killed(mine: Path) -> None:
         own = [trial for trial in held["trials"] if trial["arm"] == side]
         assert 5 <= len(own) <= 6  # two processes may both begin the last
         assert all(trial["state"] in ("complete", "dropped") for trial in own)
-    complete = {
-        str(path.parent.relative_to(mine.parent / "out" / "trials")) for path in (mine.parent / "out" / "trials").rglob("result.json")
-    }
+    complete = {"/".join(path.parent.parts[-2:]) for path in (mine.parent / "out" / "trials").rglob("result.json")}
     began = [line.replace(" ", "/seed-") for line in runs_of(mine)]
     twice = {run for run in began if began.count(run) > 1}
     assert len(twice) <= 1  # the one that was killed while it ran

@@ -112,3 +112,24 @@ def test_without_slurm_it_is_said_at_once(mine, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(mine.parent))
     assert cli.main(slurm(mine)) == 2
     assert "must be given on a machine of a Slurm cluster; got one without sbatch and squeue" in capsys.readouterr().err
+
+
+@NEEDS_SLURM
+def test_the_probe_of_l2_is_a_job_too(tmp_path, capsys):
+    words = [
+        "l2",
+        "probe",
+        "l2-fc-digits",
+        "--budget-epochs",
+        "20",
+        "--data.train_size",
+        "300",
+        "--batch_size",
+        "20",
+        "--measure-every",
+        "2",
+    ]
+    assert cli.main([*words, "--out", str(tmp_path / "here")]) in (0, 1)
+    assert cli.main([*words, "--out", str(tmp_path / "there"), "--executor", "slurm", "--slurm-time", "5"]) in (0, 1)
+    here, there = ((tmp_path / place / "probe.json").read_text() for place in ("here", "there"))
+    assert here == there

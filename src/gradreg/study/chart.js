@@ -2,8 +2,8 @@
 // What a figure holds that is not drawn here is an error in the console, never left out in silence.
 "use strict";
 const DASHES = { solid: "", dot: "1.5 4", dash: "8 5", longdash: "12 6", dashdot: "8 4 2 4" };
-const TRACE = new Set(["type", "x", "y", "mode", "name", "line", "marker", "fill", "fillcolor", "opacity", "hoverinfo", "hovertemplate", "text", "legendgroup", "showlegend"]);
-const AXIS = new Set(["title", "type", "range", "tickvals", "ticktext", "showgrid"]);
+const TRACE = new Set(["type", "x", "y", "mode", "name", "line", "marker", "fill", "fillcolor", "opacity", "hoverinfo", "hovertemplate", "text", "legendgroup", "showlegend", "xaxis", "yaxis"]);
+const AXIS = new Set(["title", "type", "range", "tickvals", "ticktext", "showgrid", "anchor", "domain", "matches", "showticklabels"]);
 const ARRAYS = { f8: Float64Array, f4: Float32Array, i4: Int32Array, u4: Uint32Array, i2: Int16Array, u2: Uint16Array, i1: Int8Array, u1: Uint8Array };
 
 function svg(name, attributes, parent) {
@@ -49,15 +49,19 @@ function drawChart(id, data, layout) {
     if (trace.type !== "scatter" || strange.length) console.error(`chart ${id}: ${trace.type} with ${strange} is not drawn`);
     trace.x = numbers(trace.x), trace.y = numbers(trace.y), trace.group = trace.legendgroup || trace.name || "";
   }
-  const axes = { x: layout.xaxis || {}, y: layout.yaxis || {} };
-  for (const axis of Object.values(axes)) {
-    const strange = Object.keys(axis).filter(key => !AXIS.has(key));
+  const axisOf = name => layout[name[0] + "axis" + name.slice(1)] || {};
+  for (const key of Object.keys(layout).filter(key => /^[xy]axis\d*$/.test(key))) {
+    const strange = Object.keys(layout[key]).filter(one => !AXIS.has(one));
     if (strange.length) console.error(`chart ${id}: ${strange} of an axis is not drawn`);
   }
+  // Panels side by side, an x axis each, with one range of y; below one another where they would be narrow.
+  const panels = [...new Set(data.map(trace => trace.xaxis || "x"))].map(name => ({ name, place: document.createElement("div"), points: [] }));
+  if (!panels.length) panels.push({ name: "x", place: document.createElement("div"), points: [] });
   if ((layout.annotations || []).length || (layout.shapes || []).some(one => one.type !== "line")) console.error(`chart ${id}: only lines are drawn beside the traces`);
 
   const legend = host.appendChild(document.createElement("div")), canvas = host.appendChild(document.createElement("div"));
   const tip = host.appendChild(document.createElement("div"));
+  canvas.append(...panels.map(panel => panel.place));
   legend.className = "legend", canvas.className = "canvas", tip.className = "tip", tip.hidden = true;
   const groups = data.filter(trace => trace.showlegend !== false && trace.name);
   if (groups.length > 1 || groups.some(trace => trace.showlegend)) for (const trace of groups) {
@@ -80,14 +84,19 @@ function drawChart(id, data, layout) {
     });
   }
 
-  let points = [];
   function draw() {
-    const width = canvas.clientWidth, height = layout.height || 420, seen = data.filter(trace => !hidden.has(trace.group));
+    panels.forEach(drawPanel);
+    tip.hidden = true;
+  }
+
+  function drawPanel(panel, index) {
+    const width = panel.place.clientWidth, height = layout.height || 420, all = data.filter(trace => !hidden.has(trace.group));
+    const seen = all.filter(trace => (trace.xaxis || "x") === panel.name), axes = { x: axisOf(panel.name), y: axisOf("y") };
     const shapes = layout.shapes || [], place = {}, span = {};
     for (const name of ["x", "y"]) {
       const axis = axes[name], log = axis.type === "log", on = value => log ? Math.log10(value) : Number(value);
       const own = shapes.filter(one => !(one[name + "ref"] || name).match(/paper|domain/)).flatMap(one => [one[name + "0"], one[name + "1"]]);
-      const values = [...seen.flatMap(trace => trace[name]), ...own, ...(axis.tickvals || [])].filter(value => value !== null && (!log || value > 0)).map(on).filter(Number.isFinite);
+      const values = [...(name === "x" ? seen : all).flatMap(trace => trace[name]), ...own, ...(axis.tickvals || [])].filter(value => value !== null && (!log || value > 0)).map(on).filter(Number.isFinite);
       let [low, high] = values.length ? [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))] : [0, 1];
       const bare = name === "x" && !axis.tickvals && seen.every(trace => !(trace.mode || "").includes("markers"));
       const margin = axis.tickvals ? 0.15 : bare ? 0 : (high - low) * 0.06 || Math.abs(low) * 0.1 || 1;
@@ -104,7 +113,7 @@ function drawChart(id, data, layout) {
 
     const title = axis => (axis.title || {}).text || "";
     const root = svg("svg", { class: "drawn", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": [title(axes.y), title(axes.x)].filter(Boolean).join(" by ") });
-    svg("rect", { x: inner.left, y: inner.top, width: Math.max(0, inner.right - inner.left), height: inner.bottom - inner.top }, svg("clipPath", { id: id + "-clip" }, svg("defs", {}, root)));
+    svg("rect", { x: inner.left, y: inner.top, width: Math.max(0, inner.right - inner.left), height: inner.bottom - inner.top }, svg("clipPath", { id: `${id}-clip-${index}` }, svg("defs", {}, root)));
     for (const name of ["x", "y"]) {
       const axis = axes[name], { low, high, log } = span[name], back = value => log ? 10 ** value : value;
       const marks = axis.tickvals ? numbers(axis.tickvals) : ticks(low, high, name === "x" ? width / 90 : height / 70, log).map(back);
@@ -120,10 +129,10 @@ function drawChart(id, data, layout) {
     svg("text", { x: (inner.left + inner.right) / 2, y: height - 8, "text-anchor": "middle" }, root).textContent = title(axes.x);
     svg("text", { x: 16, y: (inner.top + inner.bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 16 ${(inner.top + inner.bottom) / 2})` }, root).textContent = title(axes.y);
 
-    const inside = svg("g", { "clip-path": `url(#${id}-clip)` }, root);
-    points = [];
+    const inside = svg("g", { "clip-path": `url(#${id}-clip-${index})` }, root);
+    const points = (panel.points = []);
     for (const trace of seen) {
-      const line = trace.line || {}, marker = trace.marker || {}, mode = trace.mode || "lines";
+      const line = trace.line || {}, mode = trace.mode || "lines", marker = { color: line.color, ...trace.marker };
       const known = trace.x.map((x, i) => [x, trace.y[i], i]).filter(([x, y]) => x !== null && y !== null && (!span.x.log || x > 0) && (!span.y.log || y > 0));
       const at = known.map(([x, y]) => [place.x(x), place.y(y)]);
       const path = at.map(([x, y], i) => (i && line.shape === "hv" ? `H${x}V${y}` : `${i ? "L" : "M"}${x} ${y}`)).join("");
@@ -140,13 +149,12 @@ function drawChart(id, data, layout) {
       const end = (name, value) => (one[name + "ref"] || name).match(/paper|domain/) ? (name === "x" ? inner.left + value * (inner.right - inner.left) : inner.bottom - value * (inner.bottom - inner.top)) : place[name](value);
       svg("path", { class: "shape", d: `M${end("x", one.x0)} ${end("y", one.y0)}L${end("x", one.x1)} ${end("y", one.y1)}`, stroke: one.line.color, "stroke-width": one.line.width || 2, "stroke-dasharray": DASHES[one.line.dash || "solid"] }, inside);
     }
-    canvas.replaceChildren(root);
-    tip.hidden = true;
+    panel.place.replaceChildren(root);
   }
 
-  canvas.addEventListener("pointermove", event => {
-    const box = canvas.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
-    const far = one => Math.hypot(one.x - x, one.y - y), near = points.reduce((best, one) => (best && far(best) <= far(one) ? best : one), null);
+  for (const panel of panels) panel.place.addEventListener("pointermove", event => {
+    const box = panel.place.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
+    const far = one => Math.hypot(one.x - x, one.y - y), near = panel.points.reduce((best, one) => (best && far(best) <= far(one) ? best : one), null);
     tip.hidden = !near || far(near) > 40;
     if (tip.hidden) return;
     const { trace, i } = near, text = Array.isArray(trace.text) ? trace.text[i] : trace.text || "";
@@ -155,8 +163,8 @@ function drawChart(id, data, layout) {
     const [value, extra] = said.split("<extra>");
     tip.replaceChildren(...value.split("<br>").flatMap((line, j) => j ? [document.createElement("br"), line] : [line]));
     if (extra) tip.append(document.createElement("br"), Object.assign(document.createElement("b"), { textContent: extra.replace("</extra>", "") }));
-    tip.style.left = Math.max(0, Math.min(near.x + 12, canvas.clientWidth - tip.offsetWidth)) + "px";
-    tip.style.top = canvas.offsetTop + Math.max(0, near.y - tip.offsetHeight - 10) + "px";
+    tip.style.left = Math.max(0, Math.min(panel.place.offsetLeft + near.x + 12, host.clientWidth - tip.offsetWidth)) + "px";
+    tip.style.top = panel.place.offsetTop + Math.max(0, near.y - tip.offsetHeight - 10) + "px";
   });
   canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
   let drawn = 0;

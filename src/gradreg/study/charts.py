@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from gradreg.sharpness.measures import MEASURES, PREFIX
 from gradreg.study.results import Record
@@ -147,37 +146,25 @@ def _with_range_of_second_halves(figure: go.Figure, history: History, metric: Me
     return figure
 
 
-def sharpness_by_metric(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Record]], metric: Metric, measures: Sequence[str]) -> go.Figure:
-    """A panel for each measure: its value and the final test metric of every run."""
-    figure = make_subplots(rows=1, cols=len(measures), shared_yaxes=True, horizontal_spacing=0.03)
-    figure.update_layout(empty_figure("", "").layout)
-    for column, name in enumerate(measures, 1):
-        everything: list[float] = []
-        for row in rows:
-            there = [(value, run) for run in runs_of[row.label] if (value := run.sharpness.get(name)) is not None and run.test is not None]
-            everything += [value for value, _ in there]
-            figure.add_trace(
-                go.Scatter(
-                    x=[value for value, _ in there],
-                    y=[metric.shown(run.test or 0.0) for _, run in there],
-                    mode="markers",
-                    marker={
-                        "color": _color(row, rows),
-                        "size": 8,
-                        "opacity": 0.75,
-                        "symbol": "circle" if row.budget == "epochs" else "circle-open",
-                    },
-                    name=row.label,
-                    legendgroup=row.label,
-                    showlegend=column == 1,
-                    text=[f"seed {run.seed}" for _, run in there],
-                    hovertemplate=f"%{{text}}: %{{x:.4g}}, %{{y:.4g}}<extra>{row.label}</extra>",
-                ),
-                row=1,
-                col=column,
+def sharpness_by_metric(rows: Sequence[Row], runs_of: Mapping[str, Sequence[Record]], metric: Metric, measure: str) -> go.Figure:
+    """A measure of sharpness and the final test metric of every run, on a logarithmic axis where all values are positive."""
+    figure = empty_figure(MEASURES[measure], f"final test {metric.title}{metric.unit}")
+    everything: list[float] = []
+    for row in rows:
+        there = [(value, run) for run in runs_of[row.label] if (value := run.sharpness.get(measure)) is not None and run.test is not None]
+        everything += [value for value, _ in there]
+        figure.add_trace(
+            go.Scatter(
+                x=[value for value, _ in there],
+                y=[metric.shown(run.test or 0.0) for _, run in there],
+                mode="markers",
+                marker={"color": _color(row, rows), "size": 8, "opacity": 0.75 if row.budget == "epochs" else 0.35},
+                name=row.label,
+                text=[f"seed {run.seed}" for _, run in there],
+                hovertemplate=f"%{{text}}: %{{y:.4g}}{' %' if metric.percent else ''}<extra>{row.label}</extra>",
             )
-        figure.update_xaxes(title=MEASURES[name], type="log" if all(value > 0 for value in everything) else "linear", row=1, col=column)
-    figure.update_yaxes(title=f"final test {metric.title}{metric.unit}", col=1)
+        )
+    figure.update_xaxes(type="log" if everything and min(everything) > 0 else "linear")
     return figure
 
 

@@ -93,6 +93,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
 def probe(argv: Sequence[str]) -> int:
     """Run ``gradreg l2 probe``."""
     from gradreg.study import l2_probe
+    from gradreg.study.executors.executor import command_options, from_command
     from gradreg.train import recipe as recipes
     from gradreg.train.arguments import CommandParser
 
@@ -105,7 +106,10 @@ def probe(argv: Sequence[str]) -> int:
     parser.add("--smooth", type=int, default=1, help="measurements in a centered mean before the best is picked, odd")
     parser.add("--out", type=str, help="folder for probe.json and probe.png (runs/RECIPE-l2-probe)")
     parser.add("--apply", type=str, help="write the recipe with the predicted weight decay and --budget-epochs to this file")
+    for option, keywords in command_options(leave_out=["--workers"]):
+        parser.add(option, **keywords)
     options = parser.parse(argv)
+    executor = from_command(options)
     recipe = recipes.load(options["recipe"])
     settings = recipe.settings(options["variant"], base=parser.settings(argv, recipe.base))
     plan = l2_probe.make_plan(
@@ -125,7 +129,7 @@ def probe(argv: Sequence[str]) -> int:
         f"probe: {plan.config.epochs} epochs at L2 {plan.config.optimizer.weight_decay:g}, {100 * plan.share:.3g} % of the budget, "
         f"on {data.training_images()} images; validation: {data.validation} of the training images"
     )
-    found = l2_probe.run_probe(plan)
+    found = l2_probe.run_probe(plan) if executor.name == "local" else l2_probe.run_probe_on(plan, executor, folder)
     files.write_json(folder / "probe.json", found.result())
     from gradreg.study.l2_figures import draw_probe
 

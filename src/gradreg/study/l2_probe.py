@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradreg import checks
+from gradreg.study.executors.executor import Executor, Site, Work
+from gradreg.study.running import run_one
 from gradreg.train.configuration import Config
 from gradreg.weight_decay import predict_l2
 from gradreg.weight_decay_clock import effective_learning_rate
@@ -213,6 +217,30 @@ def run_probe(plan: ProbePlan) -> Probe:
         budget_learning_rate=mean_learning_rate(plan.budget),
         smooth=plan.smooth,
     )
+
+
+def run_probe_on(plan: ProbePlan, executor: Executor, folder: Path) -> Probe:
+    """``run_probe``, carried out by an executor.
+
+    Args:
+        plan: the probe.
+        executor: where it runs.
+        folder: which workers can see.
+
+    Raises:
+        ExecutorError: nothing can be carried out, or its process died.
+    """
+    return run_one(Work("probe", _Probing(plan)), executor=executor, site=Site(folder.resolve(), name="l2-probe"))["probe"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Probing:
+    """The probe, as a work."""
+
+    plan: ProbePlan
+
+    def __call__(self, on_progress: Callable[[float], None]) -> dict[str, Any]:
+        return {"probe": run_probe(self.plan)}
 
 
 def mean_learning_rate(config: Config) -> float:

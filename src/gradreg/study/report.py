@@ -80,10 +80,11 @@ def write_report(
     }
     found = sharpness.measured(rows, records, plan.metric)
     if found is not None:
-        figures["Sharpness beside the metric"] = (
-            charts.sharpness_by_metric(shown, runs_of, plan.metric, found["measures"]),
-            "One dot a run, at the end of training, on a logarithmic axis where all values are positive. " + found["caution"],
-        )
+        for i, measure in enumerate(found["measures"]):
+            figures[f"Sharpness beside the metric: {MEASURES[measure]}"] = (
+                charts.sharpness_by_metric(shown, runs_of, plan.metric, measure),
+                "One dot a run, at the end of training." + (f" {found['caution']}" if i == 0 else ""),
+            )
         figures["Sharpness over training"] = (
             charts.sharpness_over_training(shown, history, found["measures"]),
             f"{MEASURES[found['measures'][0]].capitalize()}: the mean over seeds at each measurement.",

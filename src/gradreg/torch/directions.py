@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,10 +147,8 @@ def _(direction: FanScaled, inputs: DirectionInputs) -> Ascent:
     return _in_coordinates(inputs, list(inputs.gradients), range(len(scales)), scales)
 
 
-def _in_coordinates(
-    inputs: DirectionInputs, vectors: list[Tensor], scaled: Sequence[int], scales: Sequence[Tensor] | list[float]
-) -> Ascent:
-    """v = T²·g and ‖T·g‖, with ``scales`` for those of the ``vectors`` g that are ``scaled``, and 1 for the others."""
+def _in_coordinates(inputs: DirectionInputs, vectors: list[Tensor], scaled: Sequence[int], scales: Any) -> Ascent:
+    """v = T²·g and ‖T·g‖, with ``scales``, tensors or numbers, for those of the ``vectors`` g that are ``scaled``, and 1 for the others."""
     products = [vectors[i] for i in scaled]
     if inputs.consumable:
         torch._foreach_mul_(products, scales)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import shutil
 import socket
+import tempfile
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -20,8 +23,10 @@ _SECONDS = 5.0
 """How long an address may take to answer."""
 _AT_ONCE = 256
 """How many tasks are looked at in one call."""
-_LEFT_OUT = [".git", ".venv", "venv", "__pycache__", "node_modules", "*.safetensors", "*.pt", "*.ckpt", "*.parquet", "*.npz"]
-"""What is not sent with a task's own code."""
+_CODE = (".py", ".yaml", ".yml", ".toml")
+"""Endings of what is sent of a task's own folder; ``working_dir`` sends all of one."""
+_MOST = 2000
+"""Files of code beyond which a folder is not taken for that of a task."""
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 """The preface of HTTP/2 and an empty frame of settings, which gRPC answers with its own."""
 
@@ -35,14 +40,15 @@ class RayExecutor(Executor):
             outside; None takes RAY_ADDRESS, or starts a Ray on this machine.
         run_cpus: cores of a run, > 0; also its threads.
         run_gpus: GPUs of a run, ≥ 0; 0.5 puts two runs on one.
-        working_dir: the folder that is sent to the workers, in which they run; by default that of the task's own file. "" sends none.
+        working_dir: the folder that is sent to the workers, in which they run; by default the code (Python and YAML) in that of the task's
+            own file. "" sends none.
     """
 
     name: ClassVar[str] = "ray"
     address: str | None = option("--ray-address", "HOST:PORT of the cluster's head, or auto (a Ray started on this machine)")
     run_cpus: float = option("--run-cpus", "cores of a run, on Ray and Slurm (1)", default=1.0, kind=float)
     run_gpus: float = option("--run-gpus", "GPUs of a run, on Ray and Slurm; on Ray also a fraction (0)", default=0.0, kind=float)
-    working_dir: str | None = option("--ray-working-dir", "folder that is sent to Ray's workers (that of the task's file)")
+    working_dir: str | None = option("--ray-working-dir", "folder that is sent to Ray's workers (the code in that of the task's file)")
 
     def __post_init__(self) -> None:
         checks.positive("run_cpus", self.run_cpus)
@@ -78,29 +84,52 @@ class RayExecutor(Executor):
             return
         if self.address is not None and self.address not in ("auto", "local"):
             _check_address(self.address)
-        environment = {"working_dir": str(self._sent(site)), "excludes": self._left_out(site)} if self._sent(site) is not None else None
-        try:
-            ray.init(address=self.address, runtime_env=environment, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-        except ConnectionError as error:
-            raise ExecutorError(
-                f"--ray-address must be of a running Ray; got {self.address!r}: {_first(error)}. Start one with ray start --head."
-            ) from error
-        except (Exception, SystemExit) as error:  # of a cluster that does not answer, too
-            raise ExecutorError(f"Ray{'' if self.address is None else f' at {self.address}'} cannot be used: {_first(error)}") from error
+        with tempfile.TemporaryDirectory(prefix="gradreg-") as place:
+            sent = self._sent(site, Path(place))
+            environment = None if sent is None else {"working_dir": str(sent)}
+            with _in_words(self.address):
+                ray.init(address=self.address, runtime_env=environment, log_to_driver=False, logging_level="ERROR", configure_logging=False)
         try:
             yield ray
         finally:
             ray.shutdown()
 
-    def _sent(self, site: Site | None) -> Path | None:
+    def _sent(self, site: Site | None, place: Path) -> Path | None:
+        """The folder that is sent: the one that was named, or the code of the task, copied into ``place``."""
         if self.working_dir is not None:
             return Path(self.working_dir) if self.working_dir else None
-        return None if site is None else site.code
+        if site is None or site.code is None:
+            return None
+        count = 0
+        for folder, inside, names in os.walk(site.code):
+            here = Path(folder)
+            inside[:] = [one for one in inside if not one.startswith((".", "__")) and (here / one).resolve() != site.folder]
+            for name in names:
+                if not name.endswith(_CODE):
+                    continue
+                count += 1
+                if count > _MOST:
+                    raise ExecutorError(
+                        f"the folder of the task must hold its code alone, to be sent to workers; got more than {_MOST} files of code "
+                        f"in {str(site.code)!r}. Put the task into a folder of its own, or name one with --ray-working-dir."
+                    )
+                target = place / here.relative_to(site.code) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(here / name, target)
+        return place
 
-    def _left_out(self, site: Site | None) -> list[str]:
-        sent = self._sent(site)
-        inside = site is not None and sent is not None and site.folder.is_relative_to(sent.resolve())
-        return [*_LEFT_OUT, *([f"/{site.folder.relative_to(sent.resolve())}/"] if inside else [])]  # type: ignore[union-attr]
+
+@contextmanager
+def _in_words(address: str | None) -> Generator[None]:
+    """A context in which Ray's errors of connecting are told in words."""
+    try:
+        yield
+    except ConnectionError as error:
+        raise ExecutorError(
+            f"--ray-address must be of a running Ray; got {address!r}: {_first(error)}. Start one with ray start --head."
+        ) from error
+    except (Exception, SystemExit) as error:  # of a cluster that does not answer, too
+        raise ExecutorError(f"Ray{'' if address is None else f' at {address}'} cannot be used: {_first(error)}") from error
 
 
 class _Ray(Session):
