@@ -189,7 +189,7 @@ def test_what_it_returns() -> None:
         (lambda: value_and_grad(fit, gradreg.exact(gamma=0.1), held_out=kept), ValueError, "^held_out must be left out where no pass"),
         (lambda: value_and_grad(fit, gradreg.msam(rho=0.1), held_out=kept), ValueError, "^held_out must be left out where no pass"),
         (lambda: value_and_grad(fit, gradreg.sam(), held_out=kept, ascent=fit), ValueError, "^held_out must be left out where no pass"),
-        (lambda: value_and_grad(fit, gradreg.sam(), held_out=3), TypeError, "^held_out must be a function or None"),
+        (lambda: value_and_grad(fit, gradreg.sam(), held_out=3), TypeError, "^held_out must be a function or None"),  # type: ignore[arg-type]
         (lambda: value_and_grad(fit, gradreg.sam(), rule=HeldOut()), TypeError, "^rule must be a HeldOut, and go with held_out"),
     ],
 )

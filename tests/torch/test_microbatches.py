@@ -137,6 +137,18 @@ def test_aux_cosine_and_a_loss_scale() -> None:
     assert regularizer.metrics.cosine == pytest.approx(sum(cosines) / PARTS)
 
 
+def test_shares_are_the_means_of_the_micro_batches() -> None:
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.3), measure_shares=True)
+    regularizer.backward(closures_of(problem), perturb="each")
+    theta, expected = twins.parameters_of(problem.model), dict.fromkeys((name for name, _ in problem.model.named_parameters()), 0.0)
+    for own in losses_of(problem):
+        g = torch.func.grad(own)(theta)
+        for name in expected:
+            expected[name] += float(g[name].square().sum() / twins.norm(g) ** 2) / PARTS
+    assert regularizer.metrics.shares == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("fail_at", [1, 3, 6, 8])
 def test_a_step_that_raises_leaves_everything_as_it_was(fail_at: int) -> None:
     problem, calls = tanh_problem(), [0]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gradreg.torch.closures import total
+from gradreg.torch.gradients import ByParameter
+from gradreg.torch.norms import ratio_or_zero
 from gradreg.torch.step import Result
 
 
@@ -19,7 +21,7 @@ def restore_gradients(parameters: Sequence[nn.Parameter], held: Sequence[Tensor 
 
 
 def combined(results: Sequence[Result], *, in_sequence: bool) -> Result:
-    """The result of a step whose micro-batches had steps of their own: losses add up, norms and cosines are means.
+    """The result of a step whose micro-batches had steps of their own: losses add up; norms, cosines and shares are means.
 
     Args:
         results: those of the micro-batches, in order.
@@ -27,7 +29,20 @@ def combined(results: Sequence[Result], *, in_sequence: bool) -> Result:
     """
     aux: Any = [result.aux for result in results]
     loss = total([result.loss for result in results])
-    return Result(loss, aux if in_sequence else aux[0], _mean([r.norm for r in results]), _mean([r.cosine for r in results]))
+    norm, cosine = _mean([r.norm for r in results]), _mean([r.cosine for r in results])
+    return Result(loss, aux if in_sequence else aux[0], norm, cosine, lengths=_lengths([r.lengths for r in results if r.lengths]))
+
+
+def _lengths(found: Sequence[ByParameter]) -> ByParameter:
+    """Lengths whose squares are the mean shares of several perturbations in each parameter, each of a length of its own."""
+    squares: ByParameter = {}
+    for lengths in found:
+        first = next(iter(lengths.values()))
+        total = torch.stack([length.to(first) for length in lengths.values()]).square().sum()
+        for p, length in lengths.items():
+            share = ratio_or_zero(length.square(), total.to(length))
+            squares[p] = squares[p] + share if p in squares else share
+    return {p: square.sqrt() for p, square in squares.items()}
 
 
 def _mean(numbers: Sequence[Tensor | float]) -> Tensor | float:
