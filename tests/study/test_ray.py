@@ -35,6 +35,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         found.nodes = [found.add_node(num_cpus=2), found.add_node(num_cpus=2)]
         found.runs = place / "runs.txt"
+        found.runs.touch()
         yield found
         found.shutdown()
 
