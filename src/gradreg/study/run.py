@@ -240,7 +240,8 @@ class Run:
         from gradreg import sharpness
 
         started = time.perf_counter()
-        found = sharpness.summary(model, closure, **{"mode": "eval", **options})
+        chosen: dict[str, Any] = {"mode": "eval", **options}
+        found = sharpness.summary(model, closure, **chosen)
         self._measuring += time.perf_counter() - started
         self._unmeasured.update({name: str(error) for name, error in found.failures.items() if name not in self._unmeasured})
         numbers = found.record()

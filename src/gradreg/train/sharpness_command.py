@@ -165,7 +165,9 @@ def _penalized(
     steps_per_epoch = config.steps_per_epoch(images)
     penalty, last = config.resolved_penalty(steps_per_epoch).penalty, config.epochs * steps_per_epoch - 1
     measured: list[dict[str, float]] = []
-    for name in ("largest_eigenvalue", "smallest_eigenvalue") if penalty is not None else ():
+    if penalty is None:
+        return None, last, measured
+    for name in ("largest_eigenvalue", "smallest_eigenvalue"):
         top = results[name]
         try:
             found = sharpness.penalized_curvature(model, closures, penalty, top.vectors[0], at=last, **common)
