@@ -18,7 +18,7 @@ from gradreg.train.loop import load_data, train
 from gradreg.train.outcome import Epoch
 from gradreg.train.recipe import configuration
 from gradreg.train.run_folder import RunFolder
-from gradreg.train.sharpness_recorder import SharpnessRecorder
+from gradreg.train.sharpness_recorder import SharpnessRecorder, closures_of
 
 BASE: dict[str, Any] = {
     "data": {"name": "digits", "train_size": 120, "label_noise": 0.3},
@@ -203,6 +203,9 @@ def test_evaluation_and_measurement_share_a_mode_that_is_left():
     outcome.model.train()
     assert recorder.after(1, outcome.model) == outcome.history[-1].sharpness
     assert outcome.model.training
+    closures, sizes = closures_of(config, outcome.model, data.unaugmented(70).batches(30), 70)
+    alone = sharpness.trace(outcome.model, closures, sizes=sizes, samples=3, mode="eval").value
+    assert outcome.history[-1].sharpness["sharpness_trace"] == pytest.approx(alone, rel=1e-6)
     assert evaluate(outcome.model, data.test).loss == before
 
 
