@@ -213,7 +213,7 @@ def run_study(
         site = Site(folder.resolve(), None if mirror is None else mirror.url, plan.variants[plan.baseline].code, plan.task)
         found = _Found(plan, folder / "runs", reading=mirror is not None)
         stored = StoredPlan.of(folder, plan)
-        plan = found.plan = replace(plan, seconds=stored.seconds if "seconds" in plan.rivals else {})
+        plan = found.plan = stored.timed(plan)
         records, missing = found.records, found.missing()
         stored.take_looks(plan, records)
         on_start(len(missing) + len(records), len(records), executor.describe(len(missing)))
@@ -253,7 +253,7 @@ def partial_study(plan: Plan, out: Path | str) -> Comparison:
     with opened(out, reading=True) as (folder, _):
         found = _Found(plan, folder / "runs", reading=True)
         stored = StoredPlan.of(folder, plan, reading=True)
-        plan = found.plan = replace(plan, seconds=stored.seconds if "seconds" in plan.rivals else {})
+        plan = found.plan = stored.timed(plan)
         missing = found.missing()
         if not found.records:
             raise ValueError(f"--partial needs a complete run; got none in {str(out)!r}. Wait for one, or correct --out.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,10 @@ class StoredPlan:
             if not reading:
                 stored.write()
         return stored
+
+    def timed(self, plan: Plan) -> Plan:
+        """``plan`` with the seconds that were measured before, where it asks for them."""
+        return replace(plan, seconds=self.seconds if "seconds" in plan.rivals else {})
 
     def take_looks(self, plan: Plan, records: Mapping[str, Any]) -> None:
         """Store the looks that can be taken by now, and check those that are stored.
