@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def needing(module: str, extra: str) -> Iterator[None]:
+def needing(module: str, extra: str) -> Generator[None]:
     """Around the imports of ``module``: a missing package raises an error that names the extra to install.
 
     Raises:

@@ -85,7 +85,7 @@ def _modified(penalty: Any, modifiers: Mapping[str, Any]) -> Any:
         penalty = _call("warmup", penalty.warmup, modifiers["warmup"])
     if modifiers.get("tail") is not None:
         tail = modifiers["tail"]
-        penalty = _call("tail", penalty.tail, tail if isinstance(tail, Mapping) else {"share": tail})
+        penalty = _call("tail", penalty.tail, cast("Mapping[str, Any]", tail if isinstance(tail, Mapping) else {"share": tail}))
     compensate = modifiers.get("compensate", False)
     if "every" in modifiers:
         penalty = penalty.every(modifiers["every"], compensate=compensate)
