@@ -93,7 +93,7 @@ def test_it_is_measured_once_by_runs_that_alternate_and_never_again(mine, tmp_pa
     def never(*_, **__):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(comparison, "_measured", never)
+    monkeypatch.setattr(comparison, "measured", never)
     shutil.rmtree(out / "runs" / "none" / "seed-1")
     shutil.rmtree(next((out / "runs").glob("none@*-by-seconds")) / "seed-2")
     timed_runs(mine).clear()
