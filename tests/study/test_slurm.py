@@ -15,7 +15,7 @@ import pytest
 from gradreg import cli
 from tests.study.untimed import histories, results
 
-# Here, at collection: its import configures logging anew, and absl's handler then closes a stream that is not sys.stderr by now, as in a test.
+# Here, at collection: its import configures logging anew, and absl closes its stream if that is not sys.stderr by then, as in a test.
 pytest.importorskip("submitit")
 
 TASK = Path(__file__).parent / "short_task.py"
