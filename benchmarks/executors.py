@@ -27,27 +27,14 @@ from gradreg.study.executors.slurm import SlurmExecutor
 from reporting import command, environment, report, signature
 from tables import markdown
 
-TASK = """
-import torch
-from gradreg import study
-
-
-@study.task(metric="accuracy", mode="max")
-def numbers(run: study.Run) -> None:
-    model = torch.nn.Linear(2, 1)
-    regularizer = run.regularizer(model)
-    for _ in run.epochs(1):
-        loss = regularizer.backward(lambda: model(torch.ones(2)).square().sum())
-        run.log(test_accuracy=run.seed % 7 / 10, loss=loss)
-"""
+TASK = f"{Path(__file__).with_name('many_runs.py')}:numbers"
+"""A run of a few milliseconds."""
 
 
 def measured(executor: Executor, seeds: int, folder: Path) -> dict[str, float]:
     """Seconds until the first result, and the median gap after it."""
     began = time.time()
-    found = study.compare(
-        str(folder / "numbers.py"), penalties=["sam:rho=0.1"], seeds=seeds, rivals=["epochs"], out=folder / "out", executor=executor
-    )
+    found = study.compare(TASK, penalties=["sam:rho=0.1"], seeds=seeds, rivals=["epochs"], out=folder / "out", executor=executor)
     ended = sorted((folder / "out" / "runs" / record.folder / "result.json").stat().st_mtime for record in found.records)
     return {
         "runs": len(ended),
@@ -72,7 +59,6 @@ def main() -> int:
     found: dict[str, dict[str, Any]] = {}
     for name, (executor, seeds) in executors.items():
         with tempfile.TemporaryDirectory() as temporary:
-            (Path(temporary) / "numbers.py").write_text(TASK, encoding="utf-8")
             found[name] = measured(executor, seeds, Path(temporary))
             print(name, found[name], flush=True)
     results = {"command": command(), "environment": environment(("ray", "submitit")), "executors": found}

@@ -12,28 +12,41 @@ its list, extras and the citation from ``pyproject.toml``, and what studies and 
 from __future__ import annotations
 
 import argparse
-import csv
 import inspect
 import json
-import math
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from equations import linked, mathematics  # neighbors, also where a test loads this file
+from from_results import (
+    STORED,
+    choosing_seconds,
+    choosing_shares,
+    choosing_signs,
+    demo_answer,
+    digits,
+    edge,
+    jax_costs,
+    sharpness_methods,
+    stored_file,
+    strengths,
+    studies,
+)
+from table import markdown
 
 import gradreg
 from gradreg.registry import CONSTRUCTORS
-from gradreg.sharpness.measures import MEASURES
 from gradreg.study.search_space import STRENGTHS
-from gradreg.study.sharpness import cell, correlation_text
 from gradreg.study.table import COLUMNS
-from gradreg.study.verdicts import decimals, interval_text
 from gradreg.train.data.catalogue import DatasetRecord, all_records
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- generated: (?P<name>\S+) -->\n)(?P<table>.*?)(<!-- end -->)", flags=re.DOTALL)
-STORED = "stored/"
 SECTIONS = ("Args", "Cost", "Source", "Differs from the paper")
 
 
@@ -122,122 +135,6 @@ def comparison_columns() -> str:
     return markdown(("column", "meaning"), [(column.header.replace("{metric}", "METRIC"), column.meaning) for column in COLUMNS])
 
 
-def studies() -> str:
-    """What the studies in examples/studies answered: a row for each variant, from the stored ``results.json``."""
-    header = ("study, metric", "variant", "test", "over plain, equal epochs", "equal gradients", "stopped early", "verdict at equal epochs")
-    rows: list[tuple[str, ...]] = []
-    for file in sorted((ROOT / "docs" / "results" / "studies").glob("*.json")):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        metric, seeds = found["metric"], len(found["seeds"])
-        title = f"`{file.stem}`, {metric['name']}{', %' if metric['percent'] else ''}, {seeds} seeds"
-        for label, value, equal, spent, early, _, decision in cells(f"studies/{file.stem}"):
-            rows.append((title, label, value, equal, spent, early, decision))
-            title = ""
-    return markdown(header, rows)
-
-
-def digits() -> str:
-    """What ``make demo`` found: the stored ``results.json`` of its comparison."""
-    header = (
-        "variant",
-        "test accuracy, %",
-        "over plain, equal epochs",
-        "over plain, equal gradients",
-        "over plain, stopped early",
-        "gradient evaluations",
-        "at equal epochs",
-    )
-    return markdown(
-        header,
-        [
-            (label, value, equal, spent, early, evaluations, decision)
-            for label, value, equal, spent, early, evaluations, decision in cells("digits-noisy-labels")
-        ],
-    )
-
-
-def strengths() -> str:
-    """What ``gradreg compare digits-strengths`` found."""
-    header = ("variant", "test accuracy, %", "over plain, equal epochs", "at equal epochs")
-    return markdown(
-        header,
-        [(label, value, equal, decision) for label, value, equal, *_, decision in cells("digits-strengths") if "epochs" not in label],
-    )
-
-
-def edge() -> str:
-    """What ``gradreg lab edge`` found on MNIST, from its stored table."""
-    header = (
-        "method",
-        "η",
-        "ρ",
-        "2/η",
-        "reached at step",
-        "curvature / edge since then: median [quartiles]",
-        "at the end: curvature",
-        "edge",
-        "loss",
-    )
-    with (ROOT / "docs" / "results" / "edge" / "edge.csv").open(encoding="utf-8") as file:
-        found = list(csv.DictReader(file))
-    rows = [
-        (
-            row["method"],
-            row["eta"],
-            row["rho"],
-            f"{float(row['2/eta']):g}",
-            row["reached at step"],
-            f"{float(row['curvature/edge']):.2f} [{float(row['1st quartile']):.2f}, {float(row['3rd']):.2f}]",
-            f"{float(row['curvature']):.2f}",
-            f"{float(row['edge']):.2f}",
-            f"{float(row['loss']):.4f}",
-        )
-        for row in found
-    ]
-    return markdown(header, rows)
-
-
-def sharpness_methods() -> str:
-    """How sharp each method's minima are on the digits, from the stored study."""
-    found = json.loads((ROOT / "docs" / "results" / "sharpness-digits.json").read_text(encoding="utf-8"))
-    block, names = found["sharpness"], ("largest_eigenvalue", "trace", "m_sharpness")
-    told = {(one["measure"], one["over"]): correlation_text(one) for one in block["correlations"]}
-    rows = [
-        (line["label"], f"{100 * line['test_accuracy']:.2f} ± {100 * line['test_accuracy_sd']:.2f}", *(cell(line[name]) for name in names))
-        for line in block["table"]
-    ]
-    rows += [
-        (f"rank correlation with accuracy, {over}", "", *(told[name, over] for name in names))
-        for over in ("over all runs", "within variants")
-    ]
-    return markdown(("variant", "test accuracy, %", *(MEASURES[name] for name in names)), rows)
-
-
-def jax_costs() -> str:
-    """What a step costs in JAX, in processor time, from the stored result."""
-    models = json.loads((ROOT / "benchmarks" / "results" / "jax_step_cost.json").read_text(encoding="utf-8"))["models"]
-    ratios = [model["ratio in processor time"] for model in models.values()]
-    rows = [(variant, *(f"{ratio[variant]:.2f}" for ratio in ratios)) for variant in ratios[0]]
-    return markdown(("step", *(name.split()[0] for name in models)), rows)
-
-
-def cells(name: str) -> list[tuple[str, ...]]:
-    """Of every row of the stored ``docs/results/NAME.json``: label, value, three differences, gradient evaluations, and the decision."""
-    found = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
-    rows: list[tuple[str, ...]] = []
-    for row in found["table"]:
-        places = decimals(row["deviation"])
-        value = "–" if row["mean"] is None else f"{row['mean']:.{places}f} ± {row['deviation']:.{places}f}"
-        differences = [
-            "" if (d := row[key]) is None or d["low"] is None else interval_text(d["difference"], d["low"], d["high"])
-            for key in ("difference", "matched_difference", "early_difference")
-        ]
-        decision = "" if row["difference"] is None or row["variant"] == found["baseline"] else row["difference"]["decision"]
-        label = row["label"] if row["variant"] == found["baseline"] else f"{row['label']}, {row['method']}"
-        rows.append((label, value, *differences, f"{row['gradient_evaluations'] or 0:g}", decision))
-    return rows
-
-
 def search_strengths() -> str:
     """What ``gradreg tune`` searches of each penalty when nothing else is said."""
     rows: list[tuple[str, str, str]] = []
@@ -251,77 +148,6 @@ def search_strengths() -> str:
     return markdown(("penalty", "searched", "unless given"), rows)
 
 
-def choosing_seconds() -> str:
-    """What a step of every variant costs in processor time on the two perceptrons, from the stored results."""
-    results = ROOT / "benchmarks" / "results" / "choosing"
-    costs = json.loads((results / "cost-digits-cost.json").read_text(encoding="utf-8"))["variants"]
-    found = [
-        json.loads((results / f"seconds-{task}.json").read_text(encoding="utf-8"))["variants"] for task in ("digits-cost", "mnist-cost")
-    ]
-    header = (
-        "variant",
-        "evaluations a step",
-        *(f"{n}, plain {one['none']['milliseconds']:.1f} ms" for n, one in zip(("digits", "MNIST"), found, strict=True)),
-    )
-    names = sorted((name for name in found[0] if name in found[1]), key=lambda name: (costs[name]["cost"], found[0][name]["ratio"]))
-    rows = [
-        (name, f"{costs[name]['cost']:.2f}", *("{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**one[name]) for one in found))
-        for name in names
-    ]
-    return markdown(header, rows)
-
-
-def choosing_shares() -> str:
-    """The share of F-GR's gain that cheaper variants keep on the three tasks, from the stored tables."""
-    tasks = {"digits": "digits-cost", "MNIST": "mnist-cost", "CIFAR-10": "cifar10-cost"}
-    found = [stored_rows(f"{STORED}choosing/cost-{task}") for task in tasks.values()]
-    shown = ("every-2", "half", "quarter", "every-5", "tenth", "tenth-every-5", "remembered-0.1")
-    rows = [(f"`{name}`", found[0][name][1], *(one[name][-1] for one in found)) for name in shown]
-    return markdown(("variant", "evaluations a step", *(f"{task}, %" for task in tasks)), rows)
-
-
-def choosing_signs() -> str:
-    """What the first epochs show of a small radius, the best one, and two that are too large, for each method, from the stored run."""
-    stored_runs = json.loads((ROOT / "benchmarks" / "results" / "choosing" / "signs.json").read_text(encoding="utf-8"))["runs"]
-    found = {(run["method"], run["radius"]): run for run in stored_runs}
-    shown = {"sam": (0.1, 0.3, 0.5, 0.7), "gnp": (0.1, 0.3, 0.7, 2.0), "fgr": (0.1, 1.0, 2.0, 8.0), "asam": (0.1, 1.0, 2.0, 5.0)}
-    names = {"sam": "SAM", "gnp": "GNP", "fgr": "F-GR", "asam": "ASAM"}
-    rows: list[tuple[str, ...]] = []
-    for method, radii in shown.items():
-        runs = [found[method, radius] for radius in radii]
-        early = [sum(run["cosine"][:5]) / 5 for run in runs]
-        below = [next((str(k + 1) for k, one in enumerate(run["train_loss"]) if one < 0.9 * math.log(10)), "never") for run in runs]
-        cells = (
-            [f"{one:.2f}" for one in early],
-            [f"{min(run['cosine']):.2f}" for run in runs],
-            below,
-            [f"{run['gradient_norm'][4]:.2f}" for run in runs],
-            [f"{100 * run['test_accuracy']:.1f}" for run in runs],
-        )
-        rows.append((f"{names[method]} {' / '.join(f'{radius:g}' for radius in radii)}", *(" / ".join(each) for each in cells)))
-    header = (
-        "radius",
-        "cosine: mean of the first five epochs",
-        "smallest of any epoch",
-        "epochs until the loss is 10 % below guessing",
-        "gradient norm, epoch 5",
-        "test accuracy, %",
-    )
-    return markdown(header, rows)
-
-
-def stored_rows(name: str) -> dict[str, list[str]]:
-    """The rows of a stored table by their first cell."""
-    lines = stored_file(name).read_text(encoding="utf-8").splitlines()[2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    return {row[0]: row for row in rows}
-
-
-def stored_file(name: str) -> Path:
-    """Where a benchmark wrote the table ``stored/FILE``."""
-    return ROOT / "benchmarks" / "results" / f"{name.removeprefix(STORED)}.md"
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "penalties": penalties,
     "penalty-symbols": penalty_symbols,
@@ -331,6 +157,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "data-sets": data_sets,
     "comparison-columns": comparison_columns,
     "digits": digits,
+    "demo-answer": demo_answer,
     "strengths": strengths,
     "studies": studies,
     "search-strengths": search_strengths,
@@ -358,61 +185,6 @@ def title(name: str) -> str:
 def equation(name: str) -> str:
     """The first sentence of the docstring from the equation on."""
     return "``" + _summary(name).split("``", 1)[1].rstrip(".")
-
-
-SYMBOLS = {
-    **{"α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "ε": r"\varepsilon ", "η": r"\eta ", "θ": r"\theta "},
-    **{"λ": r"\lambda ", "μ": r"\mu ", "ρ": r"\rho ", "σ": r"\sigma "},
-    "∇": r"\nabla ",
-    "·": r"\,",
-    "−": "-",
-    "←": r"\leftarrow ",
-    "ℓ": r"\ell ",
-    "²": "^2",
-    "₂": "_2",
-}
-"""What the constructors' equations are written with, in LaTeX."""
-
-
-def mathematics(text: str) -> str:
-    """An equation of a docstring, with words between ``...``, as displayed mathematics followed by the words that explain it.
-
-    ``G = ∇L(θ + ρ·g/‖g‖)``, of the penalty ... becomes a block of ``$$``, a line for each equation; what is code stays code.
-    """
-    parts = re.split(r"``(.+?)``", text)  # words, equation, words, equation, ..., words
-    if re.search(r"\w=", parts[1]):  # a call of Python's
-        return text
-    lines, rest = [latex(parts[1])], 2
-    while rest < len(parts) - 1 and (joint := re.fullmatch(r",? ?(then|with|) ", parts[rest])):
-        lines.append(rf"\text{{{joint[1]}}}\quad {latex(parts[rest + 1])}" if joint[1] else latex(parts[rest + 1]))
-        rest += 2
-    words = "".join(f"${latex(part)}$" if i % 2 else part for i, part in enumerate(parts[rest:])).lstrip(",: ")
-    shown = "\n\n".join(f"$$\n{line}\n$$" for line in lines)
-    return shown + (f"\n\n{words}." if words else "")
-
-
-def latex(equation: str) -> str:
-    """``ρ·g/‖g‖`` in LaTeX."""
-    for bar, left, right in (("‖", r"\lVert ", r"\rVert "), ("|", r"\lvert ", r"\rvert ")):
-        pieces = equation.split(bar)
-        equation = "".join(piece + (("", left, right)[1 + i % 2] if i < len(pieces) - 1 else "") for i, piece in enumerate(pieces))
-    equation = re.sub(r"√\(([^()]*)\)", r"\\sqrt{\1}", equation)
-    equation = re.sub(
-        r"(?<![\\A-Za-z])[A-Za-z]{2,}(?: [A-Za-z]+)*", lambda m: m[0] if m[0] in _FUNCTIONS else rf"\text{{{m[0]}}}", equation
-    )
-    equation = "".join(SYMBOLS.get(letter, letter) for letter in equation)
-    if not equation.isascii():
-        strange = ", ".join(sorted(set(equation) - set(map(chr, range(128)))))
-        raise SystemExit(f"docs/tables.py: SYMBOLS must have every symbol of the penalties' equations; got {strange} in {equation!r}.")
-    return equation.strip()
-
-
-_FUNCTIONS = frozenset(("lVert", "rVert", "lvert", "rvert"))
-
-
-def linked(text: str) -> str:
-    """``arXiv 2010.01412`` as a link to the paper."""
-    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
 def evaluations(name: str) -> str:
@@ -458,16 +230,6 @@ def statistics(record: DatasetRecord) -> str:
     """The mean and the standard deviation of each channel; "" for images that stay between 0 and 1."""
     found = record.normalization
     return "" if found is None else "; ".join(", ".join(f"{value:g}" for value in values) for values in (found.mean, found.std))
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, with | escaped and code between single backquotes."""
-    lines = ["|".join(["", *["---"] * len(header), ""])]
-    for cells in (header, *rows):
-        line = " | ".join(cell.replace("|", "\\|").replace("``", "`") for cell in cells)
-        lines.append(f"| {line} |".replace("|  |", "| |"))
-    rule, head, *body = lines
-    return "\n".join([head, rule, *body, ""])
 
 
 def updated(text: str, *, file: str) -> str:

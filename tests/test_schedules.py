@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradreg import Anneal, Constant, Cosine, Delay, LogTime, Product, Ramp, Schedule
-from gradreg.schedules import schedule_from_dict, warmup
+from gradreg.gates import warmup
+from gradreg.schedules import schedule_from_dict
 
 from .strategies import schedules
 

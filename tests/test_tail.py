@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import gradreg
 from gradreg import AutoRadius, Constant, Delay, GradientPenalty, Product, Ramp, Tail, fgr, gnp, sam
-from gradreg.schedules import over
+from gradreg.gates import over
 
 from .strategies import penalties
 

@@ -30,11 +30,12 @@ from gradreg.constructors import (
 from gradreg.deprecations import deprecated
 from gradreg.directions import Adaptive, Direction, EmaDirection, FanScaled, Friendly, Gradient, LossEquated, Random, Unified
 from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
+from gradreg.gates import Chance, Delay, Every, Tail
 from gradreg.held_out import HeldOut
 from gradreg.masks import Mask, OnlyNorms, Sparse
 from gradreg.mixing import GradientMixing, Plain, Reuse, SurrogateGap, Unit
 from gradreg.penalties import GradientPenalty
-from gradreg.schedules import Anneal, Chance, Constant, Cosine, Delay, Every, LogTime, Product, Ramp, Schedule, Tail
+from gradreg.schedules import Anneal, Constant, Cosine, LogTime, Product, Ramp, Schedule
 from gradreg.weight_decay import AutoL2, predict_l2
 from gradreg.weight_decay_clock import DecayClock, effective_learning_rate, l2_from_authors, l2_to_authors
 

@@ -34,13 +34,14 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args, overload
 
-from gradreg import checks, plan, registry, schedules, validation
+from gradreg import checks, gates, plan, registry, schedules, validation
 from gradreg.auto_radius import AutoRadius, Guards, auto_radius_in, with_radius
 from gradreg.directions import Direction, Gradient
+from gradreg.gates import Chance, Every
 from gradreg.masks import Choice, Mask, OnlyNorms, Sparse
 from gradreg.mixing import GradientMixing, Plain, Reuse
 from gradreg.plan import Difference, Plan, StepValues
-from gradreg.schedules import PYTHON, Chance, Every, Operations, Schedule, Value
+from gradreg.schedules import PYTHON, Operations, Schedule, Value
 
 WarmupKind = Literal["zero", "radius", "strength"]
 
@@ -259,7 +260,7 @@ class GradientPenalty:
     @property
     def coefficient_is_one(self) -> bool:
         """Whether c = strength / radius is 1 at every step at which the strength is not 0, whatever the schedules."""
-        return self.radius is not None and schedules.where_it_acts(self.strength) == schedules.as_schedule(self.radius)
+        return self.radius is not None and gates.where_it_acts(self.strength) == schedules.as_schedule(self.radius)
 
     @property
     def keeps_plain_apart(self) -> bool:
@@ -286,7 +287,7 @@ class GradientPenalty:
     @property
     def depends_on_length(self) -> bool:
         """Whether it acts in the tail of a run whose length it does not know yet: see ``over``."""
-        return any(isinstance(s, schedules.Tail) for s in schedules.inside(schedules.as_schedule(self.strength)))
+        return any(isinstance(s, gates.Tail) for s in schedules.inside(schedules.as_schedule(self.strength)))
 
     def starts_unperturbed_at(self, step: int) -> bool:
         """Whether the first pass of ``step`` is at the unperturbed parameters: its loss and norm are plain training's."""
@@ -373,7 +374,7 @@ class GradientPenalty:
         """The same penalty under a GR warm-up of ``steps`` optimizer steps (≥ 1); a new object.
 
         With s = min(1, step / steps): "radius" uses s·radius and s·strength, "strength" uses s·strength, "zero" uses no penalty, and no
-        second pass, while step < steps. See ``gradreg.schedules.warmup``.
+        second pass, while step < steps. See ``gradreg.gates.warmup``.
 
         Source: Zhao et al. 2024, arXiv 2406.09723.
 
@@ -382,7 +383,7 @@ class GradientPenalty:
         >>> late.strength_at(9), late.strength_at(10), late.evaluations_at(9), late.evaluations_at(10)
         (0.0, 0.1, 1, 2)
         """
-        strength, radius = schedules.warmup(kind, self.strength, self.radius, steps=steps)
+        strength, radius = gates.warmup(kind, self.strength, self.radius, steps=steps)
         return replace(self, strength=strength, radius=radius)
 
     def every(self, k: int, *, compensate: bool = False) -> GradientPenalty:
@@ -446,7 +447,7 @@ class GradientPenalty:
         share = checks.probability("share", share, remedy="Leave .tail() out to have the penalty at every step.")
         late = self
         if share < 1.0 and self.strength != 0.0:
-            late = replace(self, strength=schedules.Tail(value=self.strength, share=share))
+            late = replace(self, strength=gates.Tail(value=self.strength, share=share))
         return late if total_steps is None else late.over(total_steps)
 
     def over(self, total_steps: int) -> GradientPenalty:
@@ -456,7 +457,7 @@ class GradientPenalty:
             ValueError: if the penalty has a strength, and a warm-up, a tail or another schedule leaves no step of the run at which it acts.
         """
         total_steps = checks.whole("total_steps", total_steps, minimum=1)
-        strength = schedules.over(self.strength, total_steps)
+        strength = gates.over(self.strength, total_steps)
         found = self if strength is self.strength else replace(self, strength=strength)
         if isinstance(strength, Schedule) and not any(found.nominal_at(step).acts for step in range(total_steps - 1, -1, -1)):
             raise ValueError(

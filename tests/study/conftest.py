@@ -1,7 +1,8 @@
-"""One small comparison on the real digits, shared by the tests that look at what it leaves."""
+"""What tests of studies share: one small comparison on the real digits, for those that look at what it leaves, and a task of a moment."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,3 +35,12 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
         patch.setenv("COLUMNS", "120")
         assert cli.main(words) == 0
     return Comparison(folder, words, printed.getvalue())
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of short_task.py as mine.py; its runs note themselves in runs.txt beside it."""
+    path = tmp_path / "mine.py"
+    shutil.copy(Path(__file__).with_name("short_task.py"), path)
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs.txt"))
+    return path

@@ -20,16 +20,6 @@ from gradreg.study.executors.local import LocalExecutor
 from gradreg.study.running import _said, run_jobs
 from tests.study.untimed import histories, results
 
-TASK = Path(__file__).parent / "short_task.py"
-
-
-@pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "mine.py"
-    shutil.copy(TASK, path)
-    monkeypatch.setenv("RUNS", str(tmp_path / "runs.txt"))
-    return path
-
 
 def words(mine: Path, out: str, *more: str) -> list[str]:
     return ["compare", str(mine), "--penalties", "sam:rho=0.1", "--rivals", "epochs", "--seeds", "3", "--out", out, *more]

@@ -250,12 +250,12 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(mine: Path, monkeyp
     def interrupted(self, job, result):
         calls.append(job)
         if len(calls) in (3, 8):
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("told to")
         kept(self, job, result)
 
     monkeypatch.setattr(Searcher, "_take", interrupted)
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="told to"):
             tuned(mine, search={"lr": "log:0.001:0.3"})
     again = tuned(mine, search={"lr": "log:0.001:0.3"})
     assert sorted(runs_of(mine)) == all_runs  # nothing twice, nothing left out

@@ -18,8 +18,6 @@ from tests.study.untimed import histories, results
 # Here, at collection: its import configures logging anew, and absl closes its stream if that is not sys.stderr by then, as in a test.
 pytest.importorskip("submitit")
 
-TASK = Path(__file__).parent / "short_task.py"
-
 
 def answers() -> bool:
     return shutil.which("squeue") is not None and subprocess.run(["squeue"], capture_output=True, timeout=30, check=False).returncode == 0
@@ -28,14 +26,6 @@ def answers() -> bool:
 NEEDS_SLURM = pytest.mark.skipif(
     not os.environ.get("GRADREG_REQUIRE_SLURM") and not answers(), reason="no Slurm answers; .ci/slurm start FOLDER starts one"
 )
-
-
-@pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "mine.py"
-    shutil.copy(TASK, path)
-    monkeypatch.setenv("RUNS", str(tmp_path / "runs.txt"))
-    return path
 
 
 def words(mine: Path, out: str, *more: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gradreg.folders import LOCK, locked
+from tests.study.untimed import results, untimed
 from tests.train.signalled import members
 
 TASK = """
@@ -45,18 +46,6 @@ device: cpu
 checkpoint: {every_epochs: 1}
 variants: {none: {}, sam: {penalty: {name: sam, rho: 0.1}}}
 """
-TIMES = ("seconds", "environment")
-
-
-def untimed(value: Any) -> Any:
-    """``value`` without what differs from run to run."""
-    if isinstance(value, dict):
-        return {key: untimed(inner) for key, inner in value.items() if key not in TIMES}
-    return [untimed(inner) for inner in value] if isinstance(value, list) else value
-
-
-def results(folder: Path) -> Any:
-    return untimed(json.loads((folder / "results.json").read_text()))
 
 
 def logged(file: Path) -> Any:

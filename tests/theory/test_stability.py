@@ -5,10 +5,9 @@ import pytest
 import torch
 
 import gradreg
+from gradreg.theory.advice import MeasuredCurvature, advise
 from gradreg.theory.stability import (
     Fate,
-    MeasuredCurvature,
-    advise,
     fate,
     largest_gamma,
     sam_edge,

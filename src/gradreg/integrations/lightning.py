@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from gradreg.integrations.refusals import refuse_decoupled
 from gradreg.penalties import GradientPenalty
 from gradreg.torch import GradientRegularizer
-from gradreg.torch.regularizer import Scope
+from gradreg.torch.calls import Scope
 
 Selection = Callable[[str, nn.Parameter], bool]
 _BESIDE_THE_STATE = ("_update_count", "_computed", "_forward_cache")

@@ -18,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 from gradreg.integrations.refusals import refuse_decoupled
 from gradreg.penalties import GradientPenalty
 from gradreg.torch import GradientRegularizer
-from gradreg.torch.regularizer import Scope
+from gradreg.torch.calls import Scope
 
 Selection = Callable[[str, nn.Parameter], bool]
 _Base = Trainer if TYPE_CHECKING else object

@@ -11,6 +11,7 @@ The step of a difference is chosen, and its error estimated, by ``gradreg.sharpn
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -118,7 +119,7 @@ def _check_curved(function: LossFunction, product: Vector) -> None:
         )
 
 
-class _Exact:
+class _Exact(ABC):
     """What exact products share: they may keep the graph of a single closure, which costs no more memory than making it."""
 
     method = "exact"
@@ -130,7 +131,7 @@ class _Exact:
         self.function = function
         self._kept: Any = None
 
-    def calibrate(self, direction: Vector) -> None:
+    def calibrate(self, direction: Vector) -> None:  # noqa: B027  # differences have a step to choose
         """Nothing to choose."""
 
     def with_step(self, step: float) -> Products:
@@ -169,11 +170,11 @@ class _Exact:
     def _keep(self, i: int, loss: Tensor, outputs: Any) -> None:
         self._kept = self._graph(loss, outputs)
 
-    def _graph(self, loss: Tensor, outputs: Any) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _graph(self, loss: Tensor, outputs: Any) -> Any: ...
 
-    def _product(self, i: int, graph: Any, vectors: list[Tensor], *, last: bool) -> list[Tensor | None]:
-        raise NotImplementedError
+    @abstractmethod
+    def _product(self, i: int, graph: Any, vectors: list[Tensor], *, last: bool) -> list[Tensor | None]: ...
 
     def _reached(self, gradients: tuple[Tensor | None, ...]) -> None:
         missing = [p for p, g in zip(self.function.space.parameters, gradients, strict=True) if g is None]
@@ -227,7 +228,7 @@ class ExactGaussNewton(_Exact):
         return list(found)
 
 
-class _Differences:
+class _Differences(ABC):
     """What differences share: the step, and its calibration."""
 
     method = "differences"
@@ -242,7 +243,7 @@ class _Differences:
     def with_step(self, step: float) -> Products:
         return type(self)(self.function, step)
 
-    def drop(self) -> None:
+    def drop(self) -> None:  # noqa: B027  # exact products hold a graph
         """Nothing is held."""
 
     def rough(self, vector: Vector) -> Vector:
@@ -264,8 +265,8 @@ class _Differences:
         assert self.step is not None
         return self._checked(self._difference(vector / length, self.step).mul_(length), self.step)
 
-    def _difference(self, unit: Vector, step: float) -> Vector:
-        raise NotImplementedError
+    @abstractmethod
+    def _difference(self, unit: Vector, step: float) -> Vector: ...
 
     def _checked(self, product: Vector, step: float) -> Vector:
         if not math.isfinite(self.function.space.largest(product)):

@@ -14,8 +14,10 @@ from gradreg.penalties import GradientPenalty
 from gradreg.plan import PLAIN, Plan, StepValues, resting
 from gradreg.registry import check_known
 from gradreg.schedules import Schedule
+from gradreg.torch import calls
 from gradreg.torch.auto_radius import RadiusControl
 from gradreg.torch.buffers import ForwardState
+from gradreg.torch.calls import Perturb, Scope
 from gradreg.torch.closures import Closure, Evaluator, Scaler, as_closures
 from gradreg.torch.decoupled import Correction
 from gradreg.torch.directions import ascent_direction
@@ -31,9 +33,6 @@ from gradreg.torch.perturbation import Perturbation
 from gradreg.torch.state import State, own_names, remembered_kinds
 from gradreg.torch.step import Result, Step
 from gradreg.torch.watch import Watch, check_memory, check_real
-
-Scope = Literal["local", "global"]
-Perturb = Literal["all", "each"]
 
 
 class GradientRegularizer:
@@ -352,11 +351,9 @@ class GradientRegularizer:
         share = 1.0 if ascent_share == 1.0 else checks.probability("ascent_share", ascent_share)
         if ascents is None and share != 1.0:
             raise ValueError(f"ascent_share must be left out without ascent; got {share:g}. Pass ascent=... too.")
-        run = _checked(backward, scaler)
         penalty = self.penalty
         number = self._step if step is None else checks.whole("step", step, minimum=0, remedy="Pass the number of optimizer steps done.")
-        if run is not None and scaler is None and penalty is not None and not self._checked_backward and not _is_scale_free(penalty):
-            run = _refuse_scaling(run)
+        run = calls.checked_backward(backward, scaler, penalty, first=not self._checked_backward)
         self._watch.check()
         trainable = self.parameters
         if not trainable:
@@ -366,7 +363,7 @@ class GradientRegularizer:
         if penalty is not None and ascents is not None:
             penalty.check_ascent("closures")
         if perturb != "all":
-            self._check_each(perturb, ascents)
+            calls.check_each(perturb, penalty, self.scope, has_ascent=ascents is not None)
         control = self._radius
         values = None if penalty is None else penalty.at(number, radius=None if control is None else control.radius)
         measures = held_out is not None and values is not None and values.fresh is True and self._help.is_due
@@ -380,29 +377,28 @@ class GradientRegularizer:
         plan = PLAIN if penalty is None or acting is None else penalty.plan(acting, separate_ascent=ascents is not None)
         held = as_closures("held_out", held_out) if measures and held_out is not None else None
         if held is not None:
-            self._check_held_out(plan)
+            calls.check_held_out(plan, penalty, self._parallelism)
         if self._averages:
-            self._check_averaging(plan)
+            calls.check_averaging(plan, penalty, self.scope, self._parallelism)
         perturbed = [p for p in self._perturbed if p.requires_grad]
         in_sequence = not callable(closure if plan.passes[0].of == "loss" else ascent)
         parts = [[one] for one in closures] if perturb == "each" and not plan.is_one_plain_pass and len(closures) > 1 else [closures]
-        self._evaluators = [
-            Evaluator(
-                part,
-                ascents,
-                has_aux=has_aux,
-                in_sequence=in_sequence and len(parts) == 1,
-                parallelism=self._parallelism,
-                trainable=trainable,
-                backward=run,
-                scaler=scaler,
-                state=self._forward_state,
-                keep_state=self.freeze_batch_statistics,
-                replay_rng=self.replay_rng,
-                share=1.0 / len(parts),
-            )
-            for part in parts
-        ]
+        common: dict[str, Any] = {
+            "parallelism": self._parallelism,
+            "trainable": trainable,
+            "backward": run,
+            "scaler": scaler,
+            "state": self._forward_state,
+        }
+        own: dict[str, Any] = {
+            **common,
+            "has_aux": has_aux,
+            "in_sequence": in_sequence and len(parts) == 1,
+            "keep_state": self.freeze_batch_statistics,
+            "replay_rng": self.replay_rng,
+            "share": 1.0 / len(parts),
+        }
+        self._evaluators = [Evaluator(part, ascents, **own) for part in parts]
         if self._remembers:
             self._state.discard_staged()
         if control is not None:
@@ -412,19 +408,7 @@ class GradientRegularizer:
                 if held is None:
                     result, product = self._results(perturbed, acting, plan), None
                 else:
-                    evaluator = Evaluator(
-                        held,
-                        None,
-                        has_aux=False,
-                        in_sequence=True,
-                        parallelism=self._parallelism,
-                        trainable=trainable,
-                        backward=run,
-                        scaler=scaler,
-                        state=self._forward_state,
-                        keep_state=True,
-                        replay_rng=True,
-                    )
+                    evaluator = Evaluator(held, None, has_aux=False, in_sequence=True, keep_state=True, replay_rng=True, **common)
                     result, product = self._measured_results(evaluator, perturbed, acting, plan)
         except BaseException:
             self._perturbation.restore()  # in case the interrupt came while the step's own contexts were exiting
@@ -517,39 +501,6 @@ class GradientRegularizer:
         with self._watch.first_step(self._perturbation):
             return step.run()
 
-    def _check_each(self, perturb: Perturb, ascents: Sequence[Closure] | None) -> None:
-        """Raise if the closures cannot each have a perturbation of their own."""
-        checks.choice("perturb", perturb, ("all", "each"))
-        if ascents is not None:
-            raise ValueError(
-                "perturb must be 'all' with ascent, whose closures belong to no micro-batch; got 'each'. Leave one of them out."
-            )
-        if self.scope == "global":
-            raise ValueError(
-                "perturb must be 'all' with scope='global', which perturbs all ranks and micro-batches alike; got 'each'. Build the "
-                "regularizer with scope='local'."
-            )
-        if self.penalty is not None:
-            self.penalty.check_each()
-
-    def _check_held_out(self, plan: Plan) -> None:
-        """Raise if the correction that the penalty makes to the plain gradient cannot be measured."""
-        if not plan.has_plain_pass:
-            raise ValueError(
-                "held_out must be left out where no pass gives the plain gradient, to which the regularized one is compared; got it with "
-                f"{self.penalty}. Use sam(), fgr() or gnp() without ascent."
-            )
-        self._parallelism.check_averaging("held_out must be left out", "held-out closures", "leave held_out out")
-
-    def _check_averaging(self, plan: Plan) -> None:
-        """Raise if the step needs gradients averaged over the ranks and the caller has switched that off."""
-        penalty, remedy = self.penalty, "build the regularizer with scope='local'"
-        if self.scope == "global" and not plan.is_one_plain_pass:
-            self._parallelism.check_averaging("scope must be 'local'", "'global'", remedy)
-        if penalty is not None and (penalty.has_memory or penalty.keeps_plain_apart):
-            rule = "penalty must neither remember gradients nor mix them otherwise than by a sum"
-            self._parallelism.check_averaging(rule, str(penalty), "use another penalty")
-
     def _record(self, number: int, values: StepValues | None, plan: Plan, result: Result, ascent_share: float, *, held_out: int) -> None:
         nan = float("nan")
         self._evaluations = _whole(self._evaluations + plan.evaluations(ascent_share) + held_out)
@@ -574,37 +525,6 @@ def _is_full(penalty: GradientPenalty | None, values: StepValues | None) -> bool
     return penalty.auto_radius is not None or not isinstance(penalty.radius, Schedule) or values.radius >= penalty.radius.bounds()[1] / 2
 
 
-def _is_scale_free(penalty: GradientPenalty) -> bool:
-    """Whether an unknown factor on all gradients of a step only multiplies its result."""
-    return penalty.power == 1 and not penalty.has_memory and not penalty.decoupled
-
-
 def _whole(count: float) -> int | float:
     """``count`` as an int if it is whole."""
     return int(count) if float(count).is_integer() else count
-
-
-def _checked(backward: Callable[[Tensor], object] | None, scaler: Scaler | None) -> Callable[[Tensor], object] | None:
-    if backward is not None and not callable(backward):
-        raise TypeError(f"backward must be callable; got {checks.describe(backward)}. Pass accelerator.backward, say.")
-    if scaler is not None and not callable(getattr(scaler, "scale", None)):
-        raise TypeError(f"scaler must have a method scale(tensor); got {checks.describe(scaler)}. Pass the torch.amp.GradScaler in use.")
-    return backward
-
-
-def _refuse_scaling(backward: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
-    """``backward``, raising if it multiplies the loss by more than 1: a loss scale that would enter the perturbation unnoticed."""
-
-    def checked(loss: Tensor) -> None:
-        received: list[Tensor] = []
-        handle = loss.register_hook(received.append)
-        backward(loss)
-        handle.remove()
-        if received and abs(float(received[0])) > 1.0:
-            raise ValueError(
-                f"backward must not scale the loss unless scaler is given; got one that multiplies it by {float(received[0]):g}, and a "
-                "penalty on the squared norm would be off by that factor. Pass scaler=accelerator.scaler (or the GradScaler in use); "
-                "a factor of the objective belongs in the closure."
-            )
-
-    return checked

@@ -12,9 +12,10 @@ import numpy as np
 from gradreg import checks, files
 from gradreg.constructors import exact, fgr, sam
 from gradreg.penalties import GradientPenalty
+from gradreg.theory.advice import MeasuredCurvature, advise
 from gradreg.theory.lab import drawing
 from gradreg.theory.lab.report import LabReport, Table
-from gradreg.theory.stability import Fate, MeasuredCurvature, Settling, advise, fate, settle, simulated_fate
+from gradreg.theory.stability import Fate, Settling, fate, settle, simulated_fate
 
 HELP = "which curvatures GR keeps stable or traps at saddles, how far from a minimum SAM and GNP settle, and both for your numbers"
 

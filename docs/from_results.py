@@ -1,0 +1,221 @@
+"""The tables of README.md and docs/ that say what was measured: each from results that a study, a benchmark or an experiment stored."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import textwrap
+from pathlib import Path
+
+from table import markdown
+
+from gradreg.sharpness.measures import MEASURES
+from gradreg.study.sharpness import cell, correlation_text
+from gradreg.study.verdicts import decimals, interval_text
+
+ROOT = Path(__file__).parents[1]
+STORED = "stored/"
+
+
+def studies() -> str:
+    """What the studies in examples/studies answered: a row for each variant, from the stored ``results.json``."""
+    header = ("study, metric", "variant", "test", "over plain, equal epochs", "equal gradients", "stopped early", "verdict at equal epochs")
+    rows: list[tuple[str, ...]] = []
+    for file in sorted((ROOT / "docs" / "results" / "studies").glob("*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        metric, seeds = found["metric"], len(found["seeds"])
+        title = f"`{file.stem}`, {metric['name']}{', %' if metric['percent'] else ''}, {seeds} seeds"
+        for label, value, equal, spent, early, _, decision in cells(f"studies/{file.stem}"):
+            rows.append((title, label, value, equal, spent, early, decision))
+            title = ""
+    return markdown(header, rows)
+
+
+def digits() -> str:
+    """What ``make demo`` found: the stored ``results.json`` of its comparison."""
+    header = (
+        "variant",
+        "test accuracy, %",
+        "over plain, equal epochs",
+        "over plain, equal gradients",
+        "over plain, stopped early",
+        "gradient evaluations",
+        "at equal epochs",
+    )
+    return markdown(
+        header,
+        [
+            (label, value, equal, spent, early, evaluations, decision)
+            for label, value, equal, spent, early, evaluations, decision in cells("digits-noisy-labels")
+        ],
+    )
+
+
+def strengths() -> str:
+    """What ``gradreg compare digits-strengths`` found."""
+    header = ("variant", "test accuracy, %", "over plain, equal epochs", "at equal epochs")
+    return markdown(
+        header,
+        [(label, value, equal, decision) for label, value, equal, *_, decision in cells("digits-strengths") if "epochs" not in label],
+    )
+
+
+def edge() -> str:
+    """What ``gradreg lab edge`` found on MNIST, from its stored table."""
+    header = (
+        "method",
+        "η",
+        "ρ",
+        "2/η",
+        "reached at step",
+        "curvature / edge since then: median [quartiles]",
+        "at the end: curvature",
+        "edge",
+        "loss",
+    )
+    with (ROOT / "docs" / "results" / "edge" / "edge.csv").open(encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    rows = [
+        (
+            row["method"],
+            row["eta"],
+            row["rho"],
+            f"{float(row['2/eta']):g}",
+            row["reached at step"],
+            f"{float(row['curvature/edge']):.2f} [{float(row['1st quartile']):.2f}, {float(row['3rd']):.2f}]",
+            f"{float(row['curvature']):.2f}",
+            f"{float(row['edge']):.2f}",
+            f"{float(row['loss']):.4f}",
+        )
+        for row in found
+    ]
+    return markdown(header, rows)
+
+
+def sharpness_methods() -> str:
+    """How sharp each method's minima are on the digits, from the stored study."""
+    found = json.loads((ROOT / "docs" / "results" / "sharpness-digits.json").read_text(encoding="utf-8"))
+    block, names = found["sharpness"], ("largest_eigenvalue", "trace", "m_sharpness")
+    told = {(one["measure"], one["over"]): correlation_text(one) for one in block["correlations"]}
+    rows = [
+        (line["label"], f"{100 * line['test_accuracy']:.2f} ± {100 * line['test_accuracy_sd']:.2f}", *(cell(line[name]) for name in names))
+        for line in block["table"]
+    ]
+    rows += [
+        (f"rank correlation with accuracy, {over}", "", *(told[name, over] for name in names))
+        for over in ("over all runs", "within variants")
+    ]
+    return markdown(("variant", "test accuracy, %", *(MEASURES[name] for name in names)), rows)
+
+
+def jax_costs() -> str:
+    """What a step costs in JAX, in processor time, from the stored result."""
+    models = json.loads((ROOT / "benchmarks" / "results" / "jax_step_cost.json").read_text(encoding="utf-8"))["models"]
+    ratios = [model["ratio in processor time"] for model in models.values()]
+    rows = [(variant, *(f"{ratio[variant]:.2f}" for ratio in ratios)) for variant in ratios[0]]
+    return markdown(("step", *(name.split()[0] for name in models)), rows)
+
+
+def cells(name: str) -> list[tuple[str, ...]]:
+    """Of every row of the stored ``docs/results/NAME.json``: label, value, three differences, gradient evaluations, and the decision."""
+    found = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    rows: list[tuple[str, ...]] = []
+    for row in found["table"]:
+        places = decimals(row["deviation"])
+        value = "–" if row["mean"] is None else f"{row['mean']:.{places}f} ± {row['deviation']:.{places}f}"
+        differences = [
+            "" if (d := row[key]) is None or d["low"] is None else interval_text(d["difference"], d["low"], d["high"])
+            for key in ("difference", "matched_difference", "early_difference")
+        ]
+        decision = "" if row["difference"] is None or row["variant"] == found["baseline"] else row["difference"]["decision"]
+        label = row["label"] if row["variant"] == found["baseline"] else f"{row['label']}, {row['method']}"
+        rows.append((label, value, *differences, f"{row['gradient_evaluations'] or 0:g}", decision))
+    return rows
+
+
+def choosing_seconds() -> str:
+    """What a step of every variant costs in processor time on the two perceptrons, from the stored results."""
+    results = ROOT / "benchmarks" / "results" / "choosing"
+    costs = json.loads((results / "cost-digits-cost.json").read_text(encoding="utf-8"))["variants"]
+    found = [
+        json.loads((results / f"seconds-{task}.json").read_text(encoding="utf-8"))["variants"] for task in ("digits-cost", "mnist-cost")
+    ]
+    header = (
+        "variant",
+        "evaluations a step",
+        *(f"{n}, plain {one['none']['milliseconds']:.1f} ms" for n, one in zip(("digits", "MNIST"), found, strict=True)),
+    )
+    names = sorted((name for name in found[0] if name in found[1]), key=lambda name: (costs[name]["cost"], found[0][name]["ratio"]))
+    rows = [
+        (name, f"{costs[name]['cost']:.2f}", *("{ratio:.2f} [{low:.2f}, {high:.2f}]".format(**one[name]) for one in found))
+        for name in names
+    ]
+    return markdown(header, rows)
+
+
+def choosing_shares() -> str:
+    """The share of F-GR's gain that cheaper variants keep on the three tasks, from the stored tables."""
+    tasks = {"digits": "digits-cost", "MNIST": "mnist-cost", "CIFAR-10": "cifar10-cost"}
+    found = [stored_rows(f"{STORED}choosing/cost-{task}") for task in tasks.values()]
+    shown = ("every-2", "half", "quarter", "every-5", "tenth", "tenth-every-5", "remembered-0.1")
+    rows = [(f"`{name}`", found[0][name][1], *(one[name][-1] for one in found)) for name in shown]
+    return markdown(("variant", "evaluations a step", *(f"{task}, %" for task in tasks)), rows)
+
+
+def choosing_signs() -> str:
+    """What the first epochs show of a small radius, the best one, and two that are too large, for each method, from the stored run."""
+    stored_runs = json.loads((ROOT / "benchmarks" / "results" / "choosing" / "signs.json").read_text(encoding="utf-8"))["runs"]
+    found = {(run["method"], run["radius"]): run for run in stored_runs}
+    shown = {"sam": (0.1, 0.3, 0.5, 0.7), "gnp": (0.1, 0.3, 0.7, 2.0), "fgr": (0.1, 1.0, 2.0, 8.0), "asam": (0.1, 1.0, 2.0, 5.0)}
+    names = {"sam": "SAM", "gnp": "GNP", "fgr": "F-GR", "asam": "ASAM"}
+    rows: list[tuple[str, ...]] = []
+    for method, radii in shown.items():
+        runs = [found[method, radius] for radius in radii]
+        early = [sum(run["cosine"][:5]) / 5 for run in runs]
+        below = [next((str(k + 1) for k, one in enumerate(run["train_loss"]) if one < 0.9 * math.log(10)), "never") for run in runs]
+        cells = (
+            [f"{one:.2f}" for one in early],
+            [f"{min(run['cosine']):.2f}" for run in runs],
+            below,
+            [f"{run['gradient_norm'][4]:.2f}" for run in runs],
+            [f"{100 * run['test_accuracy']:.1f}" for run in runs],
+        )
+        rows.append((f"{names[method]} {' / '.join(f'{radius:g}' for radius in radii)}", *(" / ".join(each) for each in cells)))
+    header = (
+        "radius",
+        "cosine: mean of the first five epochs",
+        "smallest of any epoch",
+        "epochs until the loss is 10 % below guessing",
+        "gradient norm, epoch 5",
+        "test accuracy, %",
+    )
+    return markdown(header, rows)
+
+
+def stored_rows(name: str) -> dict[str, list[str]]:
+    """The rows of a stored table by their first cell."""
+    lines = stored_file(name).read_text(encoding="utf-8").splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {row[0]: row for row in rows}
+
+
+def stored_file(name: str) -> Path:
+    """Where a benchmark wrote the table ``stored/FILE``."""
+    return ROOT / "benchmarks" / "results" / f"{name.removeprefix(STORED)}.md"
+
+
+def demo_answer() -> str:
+    """What the demo answered, in the words of README.md."""
+    found = json.loads((ROOT / "docs" / "results" / "digits-noisy-labels.json").read_text(encoding="utf-8"))
+    rows = [row for row in found["table"] if row["variant"] != found["baseline"]]
+    gains = [row["difference"]["difference"] for row in rows]
+    matched = [row["matched_difference"]["difference"] for row in rows]
+    shown = sum(row["difference"]["decision"] == "helps" for row in rows)
+    text = (
+        f"There, with 30 % wrong labels, each penalty beats plain training by {min(gains):.1f} to {max(gains):.1f} points of test "
+        f"accuracy, and plain training with as many gradient evaluations by {min(matched):.0f} to {max(matched):.0f}. After the "
+        f"correction for {len(rows)} variants {len(found['seeds'])} seeds show the former for {shown} of them, and the page says so. "
+        "On a network that underfits, the same penalties hurt."
+    )
+    return textwrap.fill(text, 150) + "\n"
