@@ -15,9 +15,6 @@ import pytest
 from gradreg import cli
 from tests.study.untimed import histories, results
 
-# Here, at collection: its import configures logging anew, and absl closes its stream if that is not sys.stderr by then, as in a test.
-pytest.importorskip("submitit")
-
 
 def answers() -> bool:
     return shutil.which("squeue") is not None and subprocess.run(["squeue"], capture_output=True, timeout=30, check=False).returncode == 0
@@ -99,6 +96,34 @@ def test_what_slurm_refuses_is_said_in_its_words(mine, capsys):
     assert "Slurm must take the jobs of the study; got: " in (said := capsys.readouterr().err)
     assert "invalid partition specified: nowhere" in said
     assert time.monotonic() - begun < 10
+
+
+def test_the_logging_of_the_process_is_left_as_it_is(mine):
+    script = """
+import logging
+from pathlib import Path
+from gradreg import study
+from gradreg.study.executors.executor import Site
+
+ended = []
+class Handler(logging.StreamHandler):
+    def close(self):
+        ended.append(self)
+
+logging.getLogger().addHandler(Handler())
+try:
+    with study.SlurmExecutor().session(Site(Path.cwd()), lambda key, share: None):
+        pass
+except study.ExecutorError as error:
+    print(error)
+import sys
+print("submitit" in sys.modules, ended)
+"""
+    environment = {**os.environ, "PATH": str(mine.parent)}
+    done = subprocess.run([sys.executable, "-c", script], cwd=mine.parent, env=environment, capture_output=True, text=True, check=True)
+    said, seen = done.stdout.splitlines()
+    assert said.startswith("--executor slurm must be given on a machine of a Slurm cluster")
+    assert seen == "True []"
 
 
 def test_without_slurm_it_is_said_at_once(mine, capsys, monkeypatch):

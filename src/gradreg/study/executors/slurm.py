@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import itertools
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from gradreg import checks, files
 from gradreg.study.executors.executor import Ended, Executor, ExecutorError, OnShare, Session, Site, Work, option
 from gradreg.study.executors.order import Orders, entry, imported
 
+_LOG_LEVEL = "SUBMITIT_LOG_LEVEL"
 FOLDER = "slurm"
 """The folder in a study's in which submitit keeps what it sends, what comes back, and the logs."""
 JOBS = "jobs.json"
@@ -84,7 +86,8 @@ class SlurmExecutor(Executor):
 
     @contextmanager
     def session(self, site: Site, on_share: OnShare) -> Generator[Session]:
-        submitit = imported("submitit", extra="slurm")
+        with _logging_left_alone():
+            submitit = imported("submitit", extra="slurm")
         if shutil.which("sbatch") is None or shutil.which("squeue") is None:
             raise ExecutorError(
                 "--executor slurm must be given on a machine of a Slurm cluster; got one without sbatch and squeue. Log in to one, or take "
@@ -115,6 +118,18 @@ class SlurmExecutor(Executor):
             "array_parallelism": self.at_once,
             "additional_parameters": {"requeue": True, **self._others()},
         }
+
+
+@contextmanager
+def _logging_left_alone() -> Generator[None]:
+    """A context in which the import of submitit configures no logging: doing so anew would end the handlers of the whole process."""
+    before = os.environ.get(_LOG_LEVEL)
+    os.environ[_LOG_LEVEL] = before or "NOCONFIG"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_LOG_LEVEL]
 
 
 @dataclass
