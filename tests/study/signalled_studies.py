@@ -22,7 +22,7 @@ from tests.train.signalled import EXITS, SIGNALS, child, members, nobody_left, w
 SECONDS = 300
 """How long a study may take."""
 ENDED_BY_ITS_WORKER = 1
-"""What a study ends with, one of whose workers died."""
+"""What a study may end with, one of whose workers died before any had begun a run; otherwise the run begins again in another."""
 
 
 def start(words: list[str], out: Path, said: Path) -> int:
@@ -42,6 +42,7 @@ def disturb(folder: Path, name: str, words: list[str], number: signal.Signals, l
     whom = whom if whom != "worker" or own else "process"
     target = randomness.choice(own) if whom == "worker" else process
     send = os.killpg if whom == "group" else os.kill
+    ran = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     with contextlib.suppress(ProcessLookupError):
         send(target, number)
         if number == signal.SIGSTOP:
@@ -52,7 +53,7 @@ def disturb(folder: Path, name: str, words: list[str], number: signal.Signals, l
     right = EXITS[number] if whom != "worker" else {ENDED_BY_ITS_WORKER}
     if status != 0 and status not in right:
         raise SystemExit(f"{number.name} to the {whom} of {name} ended it with {status}")
-    return f"{number.name} {whom} {status}"
+    return f"{number.name} {whom} {status}, {'while it ran' if ran else 'after its end'}"
 
 
 def pair(folder: Path, name: str, words: list[str], number: int) -> None:

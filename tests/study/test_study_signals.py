@@ -70,7 +70,7 @@ def test_signals_at_random_moments_change_nothing_in_a_comparison(tmp_path, coun
     assert "Traceback" not in said
     struck = json.loads(done.stdout.splitlines()[-1])
     assert len(struck) == count
-    assert any(not line.endswith(" 0") for line in struck), struck  # some struck while it ran
+    assert any(line.endswith("while it ran") for line in struck), struck
     for name in json.loads((tmp_path / "words.json").read_text()):
         whole = tmp_path / f"{name}-whole"
         ended = [path for path in tmp_path.glob(f"{name}-*") if path.is_dir() and path != whole]
