@@ -35,7 +35,7 @@ def measured(executor: Executor, seeds: int, folder: Path) -> dict[str, float]:
     """Seconds until the first result, and the median gap after it."""
     began = time.time()
     found = study.compare(TASK, penalties=["sam:rho=0.1"], seeds=seeds, rivals=["epochs"], out=folder / "out", executor=executor)
-    ended = sorted((folder / "out" / "runs" / record.folder / "result.json").stat().st_mtime for record in found.records)
+    ended = sorted((folder / "out" / record.folder / "result.json").stat().st_mtime for record in found.records)
     return {
         "runs": len(ended),
         "first": ended[0] - began,
