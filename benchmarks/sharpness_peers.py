@@ -7,7 +7,7 @@ others need nothing more than ``.[dev]``. ``reference`` is an eigenvalue from ou
 interleaved, and times compared within a round. "equal accuracy" says whether the value lies within ten tolerances of the reference: a
 faster answer that does not is not the same answer.
 
-    python benchmarks/sharpness_peers.py --seconds 60 --out sharpness_peers.json
+    python benchmarks/sharpness_peers.py --seconds 60 --out benchmarks/results/sharpness_peers
     pip install --no-deps --target /tmp/peers hessian-eigenthings && PYTHONPATH=/tmp/peers python benchmarks/sharpness_peers.py
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
+import importlib.util
 import statistics
 import time
 import warnings
@@ -31,7 +31,9 @@ from torch import Tensor, nn
 
 from gradreg import sharpness
 from memory import peak_bytes
+from reporting import command, environment, report, signature
 from rounds import interleaved, lasting
+from tables import markdown
 
 CRITERION = nn.CrossEntropyLoss()
 
@@ -184,7 +186,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", nargs="+", default=["resnet10t", "vit"])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
@@ -193,19 +195,27 @@ def main() -> None:
     for name, case in cases(device, arguments.batch).items():
         if name in arguments.models:
             rows += measure(name, case, arguments, device)
-    columns = ("model", "what", "value", "relative error", "equal accuracy", "seconds", "times the fastest", "peak MB")
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    for row in rows:
-        if "failed" in row:
-            print(f"| {row['model']} | {row['what']} | failed: {row['failed']} | | | | | |")
-            continue
-        equal = "yes" if row["equal_accuracy"] else "no"
-        print(
-            f"| {row['model']} | {row['what']} | {row['value']:.5g} | {row['error']:.1e} | {equal} | {row['seconds']:.2f} | "
-            f"{row['times_the_fastest']:.2f} | {row['peak_megabytes']:.0f} |"
-        )
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    installed = ["timm", "curvlinops-for-pytorch"]
+    installed += ["hessian-eigenthings"] if importlib.util.find_spec("hessian_eigenthings") is not None else []
+    results = {"command": command(), "environment": environment(installed, device), "rows": rows}
+    header = ("model", "what", "value", "relative error", "equal accuracy", "seconds", "times the fastest", "peak MB")
+    text = "\n".join([markdown(header, [cells(row) for row in rows]), "", signature(results, *installed)]) + "\n"
+    report(results, text, arguments.out)
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if "failed" in row:
+        return (row["model"], row["what"], f"failed: {row['failed']}", *[""] * 5)
+    return (
+        row["model"],
+        row["what"],
+        f"{row['value']:.5g}",
+        f"{row['error']:.1e}",
+        "yes" if row["equal_accuracy"] else "no",
+        f"{row['seconds']:.2f}",
+        f"{row['times_the_fastest']:.2f}",
+        f"{row['peak_megabytes']:.0f}",
+    )
 
 
 if __name__ == "__main__":

@@ -105,6 +105,23 @@ def test_text_of_a_recipe_cannot_break_the_page(comparison, tmp_path):
     assert "corrected for the number of variants by Holm&#39;s method" in page
 
 
+@pytest.mark.parametrize(
+    ("answer", "rest"),
+    [
+        ("sam, rho=0.1 helps", ": accuracy +1.20 points [+0.5, +1.9] against none over 5 seeds."),
+        ("sam does not help, it harms", ": accuracy -1.20 [-2, -0.4] against none over 5 seeds."),
+        ("gnp: cannot tell with 5 seeds", ": accuracy +0.2 [-0.1, +0.5] against none."),
+        ("gnp: no result", ", of 5 runs it diverged in every one."),
+        ("fgr does not help", ": it diverged or failed at 1 of 5 seeds."),
+        ("", "The best trial was 3. It was confirmed."),
+    ],
+)
+def test_the_answer_of_a_verdict_is_what_comes_before_its_numbers(answer, rest):
+    from gradreg.study.report import answer_first
+
+    assert answer_first(answer + rest) == (answer, rest)
+
+
 @pytest.mark.chromium
 @pytest.mark.skipif(CHROMIUM is None, reason="needs headless Chromium")
 def test_a_chart_draws_logarithms_steps_and_arrays_and_says_what_it_cannot(browser, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -191,8 +192,17 @@ def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=jinja2.FunctionLoader(_text_of)
     )
-    shared = {"version": __version__, "chart_script": Markup(_text_of("chart.js"))}
+    shared = {"version": __version__, "chart_script": Markup(_text_of("chart.js")), "answer_first": answer_first}
     return environment.get_template(template).render(**shared, **values)
+
+
+def answer_first(verdict: str) -> tuple[str, str]:
+    """A verdict in two parts: what it answers ("sam helps", "gnp: cannot tell with 5 seeds"), and what it rests on."""
+    answer = _ANSWER.match(verdict)
+    return ("", verdict) if answer is None else (answer.group(), verdict[answer.end() :])
+
+
+_ANSWER = re.compile(r"(?:[^:;.]|\.(?=\d)){1,80}(?::(?= (?:cannot tell|no result))[^:;,]{1,80})?(?=[:;]|, of \d+ runs)")
 
 
 def _text_of(template: str) -> str:
