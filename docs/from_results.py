@@ -52,6 +52,21 @@ def digits() -> str:
     )
 
 
+def gain_left() -> str:
+    """What plain training stopped early leaves of the gains on digits, over fifteen seeds; the stored ``results.json``."""
+    found = json.loads((ROOT / "docs" / "results" / "digits-fifteen-seeds.json").read_text(encoding="utf-8"))
+    rows: list[tuple[str, ...]] = []
+    for row in found["table"]:
+        gain, early = row["difference"], row["early_difference"]
+        if row["variant"] == found["baseline"]:
+            continue
+        shown = [interval_text(one["difference"], one["low"], one["high"]) for one in (gain, early)]
+        share = f"{100 * early['difference'] / gain['difference']:.0f} %"
+        rows.append((f"{row['label']}, {row['method']}", shown[0], gain["decision"], shown[1], early["decision"], share))
+    header = ("variant", "over plain, equal epochs", "", "over plain, stopped early", "", "left of the gain")
+    return markdown(header, rows)
+
+
 def strengths() -> str:
     """What ``gradreg compare digits-strengths`` found."""
     header = ("variant", "test accuracy, %", "over plain, equal epochs", "at equal epochs")

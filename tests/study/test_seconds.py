@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_it_is_measured_once_by_runs_that_alternate_and_never_again(mine, tmp_pa
     done = timed_runs(mine)
     assert done[:6] == [("None", s, 10) if plain else (done[1][0], s, 10) for s in range(3) for plain in (True, False)]
     short = done[6:-3]
-    assert [(name == "None", length) for name, _, length in short] == [(True, 1), (False, 1), (False, 2), (True, 2)] * 6
+    assert [(name == "None", length) for name, _, length in short] == [(True, 2), (False, 2)] * 6
     assert done[-3:] == [("None", s, 17) for s in range(3)]
     kept = json.loads((out / "plan.json").read_text())
     assert kept["seconds"]["sam:rho=0.1"]["lengths"] == [1, 2]
@@ -181,6 +182,53 @@ def test_a_ratio_is_not_moved_by_one_disturbed_round():
 
     found = measure(Side(run, 10, 10), side(10, lambda i: (2.0, 2)))
     assert found.ratio == pytest.approx(2.0)
+
+
+def compiled(length: int, seconds: float, evaluations: float, draws: random.Random, *, logs: bool) -> Side:
+    """A run whose first epoch compiles, for a time that varies by more than its epochs take."""
+
+    def run(stretch: Fraction) -> Timed:
+        n, start = int(length * stretch), draws.uniform(1.0, 9.0)
+        marks = tuple((i + 1.0, start + seconds * (i + 1), evaluations * (i + 1)) for i in range(n)) if logs else ()
+        return Timed(start + seconds * n, evaluations * n, marks)
+
+    return Side(run, length, evaluations * length)
+
+
+def test_a_compilation_that_varies_by_more_than_the_epochs_take_does_not_move_the_ratio():
+    draws = random.Random(0)
+    found = measure(compiled(30, 0.02, 1, draws, logs=True), compiled(30, 0.035, 2, draws, logs=True))
+    assert (found.ratio, found.length) == (pytest.approx(1.75), 53)
+    assert len(found.rounds) == 5
+    assert found.agrees
+
+
+def test_rounds_that_do_not_agree_are_added_to_and_said():
+    draws = random.Random(0)
+    found = measure(compiled(30, 0.02, 1, draws, logs=False), compiled(30, 0.035, 2, draws, logs=False))
+    assert not found.agrees
+    low, high = found.quartiles
+    assert low <= found.ratio <= high
+    assert high > 1.2 * low
+    assert measure(side(40, lambda i: (1.0, 1)), side(40, lambda i: (2.0, 2))).agrees
+
+
+def test_a_mark_before_the_first_length_is_left_out_and_one_mark_is_none():
+    marks = ((1.0, 5.0, 1.0), (2.0, 6.0, 3.0), (4.0, 10.0, 7.0))
+    assert Timed(11.0, 7.0, marks).since(2) == (2.0, 4.0, 4.0)
+    assert Timed(11.0, 7.0, marks).since(1) == (3.0, 5.0, 6.0)
+    assert Timed(11.0, 7.0, marks).since(3) is None
+
+
+def test_a_rival_whose_seconds_could_not_be_told_is_warned_of(mine, tmp_path):
+    compare(mine, tmp_path / "out")
+    kept = json.loads((tmp_path / "out" / "plan.json").read_text())
+    kept["seconds"]["sam:rho=0.1"] |= {"rounds": [0.5, 1.6, 1.7, 9.0]}
+    (tmp_path / "out" / "plan.json").write_text(json.dumps(kept))
+    found = compare(mine, tmp_path / "out")
+    said = "sam:rho=0.1: its seconds could not be told well, 1.33 to 3.52 times those of none"
+    assert said in str(found)
+    assert said in (found.folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

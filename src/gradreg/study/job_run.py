@@ -15,6 +15,7 @@ from typing import Any
 from gradreg import files
 from gradreg.folders import FolderInUse, locked
 from gradreg.study.functions import ERROR, describe_failure
+from gradreg.study.history import read_history
 from gradreg.study.plan import Job
 from gradreg.study.tasks import TaskError, Variant
 from gradreg.study.urls import is_url, uploaded
@@ -74,13 +75,14 @@ def outcome(job: Job, place: Path, on_progress: Callable[[float], None]) -> dict
     return result
 
 
-def passing(variant: Variant, seed: int, stretch: Fraction) -> dict[str, Any]:
-    """The result of a run in a folder that is thrown away; an error is returned as its last line."""
-    with tempfile.TemporaryDirectory(prefix="gradreg-") as place:
+def passing(variant: Variant, seed: int, stretch: Fraction) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The result and the history of a run in a folder that is thrown away; an error is returned as its last line."""
+    with tempfile.TemporaryDirectory(prefix="gradreg-") as folder:
+        place = files.make_directory(Path(folder) / "run", purpose="TMPDIR")
         try:
-            return variant.run(files.make_directory(Path(place) / "run", purpose="TMPDIR"), seed, stretch, lambda share: None)
+            return variant.run(place, seed, stretch, lambda share: None), read_history(place)
         except Exception as error:
-            return {"error": describe_failure(error)}
+            return {"error": describe_failure(error)}, []
 
 
 @contextmanager

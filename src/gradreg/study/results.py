@@ -287,6 +287,14 @@ def warnings(plan: Plan, records: Sequence[Record], race: Mapping[str, Any] | No
             f"the first {race['judged_before']} seeds were judged without a race before it began. Its error holds if it would have been "
             "run whatever they showed."
         )
+    for name, one in plan.seconds.items():
+        if not one.agrees:
+            low, high = one.quartiles
+            found.append(
+                f"{name}: its seconds could not be told well, {low:.3g} to {high:.3g} times those of {plan.baseline} (quartiles of "
+                f"{len(one.rounds)} rounds). Do not rely on the rival at equal seconds; measure anew with --fresh where nothing else runs, "
+                "or train longer."
+            )
     for name in plan.variants:
         own = [r for r in records if r.variant == name and r.budget == "epochs"]
         failed = [r for r in own if r.error is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -137,6 +137,13 @@ def _telling(lines: Sequence[str]) -> list[str]:
     return [line for line in lines[: crash + 4] if not _FRAME.match(line)]
 
 
+def _marks(history: Sequence[Mapping[str, Any]]) -> tuple[tuple[float, float, float], ...]:
+    """Where a run logged: epochs (or steps) done, seconds and gradient evaluations."""
+    unit = "epoch" if any(one.get("epoch") is not None for one in history) else "step"
+    read = [(one.get(unit), one.get("seconds"), one.get("gradient_evaluations")) for one in history]
+    return tuple((float(at), float(s), float(n)) for at, s, n in read if at is not None and s is not None and n is not None)
+
+
 @dataclass(frozen=True)
 class _Measuring:
     """The measurement of a variant's seconds in units of the baseline's, as a work; each side a variant, its length and its evaluations."""
@@ -153,8 +160,8 @@ class _Measuring:
 
     def _side(self, variant: Variant, length: int, evaluations: float) -> Side:
         def timed(stretch: Fraction) -> Timed | str:
-            ended = passing(variant, self.seed, stretch)
-            return ended["error"] if "error" in ended else Timed(ended["seconds"], ended["gradient_evaluations"])
+            ended, history = passing(variant, self.seed, stretch)
+            return ended["error"] if "error" in ended else Timed(ended["seconds"], ended["gradient_evaluations"], _marks(history))
 
         return Side(timed, length, evaluations)
 

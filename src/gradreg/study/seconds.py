@@ -1,19 +1,24 @@
 """The rival at equal seconds: how long a variant's epochs (or steps) take in units of plain training's, measured on this machine.
 
-Short runs of plain training and of the variant alternate in one process, with no other run beside them. Each is taken at two lengths, and
-what counts is the difference between them: imports, the loading of data and compilation drop out. The median over the rounds is fixed once,
-stored in the study's ``plan.json``, and used whenever and wherever the study goes on.
+Short runs of plain training and of the variant alternate in one process, with no other run beside them. What counts is the time between
+the end of an early epoch and that of the last: imports, the loading of data and compilation drop out. Of runs that log in fewer than two
+epochs (or steps), two lengths are taken, and the difference between their times counts; compilation then drops out on average only. The
+median over the rounds is fixed once, stored in the study's ``plan.json``, and used whenever and wherever the study goes on.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 ROUNDS = 5
+MOST_ROUNDS = 15
+"""Rounds are added up to so many while they do not agree."""
+AGREE = 1.2
+"""The quotient of the third quartile to the first from which on rounds do not agree."""
 ROUNDS_OF_LONG_RUNS = 3
 LONG = 10.0
 """Seconds between the two lengths from which on there are fewer rounds."""
@@ -23,10 +28,25 @@ LEAST = 0.25
 
 @dataclass(frozen=True)
 class Timed:
-    """One short run: its seconds and gradient evaluations."""
+    """One short run.
+
+    Args:
+        seconds: of the whole run.
+        evaluations: gradient evaluations of it.
+        marks: epochs (or steps) done, seconds and gradient evaluations until then, wherever it logged; in order.
+    """
 
     seconds: float
     evaluations: float
+    marks: tuple[tuple[float, float, float], ...] = ()
+
+    def since(self, length: int) -> tuple[float, float, float] | None:
+        """Epochs, seconds and evaluations from the first mark at ``length`` or later to the last mark; None without two marks."""
+        marks = [mark for mark in self.marks if mark[0] >= length]
+        if len(marks) < 2:
+            return None
+        first, last = marks[0], marks[-1]
+        return last[0] - first[0], last[1] - first[1], last[2] - first[2]
 
 
 @dataclass(frozen=True)
@@ -56,13 +76,31 @@ class EqualSeconds:
         ratio: seconds per epoch (or step) of the variant over those of plain training.
         length: epochs (or steps) of plain training that take as long as a run of the variant, rounded up.
         rounds: the ratio of each round.
-        lengths: of the short runs.
+        lengths: of the short runs: from where to where they were timed.
     """
 
     ratio: float
     length: int
     rounds: tuple[float, ...]
     lengths: tuple[int, int]
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Of the rounds."""
+        return _quartiles(self.rounds)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the rounds tell the ratio: whether their quartiles differ by less than ``AGREE``."""
+        low, high = self.quartiles
+        return high < AGREE * low
+
+
+def _quartiles(rounds: Sequence[float]) -> tuple[float, float]:
+    if len(rounds) < 2:
+        return rounds[0], rounds[0]
+    low, _, high = statistics.quantiles(rounds, n=4, method="inclusive")
+    return low, high
 
 
 def measure(plain: Side, variant: Side) -> EqualSeconds:
@@ -91,7 +129,12 @@ def measure(plain: Side, variant: Side) -> EqualSeconds:
             )
         short = min(longest, 2 * short)
     rounds: list[float] = []
-    for _ in range(ROUNDS_OF_LONG_RUNS if duration >= LONG else ROUNDS):
+    enough, most = (ROUNDS_OF_LONG_RUNS, ROUNDS_OF_LONG_RUNS) if duration >= LONG else (ROUNDS, MOST_ROUNDS)
+    for tried in range(most):
+        if tried >= enough and rounds:
+            low, high = _quartiles(rounds)
+            if high < AGREE * low:
+                break
         found = _round(plain, variant, lengths)
         if isinstance(found, str) or found[0] <= 0 or found[1] <= 0:
             continue  # a clock too coarse, or a disturbance longer than the run
@@ -111,13 +154,23 @@ def measure(plain: Side, variant: Side) -> EqualSeconds:
 
 
 def _round(plain: Side, variant: Side, lengths: tuple[int, int]) -> tuple[float, float, float] | str:
-    """Seconds between the two lengths of plain training and of the variant, and extra evaluations there; or an error."""
+    """Seconds from the first length to the second of plain training and of the variant, and extra evaluations there; or an error.
+
+    Both are given per epoch (or step) that was timed, where the two log at different ones.
+    """
     first, second = lengths
-    runs = [plain.timed(first), variant.timed(first), variant.timed(second), plain.timed(second)]
-    for run in runs:
-        if isinstance(run, str):
-            return run
-    before, own_before, own_after, after = (run for run in runs if not isinstance(run, str))
-    evaluations = after.evaluations - before.evaluations
-    extra = (own_after.evaluations - own_before.evaluations) / evaluations - 1 if evaluations else 0.0
-    return after.seconds - before.seconds, own_after.seconds - own_before.seconds, extra
+    long, own_long = plain.timed(second), variant.timed(second)
+    if isinstance(long, str) or isinstance(own_long, str):
+        return long if isinstance(long, str) else str(own_long)
+    within, own_within = long.since(first), own_long.since(first)
+    if within is not None and own_within is not None:
+        scale = within[0] / own_within[0]
+        seconds, own_seconds = within[1], own_within[1] * scale
+        evaluations, own_evaluations = within[2], own_within[2] * scale
+    else:
+        own_short, short = variant.timed(first), plain.timed(first)
+        if isinstance(short, str) or isinstance(own_short, str):
+            return short if isinstance(short, str) else str(own_short)
+        seconds, own_seconds = long.seconds - short.seconds, own_long.seconds - own_short.seconds
+        evaluations, own_evaluations = long.evaluations - short.evaluations, own_long.evaluations - own_short.evaluations
+    return seconds, own_seconds, own_evaluations / evaluations - 1 if evaluations else 0.0
