@@ -23,6 +23,8 @@ SLOW = {
         "examples",
         "lightning",
         "lightning_around",
+        "patches",
+        "timm",
         "transformers",
         "trl",
     ),
