@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from equations import linked, mathematics  # neighbors, also where a test loads this file
+from from_papers import paper_count, paper_runs, papers
 from from_results import (
     STORED,
     choosing_seconds,
@@ -167,6 +168,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "choosing-seconds": choosing_seconds,
     "choosing-shares": choosing_shares,
     "choosing-signs": choosing_signs,
+    "papers": papers,
+    "paper-runs": paper_runs,
+    "paper-count": paper_count,
 }
 
 
