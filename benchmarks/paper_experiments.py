@@ -31,6 +31,7 @@ class Comparison:
         rivals: what plain training is also given.
         data: whether it needs ``--data.root``.
         hours: about how long, on the machine that it is meant for.
+        tiny: what is changed besides to try it on a CPU.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Comparison:
     rivals: tuple[str, ...] = ("epochs",)
     data: bool = True
     hours: float = 0.0
+    tiny: Mapping[str, Any] = field(default_factory=dict)
 
     def words(self, root: str, *, seeds: int | None = None) -> list[str]:
         """The arguments of ``gradreg``."""
@@ -194,3 +196,93 @@ EXPERIMENTS: tuple[Comparison | Measurement, ...] = (
         shortened="one stage of 16 channels, 16 pixels, 3,000 of 50,000 images, 40 of 200 epochs, batch 50",
     ),
 )
+
+FAST: Mapping[str, Any] = {"precision": "bf16", "channels_last": True, "compile": True}
+LATE_LARGE = ("none", "sam:rho=0.05", "sam:rho=0.05,tail=0.125")
+WRN_16_8 = {
+    "model.name": "wrn16_4",
+    "model.width": 8,
+    "optimizer.l2_in_loss": 0,
+    "optimizer.weight_decay": 5e-4,
+    "optimizer.nesterov": False,
+    "clip_norm": "null",
+    "label_smoothing": 0.1,
+    "augmentation.cutout": 16,
+    "batch_size": 128,
+    "schedule.name": "step",
+    "schedule.decay_epochs": "[60, 120, 160]",
+    "schedule.decay_rate": 0.2,
+}
+GPU: tuple[Comparison, ...] = (
+    Comparison(
+        "wrn-16-8",
+        "wideresnet-cifar",
+        ("none", "sam:rho=0.05", "asam:rho=2"),
+        1,
+        {**WRN_16_8, **FAST},
+        "davda54/sam's README: WRN-16-8, SGD, SAM and ASAM, 200 epochs",
+        hours=0.85,
+    ),
+    Comparison(
+        "wrn-28-10-sam",
+        "wideresnet-cifar",
+        ("none", *(f"sam:rho={rho}" for rho in (0.1, 0.2, 0.3, 0.4)), "unified_sam:rho=0.1"),
+        1,
+        {"optimizer.l2_in_loss": 0, "optimizer.weight_decay": 5e-4, **FAST},
+        "2503.02225, table 2: WRN-28-10, SGD, SAM over its radius, Unified SAM",
+        hours=6,
+    ),
+    Comparison(
+        "late-sam-wrn-16-8",
+        "wideresnet-cifar",
+        LATE_LARGE,
+        1,
+        {**WRN_16_8, **FAST},
+        "2410.10373, fig. 1a: WRN-16-8, SAM in the last 25 of 200 epochs, all of it, and none",
+        hours=0.75,
+    ),
+    *(
+        Comparison(
+            f"gr-warmup-vit-{size}",
+            f"gr-warmup-vit-{size}",
+            ("none", "gr", "gr-zero"),
+            1,
+            FAST,
+            f"2406.09723: ViT-{size}/4, AdamW, the penalty from the start and after the warm-up, 300 epochs",
+            hours=hours,
+            tiny={"model.depth": 1, "epochs": 41},
+        )
+        for size, hours in (("tiny", 2.0), ("small", 4.0))
+    ),
+    Comparison(
+        "fgr-mlp-cifar10",
+        "fgr-mlp-cifar10",
+        MLP,
+        3,
+        {"compile": True},
+        "2210.02720, fig. 2: the MLP of width 512, 200 epochs, F-GR, B-GR and double backprop",
+        hours=2.0,
+    ),
+    Comparison(
+        "l2-wrn-cifar10",
+        "l2-wrn-cifar10",
+        ("l2-0", "published-constant", "published-auto"),
+        1,
+        FAST,
+        "2006.08643: WRN-28-10 with mixup, AutoL2 against the constant of its authors and none, 200 epochs",
+        hours=3.0,
+    ),
+)
+"""The published sizes, the cheapest reference numbers of the field first."""
+
+TINY: Mapping[str, Any] = {
+    "data.train_size": 4,
+    "data.test_size": 4,
+    "batch_size": 2,
+    "epochs": 1,
+    "precision": "fp32",
+    "channels_last": False,
+    "compile": False,
+    "threads": 1,
+}
+"""What makes such a comparison one of two steps."""

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,27 @@ class Hours:
         return found
 
 
-def compare(one: Comparison, root: str, clock: Clock, seeds: int | None, results: Path) -> None:
-    """Run what is missing of a comparison, and store it whole or not at all."""
-    out = RUNS / one.name
+def compare(
+    one: Comparison,
+    root: str,
+    clock: Clock,
+    seeds: int | None,
+    results: Path,
+    *,
+    runs: Path = RUNS,
+    packages: Sequence[str] = ("torch", "timm", "numpy"),
+    threads: int | None = 1,
+) -> None:
+    """Run what is missing of a comparison, and store it whole or not at all.
+
+    Raises:
+        OutOfTime: it was stopped; the same call goes on.
+    """
+    out = runs / one.name
     hours = Hours(out.with_name(f"{one.name}-spent"))
     words = [*one.words(root, seeds=seeds), "--workers", "0", "--out", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", "gradreg", *words], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    limited = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    process = subprocess.Popen([sys.executable, "-m", "gradreg", *words], env={**os.environ, **limited})
     try:
         status = process.wait(clock.left)
     except subprocess.TimeoutExpired:
@@ -103,10 +119,10 @@ def compare(one: Comparison, root: str, clock: Clock, seeds: int | None, results
         results,
         {
             "name": one.name,
-            "command": one.command() if seeds is None else Comparison(**{**vars(one), "seeds": seeds}).command(),
+            "command": (one if seeds is None else replace(one, seeds=seeds)).command(),
             "shortened": one.shortened,
             "hours": spent,
-            "environment": environment(("torch", "timm", "numpy")),
+            "environment": environment(packages),
             "metric": found["metric"],
             "baseline": found["baseline"],
             "variants": {row["variant"]: row["method"] for row in found["table"] if row["budget"] == "epochs"},
