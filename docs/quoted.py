@@ -43,8 +43,8 @@ def loop() -> str:
         of(name) for name in ("MLP 784-512-512-512-10, MNIST", "CNN 16-32-128-10, MNIST", "MLP 64-256-256-10, digits")
     )
     return (
-        f"MLP 784-512-512-512-10 {mlp} (quartiles {around}), CNN of 280,000 weights {cnn} ({around_cnn}), MLP 64-256-256-10, whose step takes "
-        f"1.4 ms, {small} ({around_small})"
+        f"MLP 784-512-512-512-10 {mlp} (quartiles {around}), CNN of 280,000 weights {cnn} ({around_cnn}), MLP 64-256-256-10, whose step "
+        f"takes 1.4 ms, {small} ({around_small})"
     )
 
 
@@ -70,7 +70,8 @@ def predicted() -> str:
     """The predicted weight decay on MNIST."""
     found = stored("weight-decay/budget.json")["mnist"]
     own, best = found["rows"]["predicted"], found["rows"][found["best constant"]]
-    return f"{own['accuracy']:.2f} ± {own['sd']:.2f} %, against {best['accuracy']:.2f} ± {best['sd']:.2f} for the best of seven values (3 seeds)"
+    reached, grid = (f"{one['accuracy']:.2f} ± {one['sd']:.2f}" for one in (own, best))
+    return f"{reached} %, against {grid} for the best of seven values (3 seeds)"
 
 
 def longer_and_smaller() -> str:
@@ -91,8 +92,8 @@ def best_by_early_stopping() -> str:
     gains = [row["early_difference"]["difference"] for row in rows if row["early_difference"] is not None]
     plain = next(row["best_mean"] for row in rows if row["variant"] == "none" and row["budget"] == "epochs")
     return (
-        f"Plain training stopped at its best epoch by validation, at no extra cost, reaches {plain:.2f} %: over it, each at its own best epoch, "
-        f"{min(gains):.1f} to {max(gains):.1f} points are left"
+        f"Plain training stopped at its best epoch by validation, at no extra cost, reaches {plain:.2f} %: over it, each at its own best "
+        f"epoch, {min(gains):.1f} to {max(gains):.1f} points are left"
     )
 
 
