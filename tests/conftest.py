@@ -31,6 +31,7 @@ SLOW = {
         "equinox",
         "examples",
         "flax",
+        "image_task",
         "imports",
         "microbatches",
         "optax",
