@@ -382,8 +382,8 @@ CLAIMS: tuple[Claim, ...] = (
         )
         for source, m, key in (
             ("2509.18001", 20, "test_accuracy"),
-            ("2509.18001", 5, "test_accuracy"),
-            ("2405.03676", 5, "best_test_accuracy"),
+            ("2509.18001", 10, "test_accuracy"),
+            ("2405.03676", 10, "best_test_accuracy"),
         )
     ),
     Claim(

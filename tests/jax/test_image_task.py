@@ -17,6 +17,7 @@ import torch
 from flax import nnx
 from PIL import Image
 
+import gradreg
 from gradreg import study
 from gradreg.train import models
 from gradreg.train.optimization import Cosine
@@ -77,16 +78,11 @@ def test_the_schedule_is_that_of_the_training_system():
 
 
 def test_an_unknown_network_is_an_error(root, tmp_path):
-    found = study.compare(
-        example.train,
-        penalties={"none": None},
-        seeds=1,
-        rivals=["epochs"],
-        options={"model": "mlp", "root": str(root)},
-        out=tmp_path,
-        workers=0,
-    )
-    assert [record.error for record in found.records] == ["ValueError: model must be wrn or vit; got 'mlp'."]
+    options = {"model": "mlp", "root": str(root)}
+    with pytest.raises(RuntimeError, match=r"every run failed, the first with ValueError: model must be wrn or vit; got 'mlp'\."):
+        study.compare(
+            example.train, penalties={"sam": gradreg.sam(rho=0.1)}, seeds=1, rivals=["epochs"], options=options, out=tmp_path, workers=0
+        )
 
 
 @pytest.mark.parametrize("model", ["wrn", "vit"])
