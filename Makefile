@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: help setup demo test test-fast soak lint format tables docs dist release-check lock
+.PHONY: help setup demo test test-fast soak lint format results-gpu tables docs dist release-check lock
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -38,6 +38,9 @@ lint: $(STAMP) ## check format, lint, types, and the tables of the documentation
 	$(BIN)/pyright
 	$(BIN)/python docs/typing_for_users.py
 	$(BIN)/python docs/tables.py --check
+
+results-gpu: $(STAMP) ## what needs a GPU, within MINUTES (ROOT: the data sets): costs of a step, then the papers' accuracies; resumes
+	$(BIN)/python benchmarks/gpu.py --root "$(ROOT)" $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DRY_RUN),--dry-run)
 
 tables: $(STAMP) ## rewrite the tables of README.md and docs/ that are generated from the code
 	$(BIN)/python docs/tables.py

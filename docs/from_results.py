@@ -16,6 +16,20 @@ from gradreg.study.verdicts import decimals, interval_text
 
 ROOT = Path(__file__).parents[1]
 STORED = "stored/"
+WEIGHT_DECAYS = {
+    "l2-0": "0",
+    "l2-1e-4": "10⁻⁴",
+    "l2-3e-4": "3·10⁻⁴",
+    "l2-1e-3": "10⁻³",
+    "l2-3e-3": "3·10⁻³",
+    "l2-1e-2": "10⁻²",
+    "l2-3e-2": "3·10⁻²",
+    "l2-1e-1": "10⁻¹",
+    "predicted": "predicted",
+    "auto": "AutoL2",
+    "auto-on-the-clock": "AutoL2, η-aware",
+}
+"""The variants of the recipes l2-fc-mnist and l2-fc-digits, as docs/weight-decay.md calls them."""
 
 
 def studies() -> str:
@@ -147,6 +161,47 @@ def cells(name: str) -> list[tuple[str, ...]]:
         label = row["label"] if row["variant"] == found["baseline"] else f"{row['label']}, {row['method']}"
         rows.append((label, value, *differences, f"{row['gradient_evaluations'] or 0:g}", decision))
     return rows
+
+
+def weight_decay_budget() -> str:
+    """At one budget: constant L2, the predicted one and AutoL2 on two tasks, from the stored runs."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "weight-decay" / "budget.json").read_text(encoding="utf-8"))
+    rows: list[tuple[str, ...]] = []
+    for variant, label in WEIGHT_DECAYS.items():
+        cells: list[str] = []
+        for task in ("mnist", "digits"):
+            own = found[task]["rows"][variant]
+            value, over = f"{own['accuracy']:.2f} ± {own['sd']:.2f}", own["over the best constant"]
+            cells += [f"**{value}**", ""] if over is None else [value, interval_text(*over)]
+        rows.append((label, *cells))
+    return markdown(("λ", "MNIST", "over its best constant", "digits", "over its best constant"), rows)
+
+
+def weight_decay_epochs() -> str:
+    """Epochs until 99 % of an accuracy, of the same runs."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "weight-decay" / "budget.json").read_text(encoding="utf-8"))
+    rows: list[tuple[str, ...]] = []
+    for variant in ("best", "auto", "auto-on-the-clock", "predicted", "l2-0"):
+        cells: list[str] = []
+        for task in ("mnist", "digits"):
+            own = found[task]["rows"][found[task]["best constant"] if variant == "best" else variant]
+            for key in ("epochs to 99 % of its own", "epochs to 99 % of the best constant's"):
+                cells.append(", ".join("never" if epochs is None else str(epochs) for epochs in own[key]))
+        rows.append(("best constant, 3·10⁻³" if variant == "best" else {"l2-0": "λ = 0"}.get(variant, WEIGHT_DECAYS[variant]), *cells))
+    header = ("", *(f"{task}: of {whose}" for task in ("MNIST", "digits") for whose in ("its final", "the best constant's")))
+    return markdown(header, rows)
+
+
+def weight_decay_law() -> str:
+    """Log-log slopes of the time to the best accuracy, from the stored runs."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "weight-decay" / "law.json").read_text(encoding="utf-8"))
+    rows: list[tuple[str, ...]] = []
+    for sweep, label in (("l2", "λ from 0.8 to 0.025 (1.5 decades) at η = 0.05"), ("lr", "η from 0.1 to 0.003 (1.5 decades) at λ = 0.2")):
+        best, arrival = found[f"{sweep}, best"], found[f"{sweep}, arrival"]
+        more = "" if arrival["runs"] == best["runs"] else f" (with λ = 0.0125: {arrival['runs']} runs)"
+        slopes = ["{:.2f} [{:.2f}, {:.2f}]".format(*one["slope"]).replace("-", "−") for one in (best, arrival)]
+        rows.append((f"{label}, {best['runs']} runs", slopes[0], slopes[1] + more))
+    return markdown(("sweep", "time to the best accuracy", "time to 99 % of the best"), rows)
 
 
 def choosing_seconds() -> str:

@@ -6,7 +6,8 @@
 A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``, NAME being one of ``TABLES``, or ``stored/FILE`` for the
 table that a benchmark stored as benchmarks/results/FILE.md. Penalties come from the signatures and docstrings of their constructors
 (the first sentence, ``Cost:`` and ``Source:``), data sets and the columns of a comparison from their records, ranges of a search from
-its list, extras and the citation from ``pyproject.toml``, and what studies and simulations answered from their stored results.
+its list, extras and the citation from ``pyproject.toml``, and what studies and simulations answered from their stored results. Numbers
+within sentences are checked too (``quoted.py``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from equations import linked, mathematics  # neighbors, also where a test loads this file
+from from_papers import paper_count, paper_runs, papers
 from from_results import (
     STORED,
     choosing_seconds,
@@ -37,7 +39,11 @@ from from_results import (
     stored_file,
     strengths,
     studies,
+    weight_decay_budget,
+    weight_decay_epochs,
+    weight_decay_law,
 )
+from quoted import outdated as outdated_sentences
 from table import markdown
 
 import gradreg
@@ -169,6 +175,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "choosing-seconds": choosing_seconds,
     "choosing-shares": choosing_shares,
     "choosing-signs": choosing_signs,
+    "weight-decay-budget": weight_decay_budget,
+    "weight-decay-epochs": weight_decay_epochs,
+    "weight-decay-law": weight_decay_law,
+    "papers": papers,
+    "paper-runs": paper_runs,
+    "paper-count": paper_count,
 }
 
 
@@ -273,6 +285,11 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
         raise SystemExit(
             f"no file has the table {', '.join(sorted(TABLES.keys() - there))} between <!-- generated: NAME --> and <!-- end -->."
         )
+    sentences = list(outdated_sentences(root))
+    for sentence in sentences:
+        print(sentence, file=sys.stderr)
+    if sentences:
+        return 1
     if outdated and check:
         print(f"{', '.join(outdated)}: out of date with the code of gradreg {gradreg.__version__}. Run: make tables", file=sys.stderr)
         return 1

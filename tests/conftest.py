@@ -33,6 +33,7 @@ SLOW = {
         "equinox",
         "examples",
         "flax",
+        "image_task",
         "imports",
         "microbatches",
         "optax",

@@ -45,6 +45,14 @@ def test_a_table_that_differs_is_named_and_written_again(copied, capsys):
     assert path.read_text() == right
 
 
+def test_a_number_in_a_sentence_that_differs_from_its_stored_result_is_named(copied, capsys):
+    path = copied / "docs" / "training.md"
+    path.write_text(path.read_text().replace("1.002\n", "1.102\n"))
+    for arguments in (["--check"], []):  # a sentence is not written again
+        assert tables.main(arguments, copied) == 1
+        assert "docs/training.md must say, from its stored result: MLP 784-512-512-512-10 0.988" in capsys.readouterr().err
+
+
 def test_a_table_that_is_nowhere_or_unknown_is_an_error(copied):
     path = copied / "docs" / "comparing.md"
     text = path.read_text()

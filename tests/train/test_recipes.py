@@ -122,6 +122,8 @@ def test_the_head_of_a_recipe_says_what_it_is_and_how_to_run_it(name):
     assert all(len(line) <= 140 for line in text.splitlines())
     assert re.search(rf"gradreg (train|compare|l2 probe) {name}\b", head)
     assert "arXiv" in head or "All settings are ours." in head
+    assert re.search(r"(?:# |\. )Published: \S", head)
+    assert "not published" not in head
     assert "Expected" in head
     assert "Hardware" in head
     assert "Data: " in head or recipe.base["data"]["name"] == "digits"

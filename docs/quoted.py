@@ -1,0 +1,108 @@
+"""Numbers that stand in the sentences of a page: each sentence is made again from the stored result, and must be in the page.
+
+A table is written into its page by ``tables.py``; a sentence is not, because a reader of the source would not want its markers. Instead
+``make lint`` fails where a page does not have it, and says what it should be.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gradreg.study.statistics import paired_difference
+
+ROOT = Path(__file__).parents[1]
+
+
+def outdated(root: Path = ROOT) -> Iterator[str]:
+    """A line for each sentence that a page should have and does not."""
+    for page, sentence in QUOTED:
+        text = " ".join((root / "docs" / page).read_text(encoding="utf-8").split())
+        if (wanted := sentence()) not in text:
+            yield f"docs/{page} must say, from its stored result: {wanted}"
+
+
+def stored(name: str) -> Any:
+    """The content of a stored result."""
+    path = ROOT / "benchmarks" / "results" / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else path.read_text(encoding="utf-8")
+
+
+def loop() -> str:
+    """The training loop against a bare one."""
+
+    def of(name: str) -> tuple[str, str]:
+        found = stored("loop_throughput.json")["workloads"][name]
+        low, high = found["ratio_quartiles"]
+        return f"{found['ratio']:.3f}", f"{low:.3f}–{high:.3f}"
+
+    (mlp, around), (cnn, around_cnn), (small, around_small) = (
+        of(name) for name in ("MLP 784-512-512-512-10, MNIST", "CNN 16-32-128-10, MNIST", "MLP 64-256-256-10, digits")
+    )
+    return (
+        f"MLP 784-512-512-512-10 {mlp} (quartiles {around}), CNN of 280,000 weights {cnn} ({around_cnn}), MLP 64-256-256-10, whose step "
+        f"takes 1.4 ms, {small} ({around_small})"
+    )
+
+
+def pipeline() -> str:
+    """Augmentation on the device against torchvision's."""
+    ratio = stored("data_pipeline.json")["tasks"]["flip and crop"]["ratio"]
+    return f"({ratio:.1f} times as fast as torchvision with two workers for flips and crops)"
+
+
+def data_parallel() -> str:
+    """Step times with two processes."""
+    rows = re.findall(r"^\| (\S.*?) \| ([\d.]+) \| ([\d.]+) \|$", stored("data_parallel.md"), flags=re.MULTILINE)
+    found = {name: (float(milliseconds), ratio) for name, milliseconds, ratio in rows}
+    one = found["plain, two passes, one all-reduce"][0]
+    return (
+        f"two plain passes with one all-reduce {one:.0f} ms, SAM local {found['SAM, scope local'][1]} times that, F-GR local "
+        f"{found['F-GR, scope local'][1]}, SAM global {found['SAM, scope global'][1]}, plain DDP with two all-reduces "
+        f"{found['plain, two passes, two all-reduces'][1]}."
+    )
+
+
+def predicted() -> str:
+    """The predicted weight decay on MNIST."""
+    found = stored("weight-decay/budget.json")["mnist"]
+    own, best = found["rows"]["predicted"], found["rows"][found["best constant"]]
+    reached, grid = (f"{one['accuracy']:.2f} ± {one['sd']:.2f}" for one in (own, best))
+    return f"{reached} %, against {grid} for the best of seven values (3 seeds)"
+
+
+def longer_and_smaller() -> str:
+    """Law 2."""
+    found = stored("weight-decay/law-l2.json")
+    at: dict[float, dict[int, float]] = {}
+    for run in found["runs"]:
+        reached = [i for i, step in enumerate(found["steps"]) if run["lr"] * run["l2"] * step <= 1.02 * 4]
+        at.setdefault(run["l2"], {})[run["seed"]] = 100 * run["accuracies"][reached[-1]]
+    gains = [paired_difference(at[small], at[large]) for large, small in ((0.05, 0.025), (0.025, 0.0125))]
+    first, second = (f"{gain.mean:.1f}" for gain in gains if gain is not None)
+    return f"{first} points from λ = 0.05 to 0.025, and {second} from 0.025 to 0.0125"
+
+
+def best_by_early_stopping() -> str:
+    """What plain training stopped early reaches in the demo, and what penalties add to it."""
+    rows = json.loads((ROOT / "docs" / "results" / "digits-noisy-labels.json").read_text(encoding="utf-8"))["table"]
+    gains = [row["early_difference"]["difference"] for row in rows if row["early_difference"] is not None]
+    plain = next(row["best_mean"] for row in rows if row["variant"] == "none" and row["budget"] == "epochs")
+    return (
+        f"Plain training stopped at its best epoch by validation, at no extra cost, reaches {plain:.2f} %: over it, each at its own best "
+        f"epoch, {min(gains):.1f} to {max(gains):.1f} points are left"
+    )
+
+
+QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
+    ("training.md", loop),
+    ("quick-start.md", pipeline),
+    ("quick-start.md", predicted),
+    ("quick-start.md", best_by_early_stopping),
+    ("pytorch.md", data_parallel),
+    ("weight-decay.md", longer_and_smaller),
+)
+"""Page -> the sentence that it must have."""

@@ -1,0 +1,199 @@
+"""The registry of the papers' claims, the rule of its verdicts, and the commands that run what is missing."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import gpu  # noqa: E402
+import paper_claims  # noqa: E402
+import paper_measurements  # noqa: E402
+import papers  # noqa: E402
+from gradreg.study import task_arguments  # noqa: E402
+from gradreg.study.command import DESCRIPTION, OPTIONS  # noqa: E402
+from gradreg.study.plan import make_plan  # noqa: E402
+from paper_claims import STORED, Measured, verdict  # noqa: E402
+from paper_experiments import EXPERIMENTS, GPU, Comparison, Measurement  # noqa: E402
+from paper_registry import CLAIMS  # noqa: E402
+
+COMPARISONS = [one for one in (*EXPERIMENTS, *GPU) if isinstance(one, Comparison)]
+
+
+def test_a_verdict_follows_from_interval_and_bounds():
+    assert doctest.testmod(paper_claims).failed == 0
+    told = {(low, high): verdict(Measured("", low, high, ""), (-1.0, 1.0)) for low, high in ((-0.5, 0.5), (0.5, 1.5), (1.5, 2.0), (-3, 3))}
+    assert list(told.values()) == ["reproduced", "within noise", "not reproduced", "within noise"]
+    assert verdict(Measured("", math.nan, math.nan, ""), (0.0, math.inf)) == "within noise"  # one seed decides nothing
+    assert verdict(None, (0.0, math.inf)) == "not run"
+
+
+def study(**accuracies: list[float]) -> dict:
+    """The stored result of a study with these test accuracies, and validation accuracies of the opposite order."""
+    runs = [
+        {"variant": name, "seed": seed, "budget": "epochs", "test_accuracy": value, "validation_accuracy": 1 - value}
+        for name, own in accuracies.items()
+        for seed, value in enumerate(own)
+    ]
+    return {"runs": runs}
+
+
+def test_a_difference_is_paired_by_seed_and_a_pick_is_by_validation():
+    result = study(plain=[0.5, 0.6, 0.7], good=[0.51, 0.61, 0.71], bad=[0.4, 0.4, 0.4])
+    found = paper_claims.over("good", "plain", names=("a", "b"))(result)
+    assert (found.low, found.high) == (pytest.approx(1.0), pytest.approx(1.0))  # though the seeds differ by twenty points
+    assert found.text.startswith("a 61.00 ± 10.00, b 60.00 ± 10.00: +1.00")
+    picked = paper_claims.over_picked(("good", "bad"), ("plain",), ("x", "y"))(result)  # validation prefers the worse one on test
+    assert picked.text.startswith("x (alone) 40.00 ± 0.00")
+    diverged = study(plain=[0.5, 0.6], bad=[0.5, 0.6])
+    diverged["runs"][2]["test_accuracy"] = None
+    assert paper_claims.values(diverged, "bad") == {0: 10.0, 1: 60.0}
+
+
+def test_the_interval_of_a_median_holds_it_as_often_as_it_says():
+    from scipy import stats
+
+    for count in (6, 15, 24):
+        low, high = paper_claims.median_interval(count)
+        covered = stats.binom.cdf(high, count, 0.5) - stats.binom.cdf(low, count, 0.5)  # between the two order statistics
+        assert covered >= 0.95
+        narrower = stats.binom.cdf(high - 1, count, 0.5) - stats.binom.cdf(low + 1, count, 0.5)
+        assert narrower < 0.95 or high - low < 2
+
+
+def test_the_slope_of_a_law_that_holds_is_minus_one():
+    steps = [int(step) for step in np.geomspace(2, 3000, 90)]
+
+    def curve(peak: float) -> list[float]:
+        return [math.exp(-(math.log(step / peak) ** 2)) for step in steps]
+
+    runs = [{"lr": 0.05, "l2": l2, "seed": seed, "accuracies": curve(50 / l2)} for l2 in (0.4, 0.2, 0.1, 0.01) for seed in range(3)]
+    found = paper_claims.law_slope({"steps": steps, "runs": runs})
+    assert found.low < -1 < found.high or abs(found.low + 1) < 0.05
+    assert found.seeds == "9 runs, 3 seeds"  # those of 0.01 have their best at the end
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{claim.source}: {claim.says}"[:60])
+def test_a_claim_has_a_result_and_what_is_judged_or_says_what_is_lacking(claim):
+    assert (claim.result is None) == (claim.measure is None)
+    assert claim.result is not None or claim.lacking
+    if claim.result is not None:
+        assert claim.meaning
+        assert claim.bounds[0] < claim.bounds[1]
+        if claim.result.startswith(STORED):
+            assert Path(claim.result).stem in {one.name for one in (*EXPERIMENTS, *GPU)}
+        else:
+            assert (ROOT / claim.result).is_file()
+            assert claim.ours
+            assert claim.command or "command" in claim.stored()
+    found = claim.found()
+    if found is not None:
+        assert found.text
+        assert re.search(r"\d+ (seeds|runs|rounds)", found.seeds)
+
+
+def test_every_experiment_serves_a_claim():
+    used = {Path(claim.result).stem for claim in CLAIMS if claim.result is not None}
+    assert {one.name for one in (*EXPERIMENTS, *GPU)} <= used
+
+
+@pytest.mark.parametrize("one", COMPARISONS, ids=lambda one: one.name)
+def test_a_comparison_is_a_command_that_gradreg_understands(one):
+    options, task = task_arguments.parse("compare", DESCRIPTION, OPTIONS, one.words("data")[1:])
+    plan = make_plan(task, options["penalties"], seeds=options["seeds"], rivals=options["rivals"])
+    assert len(plan.jobs({})) == len(one.penalties) * one.seeds
+    assert one.shortened
+
+
+def test_stored_results_have_a_command_an_environment_and_no_folder_of_a_machine():
+    for file in (ROOT / STORED).glob("*.json"):
+        text = file.read_text(encoding="utf-8")
+        found = json.loads(text)
+        assert {"command", "environment", "hours", "shortened"} <= found.keys(), file.name
+        assert not re.search(r'"/|/home/|/tmp/|/root/|/work/', text), file.name
+
+
+def test_measurements_go_on_where_they_stopped():
+    found: dict = {}
+    pieces = paper_measurements.flooding("", found)
+    first = dict(next(pieces)["seeds"][0])
+    pieces.close()
+    again = [len(piece["seeds"]) for piece in paper_measurements.flooding("", found)]
+    assert again == [2, 3, 4, 5]
+    assert found["seeds"][0] == first
+    assert all(seed["relative error"] < 1e-6 for seed in found["seeds"])
+
+
+def test_a_measurement_is_stored_piece_by_piece_and_stops_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(papers, "RUNS", tmp_path / "runs")
+
+    def two(root, found):
+        for i in range(len(found.setdefault("seeds", [])), 3):
+            found["seeds"].append({"seed": i})
+            yield found
+
+    one = Measurement("two", two, shortened="short")
+    over = papers.Clock(0.0)
+    for count in (1, 2):
+        with pytest.raises(papers.OutOfTime):
+            papers.measure(one, "", over, tmp_path)
+        assert len(json.loads((tmp_path / "two.json").read_text())["seeds"]) == count
+    papers.measure(one, "", papers.Clock(None), tmp_path)
+    stored = json.loads((tmp_path / "two.json").read_text())
+    assert len(stored["seeds"]) == 3
+    assert stored["command"] == "python benchmarks/papers.py --only two"
+
+
+def test_unknown_experiments_and_entries_are_named(capsys):
+    with pytest.raises(SystemExit, match=r"--only must name experiments; got nothing. Known: diagonal-network"):
+        papers.chosen(["nothing"])
+    with pytest.raises(SystemExit, match=r"2"):
+        gpu.main(["--only", "nothing"])
+    assert "--only must name entries; got nothing" in capsys.readouterr().err
+
+
+class TestPlan:
+    """What a GPU would be given to do."""
+
+    def test_entries_in_order_within_the_minutes_and_a_comparison_with_the_rest(self, tmp_path):
+        results = tmp_path / "gpu"
+        whole = {one.entry.name: one.decision for one in gpu.plan(gpu.ENTRIES, None, results)}
+        assert set(whole.values()) == {"run"}
+        minutes = sum(entry.minutes for entry in gpu.ENTRIES if not entry.resumes) + 10
+        told = {one.entry.name: one.decision for one in gpu.plan(gpu.ENTRIES, minutes, results)}
+        assert all(told[entry.name] == "run" for entry in gpu.ENTRIES if not entry.resumes)
+        assert [told[one.name] for one in GPU] == ["begin", *["later"] * (len(GPU) - 1)]
+
+    def test_a_measurement_that_does_not_fit_is_left_and_a_smaller_one_is_run(self, tmp_path):
+        told = [one.decision for one in gpu.plan(gpu.ENTRIES[:2], 2, tmp_path / "gpu")]
+        assert told == ["run", "later"]
+
+    def test_what_is_stored_is_not_run_again(self, tmp_path):
+        results = tmp_path / "gpu"
+        for entry in (gpu.ENTRIES[0], gpu.ENTRIES[-1]):
+            entry.file(results).parent.mkdir(parents=True, exist_ok=True)
+            entry.file(results).write_text("{}")
+        told = [one.decision for one in gpu.plan(gpu.ENTRIES, None, results)]
+        assert (told[0], told[-1]) == ("stored", "stored")
+        assert set(told[1:-1]) == {"run"}
+
+    def test_a_dry_run_says_it(self, capsys):
+        assert gpu.main(["--dry-run", "--minutes", "1"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == len(gpu.ENTRIES)
+        assert lines[0].startswith("run     no-synchronization: no device synchronization")
+        assert lines[1].startswith("later   step-cost-resnet50")
+
+    def test_numbers_of_tiny_sizes_are_not_stored_among_the_others(self, capsys):
+        with pytest.raises(SystemExit, match=r"2"):
+            gpu.main(["--device", "cpu", "--tiny"])
+        assert "--tiny needs --results" in capsys.readouterr().err
