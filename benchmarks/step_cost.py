@@ -5,6 +5,7 @@
 Every round runs one step of every method in a random order, each on its own copy of the model, in one process; the reported time of
 a method is the median over rounds of its ratio to "two" in the same round, so that a machine whose speed drifts disturbs all alike. "two"
 is two forward and backward passes with the gradients set to None in between and one optimizer step: the floor for a method of two passes.
+"accumulating" is the same with gradients that add up, the floor for GNP and F-GR, whose result is a sum of two gradients.
 ``--clock processor`` counts the processor time of all threads instead of the wall clock's, for machines on which others work too.
 
 ``--keep-freed-memory`` tells glibc's allocator to keep what is freed, as PyTorch's own on a GPU and jemalloc do. By default it may hand a
@@ -40,7 +41,7 @@ OURS = {
     "F-GR": gradreg.fgr(gamma=0.05, epsilon=0.1),
     "exact": gradreg.exact(gamma=0.05),
 }
-ACCUMULATING = "accumulating"  # two plain passes whose gradients add up: measured for its memory
+ACCUMULATING = "accumulating"  # two plain passes whose gradients add up: the floor for a result that is a sum of two gradients
 
 
 def their_sam(model: nn.Module) -> steps.Update:
@@ -60,6 +61,7 @@ def their_sam(model: nn.Module) -> steps.Update:
 METHODS: dict[str, steps.Build] = {
     "plain": partial(steps.plain, passes=1),
     "two": partial(steps.plain, passes=2),
+    ACCUMULATING: partial(steps.plain, passes=2, accumulating=True),
     **{name: partial(steps.regularized, penalty=penalty) for name, penalty in OURS.items()},
     "pytorch_optimizer SAM": their_sam,
 }
@@ -79,9 +81,8 @@ def runs(step: steps.Step) -> bool:
 def memory(workload: Workload, device: torch.device, methods: list[str]) -> dict[str, dict[str, float]]:
     """The peak of a first step, which allocates what stays (momentum, copies) as well, less that of plain training."""
     totals: dict[str, float] = {}
-    builds = {**{method: METHODS[method] for method in methods}, ACCUMULATING: partial(steps.plain, passes=2, accumulating=True)}
-    for method, build in builds.items():
-        model, step = steps.step_of(workload, build, device)
+    for method in methods:
+        model, step = steps.step_of(workload, METHODS[method], device)
         totals[method] = peak_bytes(step, device) / steps.size_of(model)
     return {method: {f"over_{base}": round(totals[method] - totals[base], 3) for base in ("plain", ACCUMULATING)} for method in methods}
 
