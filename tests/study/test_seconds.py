@@ -184,12 +184,12 @@ def test_a_ratio_is_not_moved_by_one_disturbed_round():
     assert found.ratio == pytest.approx(2.0)
 
 
-def compiled(length: int, seconds: float, evaluations: float, draws: random.Random, *, logs: bool) -> Side:
+def compiled(length: int, seconds: float, evaluations: float, draws: random.Random, *, logs: bool = True, every: int = 1) -> Side:
     """A run whose first epoch compiles, for a time that varies by more than its epochs take."""
 
     def run(stretch: Fraction) -> Timed:
         n, start = int(length * stretch), draws.uniform(1.0, 9.0)
-        marks = tuple((i + 1.0, start + seconds * (i + 1), evaluations * (i + 1)) for i in range(n)) if logs else ()
+        marks = tuple((i + 1.0, start + seconds * (i + 1), evaluations * (i + 1)) for i in range(every - 1, n, every)) if logs else ()
         return Timed(start + seconds * n, evaluations * n, marks)
 
     return Side(run, length, evaluations * length)
@@ -197,10 +197,12 @@ def compiled(length: int, seconds: float, evaluations: float, draws: random.Rand
 
 def test_a_compilation_that_varies_by_more_than_the_epochs_take_does_not_move_the_ratio():
     draws = random.Random(0)
-    found = measure(compiled(30, 0.02, 1, draws, logs=True), compiled(30, 0.035, 2, draws, logs=True))
+    found = measure(compiled(30, 0.02, 1, draws), compiled(30, 0.035, 2, draws))
     assert (found.ratio, found.length) == (pytest.approx(1.75), 53)
     assert len(found.rounds) == 5
     assert found.agrees
+    seldom = measure(compiled(30, 0.02, 1, draws), compiled(30, 0.035, 2, draws, every=2))
+    assert seldom.ratio == pytest.approx(1.75)
 
 
 def test_rounds_that_do_not_agree_are_added_to_and_said():
