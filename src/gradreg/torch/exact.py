@@ -79,7 +79,7 @@ class DoubleBackward:
                     held = direction if direction is not None else [None if g is None else g.detach() for g in gradients]
                     if self.average_direction:
                         held = self._averaged(held)
-                    norm = evaluator.unscaled(gradient_norm([d for d in held if d is not None]))
+                    norm = evaluator.unscaled(gradient_norm([d.to_dense() if d.is_sparse else d for d in held if d is not None]))
                     factor = strength if penalty.power == 2 else safe_ratio(strength, norm)
                     factor = factor / evaluator.scale(norm) / evaluator.scale(norm) * evaluator.share
                 pairs = [(g, d) for g, d in zip(gradients, held, strict=True) if g is not None and d is not None]
