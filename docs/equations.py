@@ -6,7 +6,7 @@ import re
 
 SYMBOLS = {
     **{"α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "ε": r"\varepsilon ", "η": r"\eta ", "θ": r"\theta "},
-    **{"λ": r"\lambda ", "μ": r"\mu ", "ρ": r"\rho ", "σ": r"\sigma "},
+    **{"λ": r"\lambda ", "μ": r"\mu ", "ξ": r"\xi ", "ρ": r"\rho ", "σ": r"\sigma "},
     "∇": r"\nabla ",
     "·": r"\,",
     "−": "-",

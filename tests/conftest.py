@@ -19,11 +19,13 @@ HERE = Path(__file__).parent
 SLOW = {
     "integrations": (
         "accelerate",
+        "bi_lora",
         "data_parallel",
         "examples",
         "lightning",
         "lightning_around",
         "patches",
+        "peft",
         "timm",
         "transformers",
         "trl",

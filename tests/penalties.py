@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import gradreg
-from gradreg import Adaptive, EmaDirection, Friendly, GradientPenalty, LossEquated, SurrogateGap, Unified
+from gradreg import Adaptive, ClipEach, Clipped, EmaDirection, Friendly, GradientPenalty, LossEquated, SurrogateGap, Unified
 
 # Radii are large enough that a missing, reversed or rescaled perturbation changes every digit of the answer.
 PENALTIES: dict[str, GradientPenalty] = {
@@ -53,6 +53,10 @@ PENALTIES: dict[str, GradientPenalty] = {
     "gap-remembered": GradientPenalty(power=2, strength=0.3, radius=0.3, mixing=SurrogateGap(a=0.3), direction=EmaDirection(decay=0.4)),
     "wsam-decoupled": gradreg.wsam(rho=0.3, gamma=0.6, decoupled=True),
     "looksam": gradreg.looksam(rho=0.4, k=2, a=0.7),
+    "fgr-clipped": gradreg.fgr(gamma=0.2, epsilon=0.5, clip=0.3),
+    "backward-clipped": GradientPenalty(
+        power=2, strength=0.3, radius=0.4, difference="backward", direction=Clipped(max_norm=0.4), mixing=ClipEach(max_norm=0.2)
+    ),
     "sam-every-2": gradreg.sam(rho=0.3).every(2),
     "gnp-every-2-compensated": gradreg.gnp(r=0.3, alpha=0.4).every(2, compensate=True),
     "sam-by-chance": gradreg.sam(rho=0.3).with_probability(0.7, seed=30),

@@ -13,6 +13,7 @@ from gradreg.constructors import (
     cgr,
     exact,
     fgr,
+    flat_lora,
     friendly_sam,
     gnp,
     gsam,
@@ -28,12 +29,24 @@ from gradreg.constructors import (
     wsam,
 )
 from gradreg.deprecations import deprecated
-from gradreg.directions import Adaptive, Direction, EmaDirection, FanScaled, Friendly, Gradient, LossEquated, Random, Unified
+from gradreg.directions import (
+    Adaptive,
+    Clipped,
+    Direction,
+    EmaDirection,
+    FanScaled,
+    Friendly,
+    Gradient,
+    LossEquated,
+    MergedNoise,
+    Random,
+    Unified,
+)
 from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
 from gradreg.gates import Chance, Delay, Every, Tail
 from gradreg.held_out import HeldOut
 from gradreg.masks import Mask, OnlyNorms, Sparse
-from gradreg.mixing import GradientMixing, Plain, Reuse, SurrogateGap, Unit
+from gradreg.mixing import ClipEach, GradientMixing, Plain, Reuse, SurrogateGap, Unit
 from gradreg.penalties import GradientPenalty
 from gradreg.schedules import Anneal, Constant, Cosine, LogTime, Product, Ramp, Schedule
 from gradreg.weight_decay import AutoL2, predict_l2
@@ -47,6 +60,8 @@ __all__ = [
     "AutoL2",
     "AutoRadius",
     "Chance",
+    "ClipEach",
+    "Clipped",
     "Constant",
     "Cosine",
     "DecayClock",
@@ -65,6 +80,7 @@ __all__ = [
     "LogTime",
     "LossEquated",
     "Mask",
+    "MergedNoise",
     "OnlyNorms",
     "Plain",
     "Product",
@@ -84,6 +100,7 @@ __all__ = [
     "effective_learning_rate",
     "exact",
     "fgr",
+    "flat_lora",
     "flooding_from_dict",
     "friendly_sam",
     "gnp",

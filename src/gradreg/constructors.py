@@ -7,8 +7,20 @@ from typing import cast
 
 from gradreg import checks
 from gradreg.auto_radius import AutoRadius, auto_radius_in
-from gradreg.directions import Adaptive, EmaDirection, FanScaled, Friendly, Lambda, Layout, LossEquated, Random, Unified
-from gradreg.mixing import GradientMixing, Reuse, SurrogateGap
+from gradreg.directions import (
+    Adaptive,
+    Clipped,
+    EmaDirection,
+    FanScaled,
+    Friendly,
+    Lambda,
+    Layout,
+    LossEquated,
+    MergedNoise,
+    Random,
+    Unified,
+)
+from gradreg.mixing import ClipEach, GradientMixing, Reuse, SurrogateGap
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import Difference
 from gradreg.registry import constructor
@@ -61,7 +73,7 @@ def gnp(*, r: Value, alpha: float | JaxScalar, mixing: GradientMixing | str = "p
 
 
 @constructor
-def fgr(*, gamma: Value | None = None, epsilon: Value, steps: int = 1) -> GradientPenalty:
+def fgr(*, gamma: Value | None = None, epsilon: Value, steps: int = 1, clip: float | None = None) -> GradientPenalty:
     """Forward finite-difference gradient regularization: ``G = (1 − γ/ε)·g + (γ/ε)·∇L(θ + ε·g)``, of the penalty (γ/2)‖g‖².
 
     Args:
@@ -70,11 +82,16 @@ def fgr(*, gamma: Value | None = None, epsilon: Value, steps: int = 1) -> Gradie
             large ε best, and γ = ε = 0.05 for an MLP and a ResNet on CIFAR-10.
         steps: S ≥ 1 ascent steps of ε / S, each along the gradient found where the last one ended: with θ' the end of the last,
             ``[∇L(θ') − g] / ε = H·g + O(ε)``.
+        clip: M > 0, a norm at which both gradients are clipped before they are used, as in arXiv 2602.18037 (10 there); None for no limit.
 
-    Cost: S + 1 gradient evaluations.
+    Cost: S + 1 gradient evaluations; with ``clip`` the first gradient is held through the second pass.
     Source: Karakida et al. 2023, arXiv 2210.02720, equation 3.
     """
-    return replace(_squared("forward", gamma, epsilon), ascent_steps=steps)
+    penalty = replace(_squared("forward", gamma, epsilon), ascent_steps=steps)
+    if clip is None:
+        return penalty
+    limit = checks.positive("clip", clip, remedy="Leave it out for no limit.")
+    return replace(penalty, direction=Clipped(max_norm=limit), mixing=ClipEach(max_norm=limit))
 
 
 @constructor
@@ -273,6 +290,27 @@ def random_sam(*, rho: Value, seed: int = 0) -> GradientPenalty:
     """
     radius = _radius(rho)
     return GradientPenalty(power=1, strength=radius, radius=radius, direction=Random(seed=seed))
+
+
+@constructor
+def flat_lora(*, sigma: Value, seed: int = 0) -> GradientPenalty:
+    """Flat-LoRA, for low-rank adapters at no extra pass: ``G = ∇L(W + s·B·A + σ·E)`` with ``E = ‖W + s·B·A‖·ξ/√(n)``, row by row.
+
+    The gradient is that of the adapters A and B; the noise is on the merged weights, which are what is used in the end. n is the number
+    of inputs of a layer, s the adapter's scaling, and ξ ~ N(0, 1) for each entry, drawn again every step.
+
+    Args:
+        sigma: σ > 0, the standard deviation of an entry as a share of its row's root mean square; a float or a schedule. 0.05 in the
+            authors' command for Llama 2, whose code raises it along half a cosine: ``sigma=Cosine(start=0.0, end=0.05, steps=...)``.
+        seed: a whole number from 0 to 2³² − 1.
+
+    Cost: 1 gradient evaluation, and the drawing of the noise twice for each layer. The loss returned is that at the perturbed weights. No
+    memory but that of the noise of one layer. PyTorch only, for adapters on ``torch.nn.Linear`` layers (PEFT's LoRA).
+    Source: Li et al. 2025, arXiv 2409.14396.
+    Differs from the paper: see ``gradreg.MergedNoise``.
+    """
+    radius = value_of("sigma", sigma, allow_zero=isinstance(sigma, Schedule))
+    return GradientPenalty(power=2, strength=radius, radius=radius, direction=MergedNoise(seed=seed))
 
 
 @constructor

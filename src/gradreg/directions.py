@@ -10,12 +10,16 @@ A penalty perturbs the parameters by ``radius · v / ‖w‖`` (power 1) or ``ra
     Friendly      g − σ·m, m an EMA of g         v                      yes
     LossEquated   g / ‖g‖², capped               its own                yes
     Unified       (1 − λ + λ/‖g‖)·g              its own                yes
+    Clipped       min(1, M/‖g‖)·g                its own                yes
     FanScaled     T²·g, T = √(fan_out/fan_in)    T·g                    yes
     EmaDirection  ±m, an EMA of the results G    v                      none
     Random        ±1 each, drawn                 v                      none
+    MergedNoise   ‖W'_i‖·ξ/√n, ξ drawn           its own                none
     ============  =============================  =====================  ==========================================
 
-``LossEquated`` and ``Unified`` set the length themselves, and go with power 2, which perturbs by ``radius · v``.
+``LossEquated``, ``Unified``, ``Clipped`` and ``MergedNoise`` set the length themselves, and go with power 2, which perturbs by
+``radius · v``.
+``MergedNoise`` perturbs the frozen weights W under low-rank adapters instead of the parameters (W' = W + B·A, i its rows).
 A direction without a first pass needs no gradient at the unperturbed parameters: where c = strength / radius is 1, the step costs 1
 evaluation. EMAs begin at zero and are updated with the gradient of every step, also of those at which the strength is 0.
 
@@ -61,6 +65,9 @@ class Direction(Part, tag="direction"):
 
     depends_on_step: ClassVar[bool] = False
     """Whether the number of the step enters, so that the JAX engine must be given it."""
+
+    perturbs_adapted_layers: ClassVar[bool] = False
+    """Whether the weights under low-rank adapters are perturbed in its place, while a pass runs, and no parameter is."""
 
     @property
     def average_decay(self) -> float:
@@ -210,6 +217,29 @@ class Unified(Direction, name="unified"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clipped(Direction, name="clipped"):
+    """The gradient, no longer than M: ``v = min(1, M/‖g‖)·g``, so that a perturbation by ε·v is never longer than ε·M.
+
+    Args:
+        max_norm: M > 0.
+
+    Source: the code of Ackermann et al. 2026, arXiv 2602.18037, which clips the gradient before it perturbs by it.
+    Differs from their code: the norm is that over the perturbed parameters, theirs over all trained ones.
+    """
+
+    max_norm: float
+
+    powers: ClassVar[tuple[int, ...]] = (2,)
+    ascends: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_norm", checks.positive("max_norm", self.max_norm, remedy="Use Gradient() for no limit."))
+
+    def __str__(self) -> str:
+        return f"gradient clipped at {self.max_norm:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class FanScaled(Direction, name="fan-scaled"):
     """The gradient with layerwise radii that hold across widths: ``v = T²·g``, ``w = T·g``, ``T = √(fan_out/fan_in)`` for each tensor.
 
@@ -313,3 +343,38 @@ class Random(Direction, name="random"):
 
     def __str__(self) -> str:
         return f"random(seed {self.seed})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedNoise(Direction, name="merged-noise"):
+    """Gaussian noise on the frozen weights under low-rank adapters: ``v_ij = ‖W'_i‖/√n·ξ_ij`` with ``W' = W + s·B·A``, ξ ~ N(0, 1).
+
+    i is a row of the merged weight W' (an output), of n entries (inputs). So the output of a layer gets noise of a standard deviation in
+    proportion to its own scale and to the radius, whatever the width. The noise is drawn again every step, and is the same in all
+    micro-batches and on all ranks; it depends on the seed, the step and the place of the weight in the model (and on the kind of device,
+    whose generator draws it).
+
+    A layer adds it to its weight while it computes, forward and backward, and drops it: nothing of the size of the frozen model is stored
+    or copied. No parameter is perturbed. For models whose adapters lie on ``torch.nn.Linear`` layers, as those of PEFT's LoRA do; PyTorch
+    only.
+
+    Args:
+        seed: a whole number from 0 to 2³² − 1.
+
+    Source: Li et al. 2025, arXiv 2409.14396 (Flat-LoRA), the refined perturbation of the merged weight; its authors' code.
+    Differs from the paper: their code draws by the time of day, on each rank anew, and subtracts the noise from the weight again, which
+    leaves rounding errors in it.
+    """
+
+    seed: int = 0
+
+    needs_gradient: ClassVar[bool] = False
+    powers: ClassVar[tuple[int, ...]] = (2,)
+    depends_on_step: ClassVar[bool] = True
+    perturbs_adapted_layers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", checks.seed(self.seed))
+
+    def __str__(self) -> str:
+        return f"merged noise(seed {self.seed})"

@@ -9,6 +9,7 @@ gradient:
     Plain         P
     Unit          P with (1 − c)·g/‖g‖ in place of (1 − c)·g
     SurrogateGap  P − a·(g − (⟨g, P⟩ / ⟨P, P⟩)·P)
+    ClipEach      P with g and ∇L(θ ± radius·d) each clipped at M
     ============  ====================================================
 
 Besides the mixing, a penalty may say *when* its part of the gradient is computed (``Reuse``) and *where* the result goes (``decoupled``).
@@ -32,6 +33,9 @@ class GradientMixing(Part, tag="mixing"):
     plain_gradient: ClassVar[Literal["summed", "normalized", "apart"]] = "apart"
     """What it needs of the plain gradient: "summed" needs only the weighted sum; "normalized" rescales its part of the sum once its norm is
     known; "apart" needs the whole plain gradient separately from P, which costs the memory of one more gradient."""
+
+    differences: ClassVar[tuple[str, ...]] = ("forward", "backward", "central")
+    """The finite differences for which it is defined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,31 @@ class SurrogateGap(GradientMixing, name="surrogate-gap"):
 
     def __str__(self) -> str:
         return f"surrogate gap(a {self.a:g})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipEach(GradientMixing, name="clip-each"):
+    """``G = (1 − c)·clip(g) + c·clip(∇L(θ + radius·d))`` with ``clip(x) = min(1, M/‖x‖)·x``: no spike of either gradient enters the result.
+
+    Their difference is multiplied by c = strength / radius, so clipping the result alone would keep the direction of a spike. For the
+    forward and the backward difference, whose two gradients it can tell apart.
+
+    Args:
+        max_norm: M > 0, for the norm over all trained parameters.
+
+    Source: the code of Ackermann et al. 2026, arXiv 2602.18037.
+    Differs from their code: parameters that are not perturbed get the same combination, theirs the second gradient alone.
+    """
+
+    max_norm: float
+
+    differences: ClassVar[tuple[str, ...]] = ("forward", "backward")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_norm", checks.positive("max_norm", self.max_norm, remedy="Use mixing='plain' for no limit."))
+
+    def __str__(self) -> str:
+        return f"each clipped at {self.max_norm:g}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,11 @@ def check_composition(penalty: Composition) -> None:
             f"power {penalty.power}, difference {penalty.difference!r}, direction {direction}. "
             "Use gnp(..., mixing='unit'), or mixing='plain'."
         )
+    if penalty.difference not in (*mixing.differences, "exact"):
+        raise ValueError(
+            f"mixing={str(mixing)!r} must go with the difference {' or '.join(mixing.differences)}; got {penalty.difference!r}. Use one of "
+            "them, or mixing='plain'."
+        )
     if mixing.plain_gradient != "summed" and (penalty.reuse is not None or penalty.decoupled):
         raise ValueError(
             f"mixing={str(mixing)!r} must stand alone; got it with {penalty.combined_by()}. Use mixing='plain', or leave the other out."
@@ -86,6 +91,11 @@ def check_composition(penalty: Composition) -> None:
         raise ValueError(
             f"{penalty.reuse} must go with a direction that needs a gradient, because it saves passes of that; got direction "
             f"{direction}. Use looksam(rho=..., k=..., a=...)."
+        )
+    if direction.perturbs_adapted_layers and mask is not None:
+        raise ValueError(
+            f"mask must be left out with direction {direction}, which perturbs no parameters; got {mask}. Choose layers by the names of "
+            "their weights: parameters=lambda name, p: ... of the regularizer."
         )
     if not direction.needs_gradient and mask is not None and mask.needs_gradient:
         raise ValueError(

@@ -15,7 +15,10 @@ EXAMPLES = {
     "accelerate_loop.py": (["--epochs", "2"], "20 regularized steps"),
     "lightning_digits.py": (["--epochs", "2"], "40 gradient evaluations"),
     "trainer_text.py": (["--steps", "2"], "SAM(rho 0.05): training loss"),
-    "grpo_reward.py": (["--steps", "2"], "F-GR(gamma 0.01, epsilon 0.001): reward"),
+    "grpo_reward.py": (
+        ["--steps", "2"],
+        "F-GR(gamma 0.01, epsilon 0.001), each clipped at 10, direction gradient clipped at 10: reward",
+    ),
 }
 
 

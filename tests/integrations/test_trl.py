@@ -312,7 +312,11 @@ def test_a_trainer_that_computes_its_loss_elsewhere_is_an_error(tmp_path: Path):
 
 
 def test_the_setting_of_the_paper():
+    """``grpo_rlhf_script.py`` and ``gradreg_config.py`` of its code."""
     penalty = against_reward_hacking()
-    assert penalty == gradreg.fgr(gamma=1e-2, epsilon=1e-3)
+    assert penalty == gradreg.fgr(gamma=1e-2, epsilon=1e-3, clip=10.0)
+    assert (penalty.direction, penalty.mixing) == (gradreg.Clipped(max_norm=10.0), gradreg.ClipEach(max_norm=10.0))
     assert penalty.coefficient_at(0) == pytest.approx(10)
+    assert penalty.evaluations_at(0) == 2
     assert copy.copy(penalty) == penalty
+    assert against_reward_hacking(clip=None) == gradreg.fgr(gamma=1e-2, epsilon=1e-3)

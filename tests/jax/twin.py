@@ -12,6 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 from gradreg import (
     Adaptive,
+    ClipEach,
+    Clipped,
     EmaDirection,
     FanScaled,
     Friendly,
@@ -72,6 +74,10 @@ class Twin:
             return g
         if isinstance(mixing, SurrogateGap) and fresh:
             return P - mixing.a * (g - (g @ P) / (P @ P) * P)
+        if isinstance(mixing, ClipEach) and fresh:
+            c = self.penalty.coefficient_at(step) * (1 if self.penalty.difference == "forward" else -1)
+            second = (P - (1 - c) * g) / c
+            return (1 - c) * self._limited(g, mixing.max_norm) + c * self._limited(second, mixing.max_norm)
         if reuse is not None and fresh:
             self._reused = P - (g @ P) / (g @ g) * g
         elif reuse is not None and self._reused is not None and self.penalty.strength_at(step) > 0:
@@ -127,6 +133,8 @@ class Twin:
         elif isinstance(direction, Unified):
             lam = {"1/t": 1 / (step + 1), "1-1/t": 1 - 1 / (step + 1)}.get(direction.lam, direction.lam)  # type: ignore[arg-type]
             v = (1 - lam + lam / jnp.linalg.norm(g)) * g  # type: ignore[operator]
+        elif isinstance(direction, Clipped):
+            v = self._limited(g, direction.max_norm)
         elif isinstance(direction, FanScaled):
             leaves = jax.tree.leaves(params)
             T = jnp.concatenate([jnp.full(leaf.size, self._fan_scale(leaf, direction.layout)) for leaf in leaves])
@@ -138,6 +146,10 @@ class Twin:
         else:
             v = g
         return v, v
+
+    @staticmethod
+    def _limited(g: Any, most: float) -> Any:
+        return g * min(1.0, most / float(jnp.linalg.norm(g)))
 
     @staticmethod
     def _scale(direction: Adaptive, leaf: Any) -> Any:

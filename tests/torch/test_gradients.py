@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradreg import GradientPenalty, Unit
+from gradreg import ClipEach, GradientPenalty, Unit
 from gradreg.torch import GradientRegularizer
 
 from . import twins
@@ -198,7 +198,9 @@ def test_part_of_the_parameters(penalty: GradientPenalty, present: bool) -> None
 
 
 def without_direction(penalty: GradientPenalty, plain: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Both passes give the plain gradient; of the normalised one, which unit mixing takes, nothing is left."""
+    """Both passes give the plain gradient; of the normalised one, which unit mixing takes, nothing is left, and clipping clips it."""
+    if isinstance(penalty.mixing, ClipEach):
+        return twins.limited(plain, penalty.mixing.max_norm)
     return {n: 0.8 * g for n, g in plain.items()} if penalty.mixing == Unit() else plain
 
 

@@ -11,6 +11,8 @@ from torch.func import functional_call, grad
 
 from gradreg import (
     Adaptive,
+    ClipEach,
+    Clipped,
     EmaDirection,
     FanScaled,
     Friendly,
@@ -142,6 +144,18 @@ def mup2(loss: Loss, theta: Parameters, rho: float) -> Parameters:
     return grad(loss)(plus(theta, rho / size, {name: ratio[name] * v for name, v in g.items()}))
 
 
+def limited(g: Parameters, most: float) -> Parameters:
+    """``clip_grad_norm_``: no longer than ``most``."""
+    return scaled(min(1.0, most / float(norm(g))), g)
+
+
+def fgr_clipped(loss: Loss, theta: Parameters, gamma: float, epsilon: float, most: float) -> Parameters:
+    """Ackermann et al. 2026, their code: g₁ ← clip(g₁), g₂ ← clip(∇L(θ + ε·g₁)), g₁ + (γ/ε)·(g₂ − g₁)."""
+    first = limited(grad(loss)(theta), most)
+    second = limited(grad(loss)(plus(theta, epsilon, first)), most)
+    return total(first, scaled(gamma / epsilon, second), scaled(-gamma / epsilon, first))
+
+
 def friendly(loss: Loss, theta: Parameters, m: Parameters, rho: float, sigma: float, decay: float) -> tuple[Parameters, Parameters]:
     """Li et al. 2024, algorithm 1: m ← λm + (1 − λ)g, d = g − σm, ∇L(θ + ρd/‖d‖); returns it and m."""
     g = grad(loss)(theta)
@@ -254,6 +268,10 @@ def family(
     result = mean(found)
     if isinstance(mixing, SurrogateGap):
         result = total(result, scaled(-mixing.a, g), scaled(mixing.a * inner(g, result) / inner(result, result), result))
+    elif isinstance(mixing, ClipEach):
+        c = strength / radius * (1 if penalty.difference == "forward" else -1)  # type: ignore[operator]  # it has a radius
+        second = total(result, scaled(c - 1, g))  # c times the second gradient
+        result = total(scaled(1 - c, limited(g, mixing.max_norm)), limited(second, abs(c) * mixing.max_norm))
     elif penalty.reuse is not None:
         memory.reused = total(result, scaled(-inner(g, result) / inner(g, g), g))
     elif penalty.decoupled:
@@ -325,6 +343,8 @@ def formed(
     elif isinstance(direction, Unified):
         lam = {"1/t": 1 / (step + 1), "1-1/t": 1 - 1 / (step + 1)}.get(direction.lam, direction.lam)  # type: ignore[arg-type]
         return scaled(1 - lam + lam / norm(g), g), norm(g)  # type: ignore[operator]
+    elif isinstance(direction, Clipped):
+        return limited(g, direction.max_norm), norm(g)
     elif isinstance(direction, EmaDirection):
         sign = -1 if direction.ahead else 1
         g = {n: sign * memory.average.get(n, torch.zeros_like(v)) for n, v in g.items()}

@@ -34,14 +34,22 @@ __all__ = [
 ]
 
 
-def against_reward_hacking(*, gamma: float = 1e-2, epsilon: float = 1e-3) -> GradientPenalty:
-    """F-GR with the strength and the step of arXiv 2602.18037: ``G = g + γ/ε·(∇L(θ + ε·g) − g)``, here with γ/ε = 10.
+def against_reward_hacking(*, gamma: float = 1e-2, epsilon: float = 1e-3, clip: float | None = 10.0) -> GradientPenalty:
+    """F-GR with the setting of arXiv 2602.18037: ``G = g + γ/ε·(∇L(θ + ε·g) − g)`` with both gradients clipped at norm 10; γ/ε = 10.
 
     Keep the parameters in float32 (and compute in bf16 by ``bf16=True``): a step of 1e-3 vanishes in the rounding of bf16 weights.
 
-    Differs from the paper: its code clips both gradients at norm 10; here ``max_grad_norm`` clips the regularized one.
+    Args:
+        gamma: strength γ: 1e-2 for RLHF with a reward model, 1e-3 with a language model as judge.
+        epsilon: step ε.
+        clip: the norm at which both gradients are clipped; None for no limit, which saves the memory of one gradient.
+
+    Source: Ackermann et al. 2026, arXiv 2602.18037, and its code (``grad_reg_strength``, ``grad_reg_eps``, ``grad_reg_g1_clip``,
+    ``grad_reg_g2_clip``). With it go ``beta=0.0``, ``loss_type="grpo"``, ``scale_rewards="none"``, 8 generations, a learning rate of 5e-6,
+    constant, no steps of generated text used twice, and embeddings and output head left out of the perturbation (``without_embeddings``).
+    Differs from their code: see ``gradreg.Clipped`` and ``gradreg.ClipEach``; and ``max_grad_norm`` clips the result after them, in both.
     """
-    return fgr(gamma=gamma, epsilon=epsilon)
+    return fgr(gamma=gamma, epsilon=epsilon, clip=clip)
 
 
 class RegularizedSFTTrainer(RegularizedTrainerMixin, SFTTrainer):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from gradreg import checks
-from gradreg.directions import Adaptive, Direction, EmaDirection, FanScaled, Friendly, Gradient, LossEquated, Random, Unified
+from gradreg.directions import Adaptive, Clipped, Direction, EmaDirection, FanScaled, Friendly, Gradient, LossEquated, Random, Unified
 from gradreg.jax.draws import signs
 from gradreg.jax.norms import Tree, gradient_norm, safe_ratio, widened
 
@@ -99,6 +99,13 @@ def _(direction: LossEquated, inputs: DirectionInputs) -> tuple[Tree, Tree]:
 def _(direction: Unified, inputs: DirectionInputs) -> tuple[Tree, Tree]:
     lam, inverse = direction.lam_at(inputs.step), inputs.inverse_norm()
     factor = jnp.asarray(1.0 - lam, inverse.dtype) + jnp.asarray(lam, inverse.dtype) * inverse
+    v = jax.tree.map(lambda g: factor.astype(widened(g).dtype) * widened(g), inputs.gradients)
+    return v, v
+
+
+@ascent_direction.register
+def _(direction: Clipped, inputs: DirectionInputs) -> tuple[Tree, Tree]:
+    factor = jnp.minimum(direction.max_norm * inputs.inverse_norm(), 1.0)
     v = jax.tree.map(lambda g: factor.astype(widened(g).dtype) * widened(g), inputs.gradients)
     return v, v
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from gradreg import checks
 from gradreg.jax.norms import Tree, inner_product, safe_ratio, widened
 from gradreg.jax.perturbation import weighted_sum
-from gradreg.mixing import GradientMixing, Plain, SurrogateGap, Unit
+from gradreg.mixing import ClipEach, GradientMixing, Plain, SurrogateGap, Unit
 
 
 @singledispatch
@@ -51,11 +51,13 @@ class MixingInputs:
         result: P, the sum of the weighted gradients, the plain one's included.
         plain: g.
         shards: for each leaf, the mapped axes over which it is divided (``norm_axes``); empty if none is.
+        plain_weight: the weight of g in P: 1 − c for the forward difference, 1 + c for the backward one.
     """
 
     result: Tree
     plain: Tree
     shards: Sequence[tuple[str, ...]] = ()
+    plain_weight: Any = 0.0
 
     def inner_product(self, first: Tree, second: Tree) -> jax.Array:
         """The inner product of two such gradients, over all leaves and devices."""
@@ -72,6 +74,19 @@ def mix(mixing: GradientMixing, inputs: MixingInputs) -> Tree:
 def _(mixing: SurrogateGap, inputs: MixingInputs) -> Tree:
     along = safe_ratio(inputs.inner_product(inputs.plain, inputs.result), inputs.inner_product(inputs.result, inputs.result))
     return weighted_sum([(1.0 + mixing.a * along, inputs.result), (-mixing.a, inputs.plain)])
+
+
+@mix.register
+def _(mixing: ClipEach, inputs: MixingInputs) -> Tree:
+    share = inputs.plain_weight
+    perturbed = weighted_sum([(1.0, inputs.result), (-share, inputs.plain)])  # ±c times the second gradient
+
+    def factor(limit: Any, gradient: Tree) -> jax.Array:
+        norm = jnp.sqrt(inputs.inner_product(gradient, gradient))
+        return jnp.where(norm <= limit, 1.0, limit / norm)
+
+    first, second = factor(mixing.max_norm, inputs.plain), factor(mixing.max_norm * abs(1.0 - share), perturbed)
+    return weighted_sum([(share * first, inputs.plain), (second, perturbed)])
 
 
 def _unknown(mixing: GradientMixing) -> TypeError:

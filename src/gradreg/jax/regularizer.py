@@ -195,6 +195,11 @@ def check_parts(penalty: GradientPenalty) -> None:
     Raises:
         TypeError: as ``gradreg.registry.check_known``.
     """
+    if penalty.direction.perturbs_adapted_layers:
+        raise TypeError(
+            f"direction must perturb parameters in JAX; got {penalty.direction}, which perturbs the frozen weights under adapters, of "
+            "which a function of the adapters has none. Add it inside of the loss, from a key folded with the step, with penalty=None."
+        )
     check_known(penalty.direction, ascent_direction, engine="JAX")
     check_known(penalty.mixing, mix if penalty.mixing.plain_gradient == "apart" else weigh_plain, engine="JAX")
     if penalty.mask is not None:

@@ -323,7 +323,9 @@ class Step:
 
     def _mixed(self, plain: Tree | None, total: Tree, state: State) -> tuple[Tree, State]:
         """The result, from the plain gradient and the weighted sum, which is the plain gradient too where the penalty does not act."""
-        penalty, values, inputs = self.penalty, self.values, MixingInputs(total, plain, self.shards.leaves)
+        penalty, values = self.penalty, self.values
+        plan = penalty.plan(values, separate_ascent=self.ascend is not None)
+        inputs = MixingInputs(total, plain, self.shards.leaves, plan.plain_weight)
         if penalty.decoupled:
             return plain, {**state, CORRECTION: with_dtypes_of(state[CORRECTION], correction(inputs))}
         if penalty.reuse is not None:

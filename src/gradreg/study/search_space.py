@@ -52,6 +52,7 @@ STRENGTHS: dict[str, Strengths] = {
     "remembered": Strengths({"epsilon": (0.01, 1.0)}),
     "msam": Strengths({"rho": (0.01, 3.0)}),
     "random_sam": Strengths({"rho": (0.1, 10.0)}),
+    "flat_lora": Strengths({"sigma": (0.01, 0.5)}),
     "gsam": Strengths({"rho": (0.01, 1.0)}, kept={"a": 0.2}),
     "wsam": Strengths({"rho": (0.01, 1.0)}, kept={"gamma": 0.9}),
     "looksam": Strengths({"rho": (0.01, 1.0)}),

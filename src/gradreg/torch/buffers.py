@@ -35,8 +35,8 @@ _CHUNK = 1 << 20
 
 _ABSENT: Any = object()
 """Stands for state that was not there yet."""
-_OWN = frozenset(vars(nn.Module()))
-"""Attributes that are PyTorch's own."""
+_OWN = frozenset((*vars(nn.Module()), "forward"))
+"""Attributes that are PyTorch's own, and what ``gradreg.torch.adapted`` sets: code, and no state."""
 _WRAPPERS = ("torch.nn.parallel", "torch.distributed", "torch._dynamo")
 """Where modules come from whose attributes are bookkeeping of the passes themselves."""
 
@@ -218,7 +218,7 @@ class ForwardState:
             self._watch([slot for slot, _, _ in self._watched if slot not in late])
 
     def _mode_now(self, trainable: Sequence[nn.Parameter]) -> object:
-        modules = [(m.training, len(m._buffers), len(m._modules), len(m.__dict__)) for m in self._modules]
+        modules = [(m.training, len(m._buffers), len(m._modules), len(m.__dict__) - ("forward" in m.__dict__)) for m in self._modules]
         return [id(p) for p in trainable], modules, self._keeps_state
 
     def _begin_search(self, trainable: Sequence[nn.Parameter], closures: int) -> None:

@@ -18,7 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradreg.directions import Adaptive, Direction, EmaDirection, FanScaled, Friendly, Gradient, LossEquated, Random, Unified
+from gradreg.directions import (
+    Adaptive,
+    Clipped,
+    Direction,
+    EmaDirection,
+    FanScaled,
+    Friendly,
+    Gradient,
+    LossEquated,
+    MergedNoise,
+    Random,
+    Unified,
+)
+from gradreg.hashing import hashed
+from gradreg.torch.adapted import AdaptedLayer, LayerNoise
 from gradreg.torch.draws import signs
 from gradreg.torch.norms import local_shards, norm_of_shards, safe_ratio, tensor_norms
 
@@ -37,6 +51,7 @@ class Ascent:
         weight: a factor of the vectors, that of the pass whose gradient they are.
         scale: another, > 0: the loss scale of that pass.
         factor: what v is a multiple of the vectors by, beside both; for power 2 only.
+        noise: what layers under adapters are perturbed by, in place of parameters.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -45,6 +60,7 @@ class Ascent:
     weight: float | Tensor = 1.0
     scale: float | Tensor = 1.0
     factor: float | Tensor = 1.0
+    noise: LayerNoise | None = None
 
     def distance(self, power: int, radius: float | Tensor) -> float | Tensor:
         """The factor of the vectors for a step of ``radius``, which is negative for a step backward."""
@@ -75,6 +91,7 @@ class DirectionInputs:
         consumable: whether nothing else needs ``gradients``, so that they may be overwritten.
         radius: the penalty's radius at this step.
         model: what the parameters are of.
+        layers: those under adapters, for a direction that declares ``perturbs_adapted_layers``.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -88,6 +105,7 @@ class DirectionInputs:
     consumable: bool = False
     radius: float | Tensor = 0.0
     model: nn.Module | None = None
+    layers: Sequence[AdaptedLayer] = ()
 
     @property
     def indices(self) -> list[int]:
@@ -178,6 +196,12 @@ def _(direction: Unified, inputs: DirectionInputs) -> Ascent:
     return replace(_along_gradient(inputs), factor=(1.0 - lam) + lam * inputs.inverse_norm())
 
 
+@ascent_direction.register
+def _(direction: Clipped, inputs: DirectionInputs) -> Ascent:
+    ratio = direction.max_norm * inputs.inverse_norm()
+    return replace(_along_gradient(inputs), factor=ratio.clamp(max=1.0) if isinstance(ratio, Tensor) else min(ratio, 1.0))
+
+
 def _along_gradient(inputs: DirectionInputs) -> Ascent:
     return Ascent(inputs.parameters, inputs.gradients, inputs.norm, inputs.weight, inputs.scale)
 
@@ -205,3 +229,8 @@ def _(direction: EmaDirection, inputs: DirectionInputs) -> Ascent:
 def _(direction: Random, inputs: DirectionInputs) -> Ascent:
     vectors = signs(direction.seed, inputs.step, list(zip(inputs.indices, inputs.parameters, strict=True)))
     return Ascent(inputs.parameters, vectors, sqrt(max(1, sum(p.numel() for p in inputs.parameters))))
+
+
+@ascent_direction.register
+def _(direction: MergedNoise, inputs: DirectionInputs) -> Ascent:
+    return Ascent([], [], 1.0, noise=LayerNoise(inputs.layers, hashed(direction.seed, inputs.step)))

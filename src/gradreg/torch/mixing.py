@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradreg.mixing import GradientMixing, Plain, SurrogateGap, Unit
+from gradreg.mixing import ClipEach, GradientMixing, Plain, SurrogateGap, Unit
 from gradreg.registry import check_known
 from gradreg.torch.norms import inner_products, norm_of_shards, ratio_or_zero
 
@@ -23,11 +23,15 @@ class MixingInputs:
         result: P, the sum of the weighted gradients, the plain one's included; to be overwritten by the result.
         plain: g.
         like: the parameters, for norms over all shards.
+        plain_weight: the weight of g in P: 1 − c for the forward difference, 1 + c for the backward one.
+        scale: what both are multiplied by: the loss scale.
     """
 
     result: list[Tensor]
     plain: list[Tensor]
     like: Sequence[nn.Parameter]
+    plain_weight: float | Tensor = 0.0
+    scale: float | Tensor = 1.0
 
 
 @singledispatch
@@ -41,6 +45,27 @@ def _(mixing: SurrogateGap, inputs: MixingInputs) -> None:
     _, along, squared = inner_products(inputs.plain, inputs.result, inputs.like)
     torch._foreach_mul_(inputs.result, 1.0 + mixing.a * ratio_or_zero(along, squared))
     torch._foreach_add_(inputs.result, inputs.plain, alpha=-mixing.a)
+
+
+@mix.register
+def _(mixing: ClipEach, inputs: MixingInputs) -> None:
+    share, limit = inputs.plain_weight, mixing.max_norm * inputs.scale
+    _add(inputs.result, inputs.plain, -share)  # what remains is ±c times the second gradient
+    torch._foreach_mul_(inputs.result, _limited(limit * abs(1.0 - share), norm_of_shards(inputs.result, inputs.like)))
+    _add(inputs.result, inputs.plain, _limited(limit, norm_of_shards(inputs.plain, inputs.like)) * share)
+
+
+def _limited(limit: float | Tensor, norm: Tensor) -> Tensor:
+    """min(1, limit/norm); 0 or NaN where a pass overflowed, which makes its gradient NaN."""
+    return (limit / norm).clamp(max=1.0)
+
+
+def _add(to: list[Tensor], tensors: list[Tensor], factor: float | Tensor) -> None:
+    """``to += factor·tensors``, in place."""
+    if isinstance(factor, Tensor):
+        torch._foreach_add_(to, torch._foreach_mul(tensors, factor))
+    else:
+        torch._foreach_add_(to, tensors, alpha=factor)
 
 
 @singledispatch

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gradreg.torch.adapted import LayerNoise
 from gradreg.torch.norms import LOW_PRECISION, local_shards
 
 _LARGE = 1 << 15
@@ -76,6 +77,7 @@ class Perturbation:
         self._buffers: dict[Tensor, Tensor] = {}
         self._swapped: list[_Swapped] = []
         self._copied: list[_Copied] = []
+        self._noise: LayerNoise | None = None
         self._checked_rounding = False
         self.looks_for_writes: Collection[Tensor] = ()
         """Whether ``restore`` checks if something else wrote to a perturbed parameter, and sets ``was_written``."""
@@ -83,8 +85,8 @@ class Perturbation:
 
     @property
     def is_perturbed(self) -> bool:
-        """Whether any parameter differs from θ."""
-        return bool(self._swapped or self._copied)
+        """Whether any parameter differs from θ, or a layer computes with another weight than its own."""
+        return bool(self._swapped or self._copied or self._noise)
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -141,6 +143,11 @@ class Perturbation:
             before = [originals.get(id(p), b) for p, b in zip(parameters, buffers, strict=True)]
             _warn_of_rounding(before, local_shards(parameters), vectors, step)
 
+    def perturb_layers(self, noise: LayerNoise, distance: float | Tensor) -> None:
+        """Let layers compute with weights perturbed by ``distance`` times ``noise``."""
+        self._noise = noise
+        noise.begin(distance)
+
     def _perturb_further(self, parameters: Sequence[nn.Parameter], vectors: list[Tensor], step: float | Tensor) -> None:
         """One more ascent step. A parameter that gets its first gradient only now is copied like those of the ``copy`` way."""
         known = {id(one.parameter) for one in self._swapped} | {id(p) for record in self._copied for p in record.parameters}
@@ -164,6 +171,8 @@ class Perturbation:
         for record in self._copied:
             torch._foreach_lerp_(record.shards, record.copies, 2.0)
             record.versions = [p._version for p in record.parameters]
+        if self._noise is not None:
+            self._noise.distance = -self._noise.distance
         self._drop_copies()
 
     @torch.no_grad()
@@ -181,8 +190,10 @@ class Perturbation:
             one.point_back()
         for record in self._copied:
             torch._foreach_copy_(record.shards, record.copies)
+        if self._noise is not None:
+            self._noise.end()
         self._drop_copies()
-        self._swapped, self._copied = [], []
+        self._swapped, self._copied, self._noise = [], [], None
 
     def recover(self) -> None:
         """Restore what an interrupted step left perturbed, but keep what was written since (a loaded checkpoint, for example).
@@ -205,7 +216,9 @@ class Perturbation:
             for p, shard, copy, version in zip(record.parameters, record.shards, record.copies, versions, strict=True):
                 if version in (-1, p._version):
                     shard.copy_(copy)
-        self._swapped, self._copied = [], []
+        if self._noise is not None:
+            self._noise.end()
+        self._swapped, self._copied, self._noise = [], [], None
 
     def _buffers_of(self, parameters: Sequence[Tensor], shards: Sequence[Tensor]) -> list[Tensor]:
         buffers: list[Tensor] = []

@@ -15,6 +15,7 @@ from gradreg.plan import PLAIN, Plan, StepValues, resting
 from gradreg.registry import check_known
 from gradreg.schedules import Schedule
 from gradreg.torch import calls
+from gradreg.torch.adapted import adapted_layers
 from gradreg.torch.auto_radius import RadiusControl
 from gradreg.torch.buffers import ForwardState
 from gradreg.torch.calls import Perturb, Scope
@@ -137,6 +138,7 @@ class GradientRegularizer:
             selected = {p: name for p, name in selected.items() if p in chosen}
         check_real(penalty, selected)
         check_memory(selected)
+        self._layers = adapted_layers(model, selected) if penalty is not None and penalty.direction.perturbs_adapted_layers else []
         self.model = model
         self.penalty = penalty
         self.scope: Scope = scope
@@ -495,6 +497,7 @@ class GradientRegularizer:
             measure_shares=self.measure_shares,
             averages=averages,
             held_out=held_out,
+            layers=self._layers,
         )
         if not self._watch.first or all(p.offset == 0 for p in plan.passes):
             return step.run()

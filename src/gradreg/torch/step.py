@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import Pass, Plan, StepValues
+from gradreg.torch.adapted import AdaptedLayer, LayerNoise
 from gradreg.torch.auto_radius import RadiusControl, RadiusMeasurement
 from gradreg.torch.closures import Evaluator
 from gradreg.torch.directions import Ascent, DirectionInputs, ascent_direction
@@ -73,6 +74,7 @@ class Step:
         averages: whether the gradients are averaged over the ranks with this step's last pass. Not where it is that of one micro-batch of
             several, before the last: they are averaged together.
         held_out: is told the plain gradient, if this step measures whether the penalty helps; else None.
+        layers: those under adapters, for a direction that perturbs them.
     """
 
     penalty: GradientPenalty | None
@@ -95,6 +97,7 @@ class Step:
     measure_shares: bool = False
     averages: bool = True
     held_out: HelpMeasurement | None = None
+    layers: Sequence[AdaptedLayer] = ()
 
     @property
     def averages_last(self) -> bool:
@@ -152,6 +155,11 @@ class Step:
                     if last and not alone:
                         self.gradients.add(earlier)  # before the pass, so that both are averaged over the ranks
                     work.make(i, this, last)
+            if work.noise is not None and not work.noise.was_drawn:
+                raise ValueError(
+                    f"closure must run a layer under a low-rank adapter, where {self.penalty.direction} is; got one that ran none of "
+                    f"{len(self.layers)} (adapters that are merged into other modules, or a compiled model). Use the model given here."
+                )
             if work.measurement is not None:
                 work.measurement.guard(None if alone else earlier, all_passes=sum(p.offset != 0 for p in self.plan.passes) > 1)
             if self.averages_last and self.averages:
@@ -177,7 +185,8 @@ class Step:
         self.gradients.redistribute()
         shards = self.gradients.shards()
         apart = {p: apart[p] if p in apart else torch.zeros_like(p, requires_grad=False) for p in shards}
-        inputs = MixingInputs(list(shards.values()), local_shards(list(apart.values())), list(shards))
+        inputs = MixingInputs(list(shards.values()), local_shards(list(apart.values())), list(shards), self.plan.plain_weight)
+        inputs.scale = self.evaluator.scale(inputs.plain[0])
         if isinstance(self.plan.plain_weight, Tensor):
             torch._foreach_add_(inputs.result, torch._foreach_mul(inputs.plain, self.plan.plain_weight))
         elif self.plan.plain_weight != 0.0:
@@ -231,6 +240,7 @@ class _Work:
         self._alignment: Alignment | None = None
         self.measurement: RadiusMeasurement | None = None
         self._measured = False
+        self.noise: LayerNoise | None = None
         self._lengths: ByParameter = {}
         self._overflow = False
         self._offset: float = 0
@@ -364,7 +374,7 @@ class _Work:
         step, parameters = self.step, self.step.perturbed
         remembers = self.penalty.direction.averages is not None
         average = step.state.shards(AVERAGE, parameters) if remembers else []
-        inputs = DirectionInputs(parameters, step.indices, self.values.step, [], lambda: torch.zeros(()), average)
+        inputs = DirectionInputs(parameters, step.indices, self.values.step, [], lambda: torch.zeros(()), average, layers=step.layers)
         return self._masked(ascent_direction(self.penalty.direction, inputs), {})
 
     def _direction(self, this: Pass, parameters: list[nn.Parameter], first: list[Tensor], norm: _Lazily, agreed: ByParameter) -> Ascent:
@@ -415,6 +425,9 @@ class _Work:
     def _perturb(self, ascent: Ascent, by: float) -> None:
         """Perturb along ``ascent`` by ``by`` times the radius."""
         step = self.step
+        if ascent.noise is not None:
+            self.noise = ascent.noise
+            step.perturbation.perturb_layers(ascent.noise, ascent.distance(self.penalty.power, by * self.values.radius))
         if ascent.vectors:
             if step.measure_shares and not self._lengths:
                 self._lengths = dict(zip(ascent.parameters, tensor_norms(ascent.vectors, ascent.parameters), strict=True))
