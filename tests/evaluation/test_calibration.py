@@ -88,7 +88,7 @@ def test_a_probability_of_zero_and_tensors_of_few_bits():
         ([[0.0, 1.0]], [-100], {}, ValueError, r"got -100 to -100. Leave samples without a label"),
         ([[math.nan, 1.0]], [0], {}, ValueError, r"logits must be finite, or -inf"),
         ([[-math.inf, -math.inf]], [0], {}, ValueError, r"logits must be finite, or -inf"),
-        ([[0.0, 1.0]], [0], {"bins": 0}, ValueError, r"bins must be .* ≥ 1; got 0"),
+        ([[0.0, 1.0]], [0], {"bins": 0}, ValueError, r"bins must be >= 1; got 0"),
     ],
 )
 def test_bad_input(logits, labels, options, error, words):

@@ -23,7 +23,7 @@ def by_hand(weight: np.ndarray, bits: int, group: int) -> np.ndarray:
             scale = kind(high - low) / kind(levels) or kind(1)
             zero = np.round(-low / scale)
             values = [kind(q - zero) * scale for q in range(levels + 1)]
-            found.reshape(len(weight), -1)[i, start : start + group] = [min(values, key=lambda v: abs(v - w)) for w in members]  # noqa: B023
+            found.reshape(len(weight), -1)[i, start : start + group] = [min(values, key=lambda v: abs(v - w)) for w in members]
     return found
 
 
@@ -78,9 +78,10 @@ def test_the_weights_are_bit_for_bit_what_they_were(kind):
     with rounded(model) as names:
         assert names == ["mix.weight"]
         assert not torch.equal(model.mix.weight.detach().view(bits), before["mix.weight"])
-    with pytest.raises(RuntimeError, match="inside"), rounded(model, parameters=lambda name, p: True) as names:
+    with rounded(model, parameters=lambda name, p: True) as names:
         assert names == ["embedding.weight", "mix.weight"], "vectors never"
-        raise RuntimeError("inside")
+    with pytest.raises(ZeroDivisionError, match="division"), rounded(model, parameters=lambda name, p: True):
+        1 / 0  # noqa: B018
     assert all(torch.equal(p.detach().view(bits), before[name]) for name, p in model.named_parameters())
 
 
@@ -114,9 +115,9 @@ def test_casts_of_autocast_are_made_again():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"bits": 1}, ValueError, "bits must be .*≥ 2; got 1"),
+        ({"bits": 1}, ValueError, "bits must be >= 2; got 1"),
         ({"bits": 9}, ValueError, "bits must be a whole number from 2 to 8; got 9"),
-        ({"group": 0}, ValueError, "group must be .*≥ 1; got 0"),
+        ({"group": 0}, ValueError, "group must be >= 1; got 0"),
         ({"parameters": lambda name, p: False}, ValueError, "must select at least one of the 2 real parameters"),
     ],
 )
@@ -131,5 +132,5 @@ def test_vectors_and_whole_numbers_are_not_rounded():
         round_to_nearest(torch.zeros(3))
     with pytest.raises(TypeError, match=r"real tensor .*got torch.int8"):
         round_to_nearest(torch.zeros(3, 3, dtype=torch.int8))
-    with pytest.raises(TypeError, match="model must be a torch.nn.Module"), rounded(nn.Linear(1, 1).weight):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"), rounded(nn.Linear(1, 1).weight):
         pass

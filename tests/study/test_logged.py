@@ -24,7 +24,8 @@ def train(run: study.Run, *, epochs: int = 2) -> None:
     for epoch in run.epochs(epochs):
         regularizer.backward(lambda: model(torch.ones(1, 1)).sum())
         penalized = run.penalty is not None
-        run.log(loss=1.0, validation_rmse=1.0, test_rmse=1.0 + run.seed, forgetting=9.0 if epoch == 0 else 1.0 + run.seed**2 - penalized * (2 + run.seed % 2))
+        forgotten = 9.0 if epoch == 0 else 1.0 + run.seed**2 - penalized * (2 + run.seed % 2)
+        run.log(loss=1.0, validation_rmse=1.0, test_rmse=1.0 + run.seed, forgetting=forgotten)
     run.log(loss_in_4_bits=float("nan") if penalized and run.seed == 1 else 3.0 + run.seed)
 '''
 
@@ -59,7 +60,7 @@ def test_the_last_value_its_mean_and_the_paired_difference(mine, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     shown = page[page.index('<table id="logged">') : page.index("Means ± standard deviations over seeds; below")]
     assert "<th>loss in 4 bits</th>" in shown
-    assert f"<td>2.0 ± 3.8<small>{cell['difference']:+.2f} [{cell['low']:+.2f}, {cell['high']:+.2f}]</small></td>" in shown
+    assert f"<td>2.00 ± 3.83<small>{cell['difference']:+.2f} [{cell['low']:+.2f}, {cell['high']:+.2f}]</small></td>" in shown
     assert logged.NOT_JUDGED in page
 
 
@@ -83,5 +84,5 @@ def test_a_damaged_result_is_named(mine, tmp_path):
     result = json.loads(file.read_text())
     assert math.isfinite(result["logged"]["forgetting"])
     file.write_text(json.dumps({**result, "logged": {"forgetting": "much"}}))
-    with pytest.raises(ValueError, match="it is damaged: logged. Remove the run's folder"):
+    with pytest.raises(ValueError, match=r"it is damaged: logged\. Remove the run's folder"):
         study.compare(str(mine), penalties=["sam:rho=0.1"], seeds=1, out=tmp_path, workers=0, rivals=["epochs"])

@@ -21,9 +21,9 @@ BITS, GROUP = 4, 64
 
 @torch.no_grad()
 def round_to_nearest(weight: Tensor, *, bits: int = BITS, group: int = GROUP) -> Tensor:
-    """A weight as ``bits`` bits would store it: every ``group`` neighbors of a row are rounded to the nearest of 2^bits evenly spaced values.
+    """A weight as ``bits`` bits would store it: each group of neighbors in a row is rounded to the nearest of 2^bits evenly spaced values.
 
-    With low = min(w, 0) and high = max(w, 0) of a group, levels = 2^bits − 1, scale s = (high − low)/levels and zero point z = round(−low/s)::
+    With low = min(w, 0) and high = max(w, 0) of a group, levels = 2^bits − 1, scale s = (high − low)/levels, zero point z = round(−low/s)::
 
         q = clamp(round(w/s) + z, 0, levels)        w' = s·(q − z)
 
@@ -39,7 +39,8 @@ def round_to_nearest(weight: Tensor, *, bits: int = BITS, group: int = GROUP) ->
     Returns:
         A new tensor of the shape and dtype of ``weight``.
 
-    Source: round-to-nearest with asymmetric groups, the baseline of GPTQ (Frantar 2023, arXiv 2210.17323) and AWQ (Lin 2024, arXiv 2306.00978).
+    Source: round-to-nearest in asymmetric groups, with which GPTQ (Frantar 2023, arXiv 2210.17323) and AWQ (Lin 2024, arXiv 2306.00978)
+    compare.
 
     >>> round_to_nearest(torch.tensor([[0.0, 1.0, 6.9, 15.0]]))
     tensor([[ 0.,  1.,  7., 15.]])
@@ -162,8 +163,8 @@ def _chosen(model: nn.Module, parameters: Selection | None) -> dict[str, nn.Para
     chosen = {name: p for name, p in matrices.items() if (parameters(name, p) if parameters is not None else id(p) not in embedded)}
     if not chosen:
         raise ValueError(
-            f"parameters must select at least one of the {len(matrices)} real parameters with two or more dimensions; got none. Weights that "
-            "are stored in few bits already are not rounded again."
+            f"parameters must select at least one of the {len(matrices)} real parameters with two or more dimensions; got none. Weights "
+            "that are stored in few bits already are not rounded again."
         )
     sharded = next((name for name, p in chosen.items() if is_sharded(p)), None)
     if sharded is not None:

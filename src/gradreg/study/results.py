@@ -242,7 +242,7 @@ def results(
     sharpness: Mapping[str, Any] | None = None,
     logged: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of ``results.json``; ``race``: its rule and its looks; ``sharpness`` and ``logged``: what the runs measured beside the metric."""
+    """The content of ``results.json``; ``race``: its rule and its looks; ``sharpness``, ``logged``: what runs measured besides."""
     return {
         "schema": SCHEMA,
         "task": plan.task,

@@ -190,8 +190,9 @@ class Run:
         """Record metrics after an epoch, or as often as wanted: numbers, or tensors and arrays with one element.
 
         A study with metric m needs ``test_m``; with ``validation_m`` beside it the best epoch can be selected, and a baseline that stops
-        early be compared with. ``loss`` tells whether the run diverged. Several calls in one epoch add to the same record. The last value of
-        any other name (``forgetting``, ``loss_in_4_bits``, ``calibration_error``) is shown beside the metric, with its difference to plain.
+        early be compared with. ``loss`` tells whether the run diverged. Several calls in one epoch add to the same record. The last value
+        of any other name (``forgetting``, ``loss_in_4_bits``, ``calibration_error``) is shown beside the metric, with its difference to
+        plain training.
 
         Raises:
             TypeError: a value that is not a number.
