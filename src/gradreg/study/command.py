@@ -92,6 +92,8 @@ def _compare(argv: Sequence[str]) -> int:
             console.print(row.verdict(), highlight=False, markup=False, soft_wrap=True)
     if found.race is not None:
         console.print(found.race_said, highlight=False, markup=False, soft_wrap=True)
+    for text in found.logged_said:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     for text in found.sharpness_said:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     for text in found.warnings:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradreg import checks, environment, files
-from gradreg.study import results, sharpness, table
+from gradreg.study import logged, results, sharpness, table
 from gradreg.study.executors.executor import Executor, ExecutorError, Site, as_executor
 from gradreg.study.executors.local import LocalExecutor
 from gradreg.study.functions import FunctionVariant, is_reference, load_task
@@ -77,9 +77,19 @@ class Comparison:
         """The same in sentences, with how not to read them; empty if no run measured it."""
         return [] if (found := self.sharpness) is None else sharpness.sentences(found, self.plan.metric)
 
+    @property
+    def logged(self) -> dict[str, Any] | None:
+        """What the runs logged beside the metric, as in ``results.json``: means over seeds, and differences to plain training."""
+        return logged.measured(self.rows, self.records, self.plan.baseline)
+
+    @property
+    def logged_said(self) -> list[str]:
+        """The same in lines; empty if no run logged anything else."""
+        return [] if (found := self.logged) is None else logged.sentences(found)
+
     def to_dict(self) -> dict[str, Any]:
         """The content of ``results.json``."""
-        return results.results(self.plan, self.records, self.environment, self.rows, self.race, self.sharpness)
+        return results.results(self.plan, self.records, self.environment, self.rows, self.race, self.sharpness, self.logged)
 
     def to_frame(self) -> Any:
         """The runs as a ``pandas.DataFrame``, a row each, with the columns of ``runs`` in ``results.json``.
@@ -118,7 +128,7 @@ class Comparison:
 
     def __str__(self) -> str:
         raced = [self.race_said] if self.race is not None else []
-        said = [*self.sentences(), *raced, *self.sharpness_said]
+        said = [*self.sentences(), *raced, *self.logged_said, *self.sharpness_said]
         return "\n".join([self.markdown(), *said, *(f"warning: {text}" for text in self.warnings)])
 
 

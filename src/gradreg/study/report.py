@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from gradreg import __version__, files
 from gradreg.sharpness.measures import MEASURES
-from gradreg.study import charts, sharpness
+from gradreg.study import charts, logged, sharpness
 from gradreg.study.history import read_history
 from gradreg.study.plan import Plan
 from gradreg.study.results import Record, by_row, over_seeds, race_said, warnings
@@ -90,6 +90,7 @@ def write_report(
             charts.sharpness_over_training(shown, history, found["measures"]),
             f"{MEASURES[found['measures'][0]].capitalize()}: the mean over seeds at each measurement.",
         )
+    beside = logged.measured(rows, records, plan.baseline)
     figures = {title: (figure, note) for title, (figure, note) in figures.items() if figure is not None}
     page = render(
         "report.html",
@@ -104,6 +105,7 @@ def write_report(
         equal_seconds=bool(plan.seconds),
         race=None if race is None else race_said(plan, race["looks"]),
         figures=drawn_figures(figures),
+        logged=None if beside is None else _logged(beside),
         sharpness=None if found is None else _sharpness(found),
         configuration=yaml.safe_dump({name: dict(variant.settings) for name, variant in plan.variants.items()}, sort_keys=False),
         environment=yaml.safe_dump(dict(environment), sort_keys=False, allow_unicode=True),
@@ -113,6 +115,15 @@ def write_report(
     path = folder / "report.html"
     files.write_text(path, page)
     return path
+
+
+def _logged(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The block as the page shows it: headings, and lines of cells."""
+    return {
+        "headings": [logged.heading(name) for name in found["names"]],
+        "lines": [(line["label"], [logged.cell(line[name]) for name in found["names"]]) for line in found["table"]],
+        "not_judged": logged.NOT_JUDGED,
+    }
 
 
 def _sharpness(found: Mapping[str, Any]) -> dict[str, Any]:

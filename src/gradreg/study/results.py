@@ -39,6 +39,7 @@ class Record:
         error: the last line of the error that ended it; None if none did.
         warnings: what the run itself was warned of.
         sharpness: what it measured last, by name, with errors under ``NAME_error`` and the epoch under ``epoch``; None where it could not.
+        logged: the last value of whatever else it logged, by name; None where that was not finite.
     """
 
     variant: str
@@ -58,6 +59,7 @@ class Record:
     error: str | None = None
     warnings: tuple[str, ...] = ()
     sharpness: Mapping[str, float | None] = field(default_factory=dict)
+    logged: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, result: Mapping[str, Any], metric: Metric) -> Record:
@@ -87,6 +89,7 @@ class Record:
             error=result.get("error"),
             warnings=tuple(result.get("warnings", ())),
             sharpness={key.removeprefix(PREFIX): value for key, value in result.items() if key.startswith(PREFIX)},
+            logged=dict(result.get("logged", {})),
         )
 
     def to_dict(self, metric: Metric) -> dict[str, Any]:
@@ -107,6 +110,7 @@ class Record:
             **({} if self.error is None else {"error": self.error}),
             **({} if not self.warnings else {"warnings": list(self.warnings)}),
             **{f"{PREFIX}{name}": value for name, value in self.sharpness.items()},
+            **({} if not self.logged else {"logged": dict(self.logged)}),
         }
 
 
@@ -121,6 +125,8 @@ def _check(job: Job, result: Mapping[str, Any], metric: Metric) -> None:
     wrong += [] if "error" in result or isinstance(result.get("diverged"), bool) else ["diverged"]
     wrong += [] if (best is None or best_numbers) and all(n is None or _is_number(n) for n in best_numbers) else ["best"]
     wrong += [] if isinstance(result.get("warnings", []), (list, tuple)) else ["warnings"]
+    logged = result.get("logged", {})
+    wrong += [] if isinstance(logged, Mapping) and all(n is None or _is_number(n) for n in logged.values()) else ["logged"]
     if wrong:
         raise ValueError(
             f"result.json of the run {job.folder} must have the numbers of its result; it is damaged: {', '.join(wrong)}. Remove the run's "
@@ -234,8 +240,9 @@ def results(
     table: Sequence[Row],
     race: Mapping[str, Any] | None = None,
     sharpness: Mapping[str, Any] | None = None,
+    logged: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of ``results.json``; ``race``: its rule and its looks; ``sharpness``: what the runs measured of it."""
+    """The content of ``results.json``; ``race``: its rule and its looks; ``sharpness``, ``logged``: what runs measured besides."""
     return {
         "schema": SCHEMA,
         "task": plan.task,
@@ -247,6 +254,7 @@ def results(
         "runs": [record.to_dict(plan.metric) for record in records],
         "table": [json_row(row) for row in table],
         **({} if sharpness is None else {"sharpness": dict(sharpness)}),
+        **({} if logged is None else {"logged": dict(logged)}),
         "configuration": {name: dict(variant.settings) for name, variant in plan.variants.items()},
         "environment": dict(environment),
     }

@@ -20,6 +20,9 @@ from gradreg.study.tasks import Metric, OnProgress, TaskError
 _OFTEN = 0.5
 """Seconds between two reports of progress."""
 
+_BOOKKEEPING = ("epoch", "step", "gradient_evaluations", "seconds", "loss")
+"""What a record has beside what a study compares."""
+
 _ended: list[tuple[weakref.ref[Any], int]] = []
 """The regularizers of earlier runs in this process, and the steps that they had done when their run ended."""
 
@@ -187,7 +190,9 @@ class Run:
         """Record metrics after an epoch, or as often as wanted: numbers, or tensors and arrays with one element.
 
         A study with metric m needs ``test_m``; with ``validation_m`` beside it the best epoch can be selected, and a baseline that stops
-        early be compared with. ``loss`` tells whether the run diverged. Several calls in one epoch add to the same record.
+        early be compared with. ``loss`` tells whether the run diverged. Several calls in one epoch add to the same record. The last value
+        of any other name (``forgetting``, ``loss_in_4_bits``, ``calibration_error``) is shown beside the metric, with its difference to
+        plain training.
 
         Raises:
             TypeError: a value that is not a number.
@@ -283,6 +288,7 @@ class Run:
             if diverged or best is None
             else {"epoch": best["epoch"], "by": validation, validation: best[validation], test: best[test]},
             **self._last_sharpness(),
+            **self._logged(),
             "seconds": self._seconds(),
             "diverged": diverged,
             "warnings": self._warnings(),
@@ -295,6 +301,13 @@ class Run:
             if found:
                 return {f"{PREFIX}epoch": record["epoch"], **found}
         return {}
+
+    def _logged(self) -> dict[str, Any]:
+        """What else was logged, by name: the last value of each, None if it is not finite."""
+        known = {*_BOOKKEEPING, self._metric.test, self._metric.validation}
+        found = {name: value for record in self._records for name, value in record.items() if name not in known}
+        found = {name: value if math.isfinite(value) else None for name, value in found.items() if not name.startswith(PREFIX)}
+        return {"logged": found} if found else {}
 
     def _check_regularizers(self) -> None:
         stolen = [made for made, steps in ((ref(), steps) for ref, steps in _ended) if made is not None and made.step != steps]
