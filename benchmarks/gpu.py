@@ -113,9 +113,9 @@ def batch_of(name: str, where: Where) -> tuple[Callable[[], nn.Module], Tensor, 
         samples, length, vocabulary = (2, 8, 64) if where.tiny else (16, 1024, 50257)
         tokens = torch.randint(vocabulary, (samples, length), device=device)
         return partial(LanguageModel, tiny=where.tiny), tokens, tokens[:, 1:].flatten(), samples
-    samples, side = (2, 64) if where.tiny else (128, 224)
+    samples, side = (2, 32) if where.tiny else (128, 224)
     timms, smaller = {
-        "resnet50": ("resnet50", {}),
+        "resnet50": ("resnet10t" if where.tiny else "resnet50", {}),
         "vit-s": ("vit_small_patch16_224", {"depth": 1, "embed_dim": 32, "num_heads": 2} if where.tiny else {}),
     }[name]
     sized = {"img_size": side} if timms.startswith("vit") else {}
@@ -140,7 +140,7 @@ def step_of(name: str, build: steps.Build, way: Mapping[str, Any], where: Where)
     model = make().to(where.device)
     if way.get("channels_last") and x.dim() == 4:
         model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    called = torch.compile(model, mode=way["mode"]) if way.get("mode") and not where.tiny else model
+    called = torch.compile(model, mode=way["mode"]) if way.get("mode") else model
     update, kind = build(model), torch.device(where.device).type
 
     def loss() -> Tensor:
@@ -149,7 +149,7 @@ def step_of(name: str, build: steps.Build, way: Mapping[str, Any], where: Where)
         return nn.functional.cross_entropy(outputs.float(), y)
 
     def step() -> None:
-        if way.get("mode") == "reduce-overhead" and not where.tiny:
+        if way.get("mode") == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()
         update(loss)
 
@@ -160,7 +160,8 @@ def step_costs(name: str, where: Where) -> dict[str, Any]:
     """Time and memory of every method in every way that this model runs in."""
     device, rounds = torch.device(where.device), 1 if where.tiny else 20
     found: dict[str, Any] = {}
-    for way, settings in WAYS.items():
+    ways = {way: WAYS[way] for way in ("fp32", "bf16, channels_last")} if where.tiny else WAYS
+    for way, settings in ways.items():
         running: dict[str, steps.Step] = {}
         peaks: dict[str, float] = {}
         failed: dict[str, str] = {}
@@ -240,7 +241,7 @@ def throughput(where: Where) -> dict[str, Any]:
 
 def sharded(where: Where) -> dict[str, Any]:
     """An epoch of ResNet-18 under FSDP2 by accelerate launch, plain and with F-GR: seconds and accuracy."""
-    count = 2 if where.device == "cpu" else max(1, torch.cuda.device_count())
+    count = max(1, torch.cuda.device_count() if where.device == "cuda" else 0)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(count), "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", *(["--cpu"] if where.device == "cpu" else [])]
     launch += ["--multi_gpu"] if where.device == "cuda" and count > 1 else []
@@ -250,8 +251,6 @@ def sharded(where: Where) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             words = ["-m", "gradreg", "train", "fgr-resnet-cifar10", "--variant", variant, "--parallel", "fsdp", "--epochs", "1"]
             words += [
-                "--schedule",
-                "{name: constant}",
                 "--data.root",
                 where.root,
                 "--device",
@@ -338,6 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit("--root must name the folder of the data sets; got none.")
     warnings.filterwarnings("ignore", message="CUDA initialization")
     where, clock = Where(options.device, options.root, options.tiny), papers.Clock(options.minutes)
+    failed: list[str] = []
     for entry in chosen:
         (planned,) = plan([entry], None if clock.left is None else clock.left / 60, results)
         print(f"{planned.decision}: {entry.name}", flush=True)
@@ -347,8 +347,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(entry, where, clock, results)
         except papers.OutOfTime:
             print(f"{entry.name}: stopped after {options.minutes:g} minutes; the same command goes on", flush=True)
-            return 0
-    return 0
+            break
+        except (Exception, SystemExit) as error:  # the others are worth their time all the same
+            failed.append(entry.name)
+            print(f"{entry.name} failed: {error}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
 
 
 def _run(entry: Entry, where: Where, clock: papers.Clock, results: Path) -> None:

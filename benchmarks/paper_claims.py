@@ -31,6 +31,8 @@ STORED = "benchmarks/results/papers"
 """Where the results of ``benchmarks/papers.py`` are; others are where their own benchmarks put them."""
 
 POSITIVE = (0.0, math.inf)
+FEWEST_ROUNDS = 6
+"""Below, the smallest and the largest of the rounds do not hold their median with a chance of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -310,9 +312,11 @@ def ratio(one: str, other: str) -> Callable[[Any], Measured]:
 
     def measure(result: Any) -> Measured:
         rounds = np.sort(np.divide(result["seconds"][one], result["seconds"][other]))
-        low, high = median_interval(len(rounds))
-        told = f"{one} takes {np.median(rounds):.2f} [{rounds[low]:.2f}, {rounds[high]:.2f}] times the time of {other}"
-        return Measured(told, float(rounds[low]), float(rounds[high]), f"{len(rounds)} rounds")
+        told = f"{one} takes {np.median(rounds):.2f} times the time of {other}"
+        if len(rounds) < FEWEST_ROUNDS:
+            return Measured(told, math.nan, math.nan, f"{len(rounds)} rounds")
+        low, high = (float(rounds[place]) for place in median_interval(len(rounds)))
+        return Measured(f"{told} [{low:.2f}, {high:.2f}]", low, high, f"{len(rounds)} rounds")
 
     return measure
 

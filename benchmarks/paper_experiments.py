@@ -89,7 +89,7 @@ WARMED = "gnp:r=0.1,alpha=1.0"
 VIT = (
     "none",
     WARMED,
-    *(f"{WARMED},warmup={{kind: {kind}, epochs: 4}}" for kind in ("zero", "radius", "strength")),
+    *(f"{WARMED},warmup={{kind: {kind}, epochs: 3}}" for kind in ("zero", "radius", "strength")),
 )
 LATE = ("none", "sam:rho=0.2", "sam:rho=0.2,tail=0.125", "sam:rho=0.2,tail=0.25", "sam:rho=0.2,every=8")
 
@@ -127,10 +127,10 @@ EXPERIMENTS: tuple[Comparison | Measurement, ...] = (
             "data.test_size": 4000,
             "batch_size": 128,
             "optimizer.lr": 0.05,
-            "epochs": 30,
-            "schedule.decay_epochs": "[9, 18, 24]",
+            "epochs": 20,
+            "schedule.decay_epochs": "[6, 12, 16]",
         },
-        shortened="16 pixels, 2,500 of 50,000 images, 30 of 200 epochs, batch 128 and lr 0.05 for 256 and 0.01; γ = 0.05, three ε",
+        shortened="16 pixels, 2,500 of 50,000 images, 20 of 200 epochs, batch 128 and lr 0.05 for 256 and 0.01; γ = 0.05, three ε",
     ),
     Measurement(
         "resnet-cost",
@@ -144,16 +144,16 @@ EXPERIMENTS: tuple[Comparison | Measurement, ...] = (
         3,
         {
             **SMALL,
-            "data.train_size": 2000,
+            "data.train_size": 1500,
             "data.test_size": 2000,
             "model.embed_dim": 64,
             "model.depth": 4,
             "model.num_heads": 2,
-            "batch_size": 64,
-            "epochs": 20,
-            "schedule.warmup_epochs": 4,
+            "batch_size": 50,
+            "epochs": 12,
+            "schedule.warmup_epochs": 3,
         },
-        shortened="a ViT of 200,000 weights (width 64, 4 blocks) at 16 pixels, 2,000 of 50,000 images, 20 of 300 epochs, 4 of warm-up",
+        shortened="a ViT of 200,000 weights (width 64, 4 blocks) at 16 pixels, 1,500 of 50,000 images, 12 of 300 epochs, 3 of warm-up",
     ),
     Comparison(
         "gnp-wrn",
@@ -168,9 +168,9 @@ EXPERIMENTS: tuple[Comparison | Measurement, ...] = (
             "model.depth": 10,
             "model.width": 1,
             "batch_size": 64,
-            "epochs": 15,
+            "epochs": 10,
         },
-        shortened="WRN-10-1 for WRN-28-10, 16 pixels, 2,000 of 50,000 images, 15 of 200 epochs, batch 64 for 256",
+        shortened="WRN-10-1 for WRN-28-10, 16 pixels, 2,000 of 50,000 images, 10 of 200 epochs, batch 64 for 256",
     ),
     Measurement(
         "l2-law-cifar",

@@ -64,7 +64,7 @@ def flooding(root: str, found: Found) -> Iterator[Found]:
         yield found
 
 
-def resnet_cost(root: str, found: Found, *, rounds: int = 24, batch: int = 16, model: str = "resnet18_cifar") -> Iterator[Found]:
+def resnet_cost(root: str, found: Found, *, rounds: int = 10, batch: int = 16, model: str = "resnet18_cifar") -> Iterator[Found]:
     """Processor seconds of a step of plain training, F-GR, B-GR and double backprop, each once a round, in a random order."""
     import random
 

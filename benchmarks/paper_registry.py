@@ -125,7 +125,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "2210.02720",
-        "F-GR raises the test accuracy of a network that overfits",
+        "F-GR raises the test accuracy: a network that overfits",
         "",
         "ResNet and WRN-28-10, CIFAR-10, 200 epochs",
         meaning=GAIN,
@@ -137,7 +137,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "2210.02720",
-        "and of one that does not",
+        "the same: a network that underfits, which is not the paper's setting",
         "",
         "ResNet and WRN-28-10, CIFAR-10, 200 epochs",
         meaning=GAIN,

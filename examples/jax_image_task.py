@@ -136,10 +136,10 @@ def train(
     """CIFAR-10 by a small WideResNet (``--model wrn``) or ViT (``--model vit``)."""
     if model not in ("wrn", "vit"):
         raise ValueError(f"model must be wrn or vit; got {model!r}.")
+    # Images are decoded in this process: JAX has threads, and a process with threads must not fork.
+    shapes = {"train_size": train_size, "validation": validation or None, "test_size": test_size, "image_size": image_size}
     data = load(
-        DataConfig(
-            name="cifar10", root=root, train_size=train_size, validation=validation or None, test_size=test_size, image_size=image_size
-        ),
+        DataConfig(name="cifar10", root=root, workers=0, **shapes),
         AugmentationConfig(flip=True, crop_padding=4),
         seed=run.seed,
         device=torch.device("cpu"),

@@ -70,6 +70,14 @@ def test_the_interval_of_a_median_holds_it_as_often_as_it_says():
         assert narrower < 0.95 or high - low < 2
 
 
+def test_a_ratio_of_few_rounds_decides_nothing():
+    seconds = {"DB": [3.0, 3.1, 2.9, 3.2, 2.8], "F-GR": [1.0] * 5}
+    few, many = (paper_claims.ratio("DB", "F-GR")({"seconds": {k: times * own for k, own in seconds.items()}}) for times in (1, 2))
+    assert verdict(few, (2.0, math.inf)) == "within noise"
+    assert verdict(many, (2.0, math.inf)) == "reproduced"
+    assert (many.low, many.high) == (2.8, 3.2)
+
+
 def test_the_slope_of_a_law_that_holds_is_minus_one():
     steps = [int(step) for step in np.geomspace(2, 3000, 90)]
 

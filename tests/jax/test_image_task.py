@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -56,17 +55,11 @@ def root(tmp_path_factory):
     ],
     ids=["wrn", "vit"],
 )
-def test_a_network_has_the_parameters_of_pytorchs_and_about_its_scale(built, named):
-    theirs = models.create(named, classes=10, image_shape=(3, 32, 32)).eval()
-    ours = built()
-    assert sum(p.size for p in jax.tree.leaves(nnx.state(ours, nnx.Param))) == sum(p.numel() for p in theirs.parameters())
-    images = np.random.default_rng(0).normal(size=(64, 3, 32, 32)).astype(np.float32)
-    ours.eval()
-    outputs = np.asarray(ours(jnp.asarray(images).transpose(0, 2, 3, 1)))
-    with torch.no_grad():
-        expected = theirs(torch.tensor(images)).numpy()
-    assert outputs.shape == expected.shape == (64, 10)
-    assert 0.3 < outputs.std() / expected.std() < 3  # as initialized: they differ in their random numbers alone
+def test_a_network_has_the_parameters_of_pytorchs(built, named):
+    theirs = models.create(named, classes=10, image_shape=(3, 32, 32))
+    ours = jax.tree.leaves(nnx.state(nnx.eval_shape(built), nnx.Param))
+    assert sum(p.size for p in ours) == sum(p.numel() for p in theirs.parameters())
+    assert sorted(p.size for p in ours if p.ndim == 4) == sorted(p.numel() for p in theirs.parameters() if p.ndim == 4)
 
 
 def test_the_schedule_is_that_of_the_training_system():
@@ -85,25 +78,41 @@ def test_an_unknown_network_is_an_error(root, tmp_path):
         )
 
 
-@pytest.mark.parametrize("model", ["wrn", "vit"])
-def test_two_devices_give_what_one_gives(root, tmp_path, model):
-    """A study in its command's form on one device and on two simulated ones: the same losses, to rounding."""
-    losses: dict[int, list[float]] = {}
+DEVICES = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {examples!r}]
+import jax_image_task, gradreg
+from gradreg.study import Run
+from gradreg.study.tasks import Metric
+
+found = {{}}
+for model, width, depth in (("wrn", 1, 10),):
     for devices in (1, 2):
-        words = [str(EXAMPLE), "--penalties", "sam:rho=0.1,warmup={kind: zero, steps: 3}", "--rivals", "epochs", "--seeds", "1"]
-        words += ["--root", str(root), "--model", model, "--train_size", "40", "--test_size", "20", "--image_size", "16", "--epochs", "2"]
-        words += ["--batch_size", "20", "--width", "1" if model == "wrn" else "16", "--depth", "10" if model == "wrn" else "1"]
-        words += ["--warmup_epochs", "1", "--devices", str(devices), "--workers", "0", "--out", str(tmp_path / str(devices))]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-        environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-        done = subprocess.run(
-            [sys.executable, "-m", "gradreg", "compare", *words], capture_output=True, text=True, env=environment, check=False
+        folder = Path({out!r}) / f"{{model}}-{{devices}}"
+        folder.mkdir()
+        penalty = gradreg.sam(rho=0.1).warmup("zero", steps=1)
+        run = Run(penalty, 0, folder, metric=Metric("accuracy", "max", True))
+        jax_image_task.train(
+            run, model=model, root={root!r}, train_size=40, test_size=20, image_size=16, epochs=1, batch_size=20,
+            warmup_epochs=0, width=width, depth=depth, devices=devices,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        results = json.loads((tmp_path / str(devices) / "results.json").read_text())
-        evaluations = {run["variant"]: run["gradient_evaluations"] for run in results["runs"]}
-        assert sorted(evaluations.values()) == [4, 5]  # four steps, the last of which is penalized
-        logs = sorted((tmp_path / str(devices) / "runs").glob("*/seed-0/metrics.jsonl"))
-        losses[devices] = [json.loads(line)["loss"] for log in logs for line in log.read_text().splitlines()]
-    assert len(losses[1]) == 4
-    assert losses[2] == pytest.approx(losses[1], rel=1e-3)
+        result = run.finish()
+        line = (folder / "metrics.jsonl").read_text().splitlines()[-1]
+        found[f"{{model}} {{devices}}"] = [json.loads(line)["loss"], result["gradient_evaluations"], result["test_accuracy"]]
+print(json.dumps(found))
+"""
+
+
+def test_two_devices_give_what_one_gives(root, tmp_path):
+    """Two steps, the second of which is penalized, on one device and on two simulated ones: the same loss, to rounding."""
+    code = DEVICES.format(tests=str(ROOT), examples=str(EXAMPLE.parent), out=str(tmp_path), root=str(root))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    one, two = found["wrn 1"], found["wrn 2"]
+    assert two[0] == pytest.approx(one[0], rel=1e-3)
+    assert one[1] == two[1] == 3  # passes: one in the warm-up, two after it
+    assert 0 <= one[2] <= 1
