@@ -24,6 +24,7 @@ SLOW = {
         "examples",
         "lightning",
         "lightning_around",
+        "options",
         "patches",
         "peft",
         "timm",
