@@ -11,10 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
+from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
@@ -25,13 +28,18 @@ from gradreg.integrations.transformers import RegularizedTrainer, _check_support
 from gradreg.integrations.trl import RegularizedSFTTrainer
 from gradreg.torch import GradientRegularizer
 
-from . import launched_fsdp
+from . import launched_fsdp, test_lightning
 from .digits import batch, largest_difference, network, weights
+from .test_lightning import Digits, fit, loader
 from .test_transformers import arguments, by_hand, trained
 from .test_trl import COMMON
 from .text import examples, language_model, text, tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated", "ignore:.*is_gradient_checkpointing.*")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated"),
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*"),
+    *test_lightning.pytestmark,
+]
 
 ROOT = Path(__file__).parents[2]
 SAM = gradreg.sam(rho=0.3)
@@ -207,3 +215,48 @@ def test_backends_with_a_backward_pass_of_their_own_are_an_error(backend: Distri
         ValueError, match=rf"must leave the backward pass to PyTorch for a second one to follow; got {backend.value}\. Use DDP"
     ):
         _check_supported(trainer)
+
+
+class Adapted(pl.LightningModule):
+    """A network of which LoRA's adapters alone are trained; compiled or not."""
+
+    def __init__(self, *, compiled: bool) -> None:
+        super().__init__()
+        base = network(dropout=0.0).requires_grad_(False)
+        torch.manual_seed(1)
+        self.network = get_peft_model(base, LoraConfig(r=4, target_modules=["0", "4"], init_lora_weights=False))  # type: ignore[arg-type]
+        self.compute = torch.compile(self.network, backend="aot_eager") if compiled else self.network
+
+    def training_step(self, rows: Any, batch_idx: int) -> Any:
+        return cross_entropy(self.compute(rows[0]), rows[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_lightning_with_lora(compiled: bool, tmp_path: Path):
+    trainer = fit(tmp_path, SAM, module=Adapted(compiled=compiled), max_steps=4)
+    found: Any = trainer.lightning_module
+    expected = Adapted(compiled=False)
+    regularizer, optimizer = GradientRegularizer(expected, SAM), expected.configure_optimizers()
+    for x, y in list(loader())[:4]:
+        regularizer.backward(lambda x=x, y=y: cross_entropy(expected.network(x), y))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert largest_difference(weights(found.network), weights(expected.network)) <= 1e-6
+    start = weights(Adapted(compiled=False).network)
+    moved = {name for name, value in weights(found.network).items() if not torch.equal(value, start[name])}
+    assert {name for name in moved if "lora" in name} == {name for name in start if "lora" in name}
+    assert all("lora" in name or "running" in name or "tracked" in name for name in moved)
+
+
+def test_a_strategy_with_a_backward_pass_of_its_own_is_an_error_in_lightning(tmp_path: Path):
+    """As DeepSpeed's, which says so by the same property."""
+    assert DeepSpeedStrategy.handles_gradient_accumulation.fget(None) is True  # type: ignore[attr-defined]
+
+    class RunsItsOwn(SingleDeviceStrategy):
+        handles_gradient_accumulation = True  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match=r"the strategy must leave the backward pass to PyTorch; got RunsItsOwn"):
+        fit(tmp_path, SAM, module=Digits(), strategy=RunsItsOwn("cpu"))
