@@ -27,6 +27,7 @@ SLOW = {
         "examples",
         "lightning",
         "lightning_around",
+        "options",
         "patches",
         "peft",
         "timm",

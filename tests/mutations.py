@@ -36,6 +36,9 @@ TAIL = ("test_tail.py",)
 HELD_OUT = ("test_held_out.py", "torch/test_held_out.py", "-mnot slow")
 AUTO_RADIUS = ("test_auto_radius.py", "torch/test_auto_radius.py")
 FAMILY = ("torch/test_family.py", "-m", "not slow")
+ADAPTED = ("torch/test_adapted.py",)
+TIMM = ("integrations/test_timm.py",)
+BI_LORA = ("integrations/test_bi_lora.py",)
 LIKELY = {
     "../penalties.py": ("closures", "cost", "family"),
     "../plan.py": ("identities", "family"),
@@ -75,8 +78,8 @@ class Mutant:
 
 
 MUTANTS = (
-    Mutant('sign of the perturbation reversed', 'step.py', 'by * self.values.radius)', '-by * self.values.radius)'),
-    Mutant('perturbation removed', 'step.py', 'by * self.values.radius)', '0.0)'),
+    Mutant('sign of the perturbation reversed', 'step.py', 'distance = ascent.distance(self.penalty.power, by * self.values.radius)', 'distance = ascent.distance(self.penalty.power, -by * self.values.radius)'),
+    Mutant('perturbation removed', 'step.py', 'distance = ascent.distance(self.penalty.power, by * self.values.radius)', 'distance = ascent.distance(self.penalty.power, 0.0)'),
     Mutant('normalization dropped', 'directions.py', 'return safe_ratio(signed, norm) if isinstance(norm, Tensor) else signed / norm', 'return signed'),
     Mutant("sign of a negative weight forgotten", "directions.py", "1.0 if self.weight > 0 else -1.0", "1.0"),
     Mutant("weight of the first pass forgotten in the step", "directions.py", "return radius * self.factor / self.weight / self.scale", "return radius * self.factor / self.scale"),
@@ -84,7 +87,7 @@ MUTANTS = (
     Mutant("backward difference with the forward's weight", '../plan.py', 'return 1.0 + c, ((-1, -c),)', 'return 1.0 - c, ((-1, c),)'),
     Mutant("central difference not halved", "../plan.py", "((+1, c / 2), (-1, -c / 2))", "((+1, c), (-1, -c))"),
     Mutant('mirror at the wrong place', 'perturbation.py', 'torch._foreach_lerp_(record.shards, record.copies, 2.0)', 'torch._foreach_lerp_(record.shards, record.copies, 1.0)'),
-    Mutant('restore by subtraction', 'perturbation.py', '            torch._foreach_copy_(record.shards, record.copies)\n        self._drop_copies()', '            torch._foreach_sub_(record.shards, [p - c for p, c in zip(record.shards, record.copies, strict=True)])\n        self._drop_copies()'),
+    Mutant('restore by subtraction', 'perturbation.py', '            torch._foreach_copy_(record.shards, record.copies)\n        if self._noise is not None:\n            self._noise.end()\n        self._drop_copies()', '            torch._foreach_sub_(record.shards, [p - c for p, c in zip(record.shards, record.copies, strict=True)])\n        if self._noise is not None:\n            self._noise.end()\n        self._drop_copies()'),
     Mutant('no restore after an exception', 'perturbation.py', '            try:\n                yield\n            finally:\n                self.restore()\n        except BaseException:\n            self.restore()  # again, because an interrupt may have come during the first time\n            raise', '            yield\n            self.restore()\n        except BaseException:\n            self._swapped, self._copied = [], []\n            raise'),
     Mutant('gradients not put back after an exception', 'gradients.py', '            self.restore(stash)\n            raise', '            raise'),
     Mutant('RNG not replayed', 'buffers.py', '            self._random.restore(states)', '            pass'),
@@ -243,7 +246,7 @@ MUTANTS = (
     Mutant("train: cosine without its end", "../train/optimization.py", "self._end + 0.5 * (peak - self._end) * fall", "0.5 * peak * fall", ("train/test_optimization.py",)),
     Mutant("train: a parameter frozen and yet given to the optimizer", "../train/optimization.py", "[p for p in model.parameters() if p.requires_grad]", "list(model.parameters())", ("train/test_optimization.py",)),
     Mutant("train: what is typed for a block replaces it", "../train/arguments.py", "{**block, one.path[0]: one.value}", "{one.path[0]: one.value}", ("train/test_arguments.py",)),
-    Mutant('swapped parameters not pointed back', 'perturbation.py', '        for one in self._swapped:\n            one.point_back()\n        for record in self._copied:\n            torch._foreach_copy_(record.shards, record.copies)\n        self._drop', '        for record in self._copied:\n            torch._foreach_copy_(record.shards, record.copies)\n        self._drop'),
+    Mutant('swapped parameters not pointed back', 'perturbation.py', '        for one in self._swapped:\n            one.point_back()\n        for record in self._copied:\n            torch._foreach_copy_(record.shards, record.copies)\n        if self._noise is not None:', '        for record in self._copied:\n            torch._foreach_copy_(record.shards, record.copies)\n        if self._noise is not None:'),
     Mutant('swapped copies mirrored at the wrong place', 'perturbation.py', '[one.original for one in self._swapped], 2.0)', '[one.original for one in self._swapped], 1.0)'),
     Mutant('memory that others share swapped', 'perturbation.py', ' and _users_of(storage) <= _users_of_a_parameter()', ''),
     Mutant('loaded weights overwritten by a late repair', 'perturbation.py', '            if one.is_untouched():', '            if True:'),
@@ -348,6 +351,29 @@ MUTANTS = (
     Mutant("probe: between radii without the logarithm", "../study/probing.py", "part = (before - alignment) / (before - here) if before > here else 0.0", "part = 0.0", ("study/test_probing.py",)),
     Mutant("probe: nonlinearity without the radius", "../study/probing.py", "radius * (measured.plain if power == 2 else", "(measured.plain if power == 2 else", ("study/test_probing.py",)),
     Mutant("probe: climbs never end by the gradients", "../study/probing.py", "(cosine > FLOOR) & (measured.perturbed < _LONGEST**2 * measured.plain)", "(cosine > -2.0)", ("study/test_probing.py",)),
+    Mutant("flat-lora: noise of the frozen weight alone", "adapted.py", "if not (over.merged or over.disable_adapters):", "if False:", ADAPTED),
+    Mutant("flat-lora: variance without the width", "adapted.py", "/ weight.shape[1] ** 0.5", "/ 1.0", ADAPTED),
+    Mutant("flat-lora: other noise in the backward pass", "adapted.py", "(gradient @ ctx.draw(weight).to(gradient.dtype))", "(gradient @ weight.to(gradient.dtype))", ADAPTED),
+    Mutant("flat-lora: the same noise in every layer", "adapted.py", "hashed(self._seed, layer.index)", "hashed(self._seed, 0)", ADAPTED),
+    Mutant("flat-lora: the same noise in every step", "directions.py", "hashed(direction.seed, inputs.step)", "hashed(direction.seed, 0)", ADAPTED),
+    Mutant("flat-lora: layers left perturbed", "adapted.py", 'vars(layer.base).pop("forward", None)', "pass", ADAPTED),
+    Mutant("flat-lora: backward goes the same way", "perturbation.py", "self._noise.distance = -self._noise.distance", "pass", ADAPTED),
+    Mutant("flat-lora: sums kept for the backward pass", "adapted.py", "        ctx.save_for_backward(weight)\n", "        ctx.save_for_backward(weight)\n        ctx.kept = draw(weight)\n        draw = lambda _: ctx.kept\n        ctx.save_for_backward(ctx.kept)\n", ADAPTED),
+    Mutant("flat-lora: the model is searched for writers every step", "buffers.py", 'len(m.__dict__) - ("forward" in m.__dict__)', "len(m.__dict__)", ("integrations/test_peft.py", "-klast_pass")),
+    Mutant("clipping: the direction is not clipped", "directions.py", "factor=ratio.clamp(max=1.0) if isinstance(ratio, Tensor) else min(ratio, 1.0)", "factor=1.0", FAMILY),
+    Mutant("clipping: the second gradient is not clipped", "mixing.py", "torch._foreach_mul_(inputs.result, _limited(", "(lambda *_: None)(inputs.result, _limited(", FAMILY),
+    Mutant("clipping: the first gradient is not clipped", "mixing.py", "_limited(limit, norm_of_shards(inputs.plain, inputs.like)) * share", "share", FAMILY),
+    Mutant("clipping: at the norm of the scaled gradients", "mixing.py", "mixing.max_norm * inputs.scale", "mixing.max_norm", ("torch/test_precision.py", "-kclipped")),
+    Mutant("timm: the loop's variables not bound", "../integrations/timm.py", "bound = _bound(forward)", "bound = forward", TIMM),
+    Mutant("timm: a factor of the loss lost", "../integrations/timm.py", "return loss * self.factor, loss", "return loss, loss", TIMM),
+    Mutant("timm: not clipped", "../integrations/timm.py", "dispatch_clip_grad(parameters, clip_grad, mode=clip_mode)", "pass", TIMM),
+    Mutant("timm: clipped while scaled", "../integrations/timm.py", "self._scaler.unscale_(optimizer)", "pass", TIMM),
+    Mutant("timm: resumed without the clock", "../integrations/timm.py", "            self.regularizer.load_state_dict(self._saved)\n", "            pass\n", TIMM),
+    Mutant("bi-lora: the second adapter descends", "../integrations/peft.py", "p.register_hook(torch.neg)", "p.register_hook(torch.clone)", BI_LORA),
+    Mutant("bi-lora: the ball is that of each factor", "../integrations/peft.py", ".clamp(max=1.0).sqrt()", ".clamp(max=1.0)", BI_LORA),
+    Mutant("bi-lora: the scaling forgotten", "../integrations/peft.py", "scaling**2 * ", "1.0 * ", BI_LORA),
+    Mutant("bi-lora: always scaled to the ball", "../integrations/peft.py", "(self.rho / self.norm()).clamp(max=1.0)", "(self.rho / self.norm())", BI_LORA),
+    Mutant("bi-lora: evaluated with both", "../integrations/peft.py", "scaling if layer.training else 0.0", "scaling", BI_LORA),
 )  # fmt: skip
 
 
