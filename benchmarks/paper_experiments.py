@@ -32,6 +32,7 @@ class Comparison:
         data: whether it needs ``--data.root``.
         hours: about how long, on the machine that it is meant for.
         tiny: what is changed besides to try it on a CPU.
+        place: the option that names the folder of the data sets.
     """
 
     name: str
@@ -44,13 +45,14 @@ class Comparison:
     data: bool = True
     hours: float = 0.0
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    place: str = "--data.root"
 
     def words(self, root: str, *, seeds: int | None = None) -> list[str]:
         """The arguments of ``gradreg``."""
         words = ["compare", self.recipe, "--penalties", *self.penalties, "--seeds", str(seeds or self.seeds), "--rivals", *self.rivals]
         for key, value in self.options.items():
             words += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
-        return [*words, "--data.root", root] if self.data else words
+        return [*words, self.place, root] if self.data else words
 
     def command(self) -> str:
         """As a reader types it."""
@@ -196,6 +198,44 @@ EXPERIMENTS: tuple[Comparison | Measurement, ...] = (
         shortened="one stage of 16 channels, 16 pixels, 3,000 of 50,000 images, 30 of 200 epochs, batch 50",
     ),
 )
+
+_WRN, _VIT = ("none", "gnp:r=0.1,alpha=0.8"), ("none", "gnp:r=0.1,alpha=1.0,warmup={kind: zero, steps: 60}")
+_TRAINED = "2,000 images of CIFAR-10 at 16 pixels, 10 epochs, batch 100"
+FRAMEWORKS: tuple[Comparison, ...] = (
+    *(
+        Comparison(
+            f"jax-{model}",
+            "examples/jax_image_task.py",
+            penalties,
+            2,
+            {"model": model, "image_size": 16, **({"warmup_epochs": 3} if model == "vit" else {})},
+            f"{network}, {_TRAINED}",
+            place="--root",
+        )
+        for model, penalties, network in (("wrn", _WRN, "WRN-10-1 in Flax NNX"), ("vit", _VIT, "a ViT of width 64 in Flax NNX"))
+    ),
+    *(
+        Comparison(
+            f"torch-{model}",
+            recipe,
+            penalties,
+            2,
+            {**SMALL, "data.train_size": 2000, "data.test_size": 2000, **options, "batch_size": 100, "epochs": 10},
+            f"{network}, {_TRAINED}",
+        )
+        for model, recipe, penalties, network, options in (
+            ("wrn", "wideresnet-cifar", _WRN, "WRN-10-1 in PyTorch", {"model.name": "wrn16_4", "model.depth": 10, "model.width": 1}),
+            (
+                "vit",
+                "vit-cifar-warmup",
+                _VIT,
+                "a ViT of width 64 in PyTorch",
+                {"model.embed_dim": 64, "model.depth": 4, "model.num_heads": 2, "schedule.warmup_epochs": 3},
+            ),
+        )
+    ),
+)
+"""The same task in JAX and in PyTorch, at equal settings."""
 
 FAST: Mapping[str, Any] = {"precision": "bf16", "channels_last": True, "compile": True}
 LATE_LARGE = ("none", "sam:rho=0.05", "sam:rho=0.05,tail=0.125")

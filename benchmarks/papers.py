@@ -27,7 +27,7 @@ from typing import Any
 
 from gradreg import files
 from paper_claims import ROOT, STORED
-from paper_experiments import EXPERIMENTS, Comparison, Measurement
+from paper_experiments import EXPERIMENTS, FRAMEWORKS, Comparison, Measurement
 from reporting import environment
 
 RUNS = Path("runs") / "papers"
@@ -151,11 +151,11 @@ def store(results: Path, content: dict[str, Any]) -> None:
 
 def chosen(names: Sequence[str] | None) -> list[Comparison | Measurement]:
     """The experiments of these names, in their own order; all by default."""
-    known = {one.name: one for one in EXPERIMENTS}
+    known = {one.name: one for one in (*EXPERIMENTS, *FRAMEWORKS)}
     unknown = [name for name in names or () if name not in known]
     if unknown:
         raise SystemExit(f"--only must name experiments; got {', '.join(unknown)}. Known: {', '.join(known)}.")
-    return [one for one in EXPERIMENTS if names is None or one.name in names]
+    return [one for one in known.values() if names is None or one.name in names]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,7 +14,9 @@ from table import markdown
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))  # last, so that no file there hides one of docs/ with the same name
 
-from paper_claims import Claim, Measured, verdict  # noqa: E402  # after the path is known
+from paper_claims import ROOT as REPOSITORY  # noqa: E402  # after the path is known
+from paper_claims import STORED, Claim, Measured, values, verdict  # noqa: E402
+from paper_experiments import FRAMEWORKS  # noqa: E402
 from paper_registry import CLAIMS  # noqa: E402
 
 ORDER = ("reproduced", "within noise", "not reproduced", "not run")
@@ -79,3 +83,18 @@ def hours(claim: Claim, stored: dict[str, Any]) -> str:
     if isinstance(stored.get("hours"), dict):
         return f", {stored['hours']['processor']:.2f} h"
     return f", {claim.hours} h" if claim.hours else ""
+
+
+def frameworks() -> str:
+    """The same task in JAX and in PyTorch: test accuracies of each framework's runs."""
+    rows: list[tuple[str, ...]] = []
+    for one in FRAMEWORKS:
+        path = REPOSITORY / STORED / f"{one.name}.json"
+        if not path.is_file():
+            rows.append((one.shortened, "not run", "", f"`{one.command()}`"))
+            continue
+        found = json.loads(path.read_text(encoding="utf-8"))
+        accuracies = [list(values(found, variant).values()) for variant in one.penalties]
+        shown = [f"{statistics.mean(own):.2f} ± {statistics.stdev(own):.2f}" for own in accuracies]
+        rows.append((f"{one.shortened}, {len(accuracies[0])} seeds", *shown, f"`{found['command']}`"))
+    return markdown(("task", "plain, %", "with GNP, %", "command"), rows)

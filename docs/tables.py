@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from equations import linked, mathematics  # neighbors, also where a test loads this file
-from from_papers import paper_count, paper_runs, papers
+from from_papers import frameworks, paper_count, paper_runs, papers
 from from_results import (
     STORED,
     choosing_seconds,
@@ -178,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "weight-decay-budget": weight_decay_budget,
     "weight-decay-epochs": weight_decay_epochs,
     "weight-decay-law": weight_decay_law,
+    "frameworks": frameworks,
     "papers": papers,
     "paper-runs": paper_runs,
     "paper-count": paper_count,

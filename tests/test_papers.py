@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
@@ -23,10 +24,10 @@ from gradreg.study import task_arguments  # noqa: E402
 from gradreg.study.command import DESCRIPTION, OPTIONS  # noqa: E402
 from gradreg.study.plan import make_plan  # noqa: E402
 from paper_claims import STORED, Measured, verdict  # noqa: E402
-from paper_experiments import EXPERIMENTS, GPU, Comparison, Measurement  # noqa: E402
+from paper_experiments import EXPERIMENTS, FRAMEWORKS, GPU, Comparison, Measurement  # noqa: E402
 from paper_registry import CLAIMS  # noqa: E402
 
-COMPARISONS = [one for one in (*EXPERIMENTS, *GPU) if isinstance(one, Comparison)]
+COMPARISONS = [one for one in (*EXPERIMENTS, *GPU, *FRAMEWORKS) if isinstance(one, Comparison)]
 
 
 def test_a_verdict_follows_from_interval_and_bounds():
@@ -205,3 +206,41 @@ class TestPlan:
         with pytest.raises(SystemExit, match=r"2"):
             gpu.main(["--device", "cpu", "--tiny"])
         assert "--tiny needs --results" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """CIFAR-10 as class folders of one image of noise each."""
+    root, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for part in ("train", "test"):
+        for number in range(10):
+            folder = root / "cifar10" / part / f"class{number}"
+            folder.mkdir(parents=True)
+            Image.fromarray(draw.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(folder / "0.png")
+    return root
+
+
+@pytest.mark.slow
+def test_a_step_of_every_method_is_measured_and_none_synchronizes():
+    where = gpu.Where(device="cpu", tiny=True)
+    assert set(gpu.no_synchronization(where)["synchronizations"].values()) == {"none"}
+    ways = gpu.step_costs("vit-s", where)["ways"]
+    assert len(ways) == 2
+    for measured in ways.values():
+        assert {"plain", "two", "SAM", "GNP", "F-GR", "pytorch_optimizer SAM"} <= measured.keys()
+        assert measured["plain"]["memory_over_plain"] == 0
+        assert measured["SAM"]["memory_over_plain"] > 0
+        assert "twice differentiable" in measured["failed"]["exact"]  # through fused attention
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("entry", gpu.ENTRIES, ids=lambda entry: entry.name)
+def test_every_entry_runs_at_least_a_step(entry, root, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    results = tmp_path / "gpu"
+    assert gpu.main(["--device", "cpu", "--tiny", "--root", str(root), "--results", str(results), "--only", entry.name]) == 0
+    stored = json.loads(entry.file(results).read_text())
+    assert stored["name"] == entry.name
+    assert stored["environment"]
+    if entry.comparison is not None:
+        assert {run["variant"] for run in stored["runs"]} == set(entry.comparison.penalties)

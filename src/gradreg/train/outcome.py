@@ -79,9 +79,18 @@ class Epoch:
 
     def judged_by(self, metric: Metric = ACCURACY) -> tuple[str, float]:
         """Name and value of the metric that ranks epochs: on the validation images, or without any on the test set."""
-        values = self.to_dict()
-        name = metric.test if values.get(metric.validation) is None else metric.validation
-        return name, values[name]
+        name = metric.test if self._value(metric.validation) is None else metric.validation
+        value = self._value(name)
+        if value is None:
+            raise KeyError(name)
+        return name, value
+
+    def _value(self, name: str) -> float | None:
+        """What ``to_dict`` has under ``name``, None where it has nothing; without a copy, because a run asks for all epochs after each."""
+        if name in self.own:
+            return self.own[name]
+        known = self.test_accuracy is not None or not name.endswith(("_accuracy", "_top5"))
+        return getattr(self, name, None) if known else None
 
     def check(self, metric: Metric) -> None:
         """Raise for a metric that is not a number though the losses are.
