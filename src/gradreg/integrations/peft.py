@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, PeftType
@@ -72,7 +72,8 @@ class BiLora:
         self.primary: str = active[0]
         """The name of the adapter that is trained for the task."""
         model.add_adapter(NAME, config)
-        model.base_model.set_adapter([self.primary, NAME])
+        tuner: Any = model.base_model
+        tuner.set_adapter([self.primary, NAME])
         self.layers = [m for m in model.modules() if isinstance(m, LoraLayer) and NAME in m.lora_A]
         self._scaling = [layer.scaling[NAME] for layer in self.layers]
         hooks: list[Any] = [p.register_hook(torch.neg) for p in self.parameters]
@@ -99,7 +100,7 @@ class BiLora:
         """‖s·B₂·A₂‖, the Frobenius norm over all layers, without forming the products: ‖B·A‖² = ⟨BᵀB, AAᵀ⟩."""
         squares: list[Tensor] = []
         for layer, scaling in zip(self.layers, self._scaling, strict=True):
-            a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+            a, b = cast(Tensor, layer.lora_A[NAME].weight), cast(Tensor, layer.lora_B[NAME].weight)
             squares.append(scaling**2 * ((b.T @ b) * (a @ a.T)).sum())
         return torch.stack([s.to(squares[0]) for s in squares]).sum().clamp(min=0.0).sqrt()
 
@@ -115,7 +116,8 @@ class BiLora:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self.model.base_model.set_adapter(self.primary)
+        tuner: Any = self.model.base_model
+        tuner.set_adapter(self.primary)
         self.model.delete_adapter(NAME)
 
     @contextmanager

@@ -112,7 +112,7 @@ def adapted_layers(model: nn.Module, selected: Mapping[nn.Parameter, str]) -> li
         if not all(hasattr(module, attribute) for attribute in ("lora_A", "get_base_layer", "get_delta_weight")):
             continue
         base = module.get_base_layer()  # type: ignore[operator]
-        weight = getattr(base, "weight", None)
+        weight: Any = getattr(base, "weight", None)
         if weight not in selected:
             continue
         if type(base) is not nn.Linear:
