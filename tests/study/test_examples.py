@@ -27,12 +27,8 @@ SMALL = {
     "trainer_words": {"epochs": 1},
     "optax_loop": {"steps": 20, "width": 8},
 }
-REAL_MODELS = {
-    "minilm_testament": {"steps": 2, "train_size": 40, "held_out": 20},
-    "smollm_lora": {"steps": 1, "batch_size": 1, "length": 16, "held_out": 2},
-    "grpo_hacked_reward": {"steps": 1, "reading": 1, "held_out": 4, "batch_size": 8},
-}
-"""Those on real models, or on a text that a package ships."""
+REAL_MODELS = ("minilm_testament", "smollm_lora", "grpo_hacked_reward")
+"""Those that tests/integrations/test_real_models.py runs, which loads the models once."""
 WITHOUT_TORCH = ("nnx_digits", "optax_loop")
 
 
@@ -61,34 +57,6 @@ def test_a_study_gives_a_table(name: str, tmp_path: Path):
     assert all(run["best"][metric.validation] is not None for run in runs)
     plain, twice = sorted({run["gradient_evaluations"] for run in runs})
     assert twice == 2 * plain == 2 * runs[0]["steps"]
-
-
-@pytest.mark.models
-@pytest.mark.parametrize("name", REAL_MODELS)
-def test_a_study_on_real_models_logs_its_metric_and_what_stands_beside(name: str, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = study.compare(
-        str(FOLDER / f"{name}.py"),
-        penalties=["none", "fgr:gamma=0.5,epsilon=0.5"],
-        seeds=1,
-        out=tmp_path,
-        options=REAL_MODELS[name],
-        workers=0,
-        rivals=["epochs"],
-    )
-    plain, own = (next(r for r in found.records if r.variant == row.variant) for row in found.rows)
-    assert (plain.error, own.error) == (None, None)
-    assert own.gradient_evaluations == 2 * plain.gradient_evaluations == 2 * REAL_MODELS[name]["steps"]
-    assert found.logged is not None
-    assert (
-        found.logged["names"]
-        == {
-            "minilm_testament": ["calibration_error", "nll"],
-            "smollm_lora": ["forgetting", "test_loss_in_4_bits", "rise_in_4_bits"],
-            "grpo_hacked_reward": ["reward"],
-        }[name]
-    )
-    assert read_history(tmp_path / plain.folder)[-1]["loss"] > 0
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
