@@ -141,7 +141,7 @@ def difference(one: tuple[str, Mapping[int, float]], other: tuple[str, Mapping[i
     low, high = (math.nan if end is None else end for end in (found.low, found.high))
     interval = "" if math.isnan(low) else f" [{low:+.2f}, {high:+.2f}]"
     said = f"{described(*one)}, {described(*other)}: {found.mean:+.2f}{interval} {unit}"
-    return Measured(said.rstrip(), low, high, f"{found.pairs} seeds")
+    return Measured(said.rstrip(), low, high, "1 seed" if found.pairs == 1 else f"{found.pairs} seeds")
 
 
 def over(one: str, other: str, *, names: tuple[str, str], key: str = "test_accuracy") -> Callable[[Any], Measured]:
