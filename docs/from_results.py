@@ -233,6 +233,19 @@ def choosing_shares() -> str:
     return markdown(("variant", "evaluations a step", *(f"{task}, %" for task in tasks)), rows)
 
 
+def shares_in_short() -> str:
+    """Of ``choosing_shares``, what the quick start shows: the two perceptrons, three cheaper variants."""
+    digits, mnist = (stored_rows(f"{STORED}choosing/cost-{task}") for task in ("digits-cost", "mnist-cost"))
+    names = {
+        "quarter": "from a quarter of it",
+        "tenth-every-5": "from a tenth of it, at every fifth step",
+        "remembered-0.2": "from an EMA of earlier results (`remembered`, ε = 0.2)",
+    }
+    rows = [("from the whole batch", digits["fgr"][1], "100", "100")]
+    rows += [(told, digits[name][1], digits[name][-1], mnist[name][-1]) for name, told in names.items()]
+    return markdown(("F-GR, γ = ε = 0.5, with the direction", "evaluations", "digits, 10 seeds", "MNIST, 5 seeds"), rows)
+
+
 def choosing_signs() -> str:
     """What the first epochs show of a small radius, the best one, and two that are too large, for each method, from the stored run."""
     stored_runs = json.loads((ROOT / "benchmarks" / "results" / "choosing" / "signs.json").read_text(encoding="utf-8"))["runs"]

@@ -97,8 +97,16 @@ def best_by_early_stopping() -> str:
     )
 
 
+def cheaper_on_cifar() -> str:
+    """What cheaper F-GR keeps on the convolutional network."""
+    rows = re.findall(r"^\| (\S+) \|.*\| ([^|]+) \|$", stored("choosing/cost-cifar10-cost.md"), flags=re.MULTILINE)
+    kept = dict(rows)
+    return f"the quarter keeps {kept['quarter']} and the tenth {kept['tenth-every-5']}: measure before relying on one"
+
+
 QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("training.md", loop),
+    ("quick-start.md", cheaper_on_cifar),
     ("quick-start.md", pipeline),
     ("quick-start.md", predicted),
     ("quick-start.md", best_by_early_stopping),
