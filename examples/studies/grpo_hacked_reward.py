@@ -148,6 +148,9 @@ def train(
     starts = torch.randperm(len(words()) - PROMPT, generator=torch.Generator().manual_seed(run.seed))[: held_out + 4 * steps].tolist()
     prompts = [" ".join(words()[i : i + PROMPT]) for i in starts]
     look = Look(run, model, tokens, prompts[:held_out])
+    if beta:  # TRL loads the model that the KL penalty refers to from where this one came from
+        model.save_pretrained(run.folder / "start")
+        model.config._name_or_path = str(run.folder / "start")
     arguments = GRPOConfig(
         str(run.folder / "trainer"),
         max_steps=len(run.steps(steps)),

@@ -23,7 +23,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 STUDIES = {
     "minilm_testament": {"steps": 2, "train_size": 40, "held_out": 20},
     "smollm_lora": {"steps": 1, "batch_size": 1, "length": 16, "held_out": 2},
-    "grpo_hacked_reward": {"steps": 1, "reading": 1, "held_out": 4, "batch_size": 8},
+    "grpo_hacked_reward": {"steps": 1, "reading": 1, "held_out": 4, "batch_size": 8, "beta": 0.04},
 }
 """The studies on real models, or on a text that a package ships, and options that make them short."""
 
