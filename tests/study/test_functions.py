@@ -215,6 +215,18 @@ def load_task_metric():
     return Metric("loss_of_test", "min")
 
 
+def test_what_is_logged_before_the_first_step_is_at_step_0(tmp_path):
+    run = study.Run(gradreg.sam(rho=0.1), 0, tmp_path, metric=load_task_metric())
+    model = torch.nn.Linear(1, 1)
+    regularizer = run.regularizer(model)
+    total = len(run.steps(5))
+    run.log(test_score=0.0)
+    for _ in range(total):
+        regularizer.backward(lambda: model(torch.ones(1, 1)).square().sum())
+        run.log(test_score=0.0)
+    assert [record["step"] for record in run._records] == [0, 1, 2, 3, 4, 5]
+
+
 def test_options_of_the_command_line(mine, tmp_path, capsys):
     out = str(tmp_path / "out")
     words = ["compare", f"{mine}:train", "--penalties", "sam:rho=0.1", "--seeds", "1", "--workers", "0", "--out", out]

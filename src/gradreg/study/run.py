@@ -375,7 +375,8 @@ class Run:
 
     def _steps_done(self) -> int:
         counted = sum(made.step for made in self._made()) + sum(made.calls for made in self._functions)
-        return counted or self._plain_steps() or self._declared
+        seen = bool(self._regularizers) or any(steps is not None for _, steps in self._counted)  # 0, before the first step
+        return counted or self._plain_steps() or (0 if seen else self._declared)
 
     def _evaluations(self) -> int | float:
         counted = sum(made.metrics["evaluations"] for made in self._made()) + sum(made.evaluations for made in self._functions)
