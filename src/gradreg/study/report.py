@@ -213,7 +213,9 @@ def answer_first(verdict: str) -> tuple[str, str]:
     return ("", verdict) if answer is None else (answer.group(), verdict[answer.end() :])
 
 
-_ANSWER = re.compile(r"(?:[^:;.]|\.(?=\d)){1,80}(?::(?= (?:cannot tell|no result))[^:;,]{1,80})?(?=[:;]|, of \d+ runs)")
+_ANSWER = re.compile(
+    r"(?:[^:;.]|\.(?=\d)){1,80}?(?: helps| does not help(?:, it harms)?| is no worse|: cannot tell[^:;,]{1,40}|: no result)(?=[:;,])"
+)
 
 
 def _text_of(template: str) -> str:
