@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig
 
@@ -137,7 +136,8 @@ def live_bytes() -> int:
     """Of all tensors that exist, each storage counted once."""
     gc.collect()
     tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.layout is torch.strided]
-    real = [t for t in tensors if not isinstance(t, FakeTensor)]  # which a compiled function of an earlier test may have left
+    # A compiled function of an earlier test may have left tensors that have no memory.
+    real = [t for t in tensors if type(t) in (torch.Tensor, nn.Parameter) and not torch._is_functional_tensor(t)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in real}.values())
 
 
