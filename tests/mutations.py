@@ -295,7 +295,7 @@ MUTANTS = (
     Mutant("study: what did not decide a race judged as if its seeds were fixed", "../study/racing.py", "return sample.interval(1 - float(self.levels(1)[0, look]))", "return sample.interval(self.level)", ("study/test_racing.py",)),
     Mutant("study: seconds measured again", "../study/stored_plan.py", "seconds=self.seconds if \"seconds\" in plan.rivals else {}", "seconds={}", ("study/test_seconds.py",)),
     Mutant("seconds: the first epochs timed as well", "../study/seconds.py", "for mark in self.marks if mark[0] >= length]", "for mark in self.marks]", ("study/test_seconds.py",)),
-    Mutant("seconds: rounds that do not agree are enough", "../study/seconds.py", "return high < AGREE * low", "return True", ("study/test_seconds.py",)),
+    Mutant("seconds: rounds that do not agree are enough", "../study/seconds.py", "return len(rounds) >= ROUNDS_OF_LONG_RUNS and high < AGREE * low", "return True", ("study/test_seconds.py",)),
     Mutant("seconds: per epoch forgotten", "../study/seconds.py", "scale = within[0] / own_within[0]", "scale = 1.0", ("study/test_seconds.py",)),
     Mutant("study: compilation counted as training in the ratio of seconds", "../study/seconds.py", "seconds, own_seconds = long.seconds - short.seconds, own_long.seconds - own_short.seconds", "seconds, own_seconds = long.seconds, own_long.seconds", ("study/test_seconds.py",)),
     Mutant("study: a race with another bound goes on", "../study/stored_plan.py", "if before is not None and race is not None and before != race:", "if False:", ("study/test_until.py",)),

@@ -15,7 +15,7 @@ from gradreg import study
 from gradreg.study import comparison
 from gradreg.study import run as runs
 from gradreg.study.functions import load_task
-from gradreg.study.seconds import LEAST, Side, Timed, measure
+from gradreg.study.seconds import LEAST, EqualSeconds, Side, Timed, measure
 
 TASK = '''
 import torch
@@ -213,6 +213,11 @@ def test_rounds_that_do_not_agree_are_added_to_and_said():
     assert low <= found.ratio <= high
     assert high > 1.2 * low
     assert measure(side(40, lambda i: (1.0, 1)), side(40, lambda i: (2.0, 2))).agrees
+
+
+def test_a_round_that_is_alone_agrees_with_none():
+    assert not EqualSeconds(1.7, 17, (1.7,), (1, 2)).agrees
+    assert EqualSeconds(1.7, 17, (1.7, 1.7, 1.75), (1, 2)).agrees
 
 
 def test_a_mark_before_the_first_length_is_left_out_and_one_mark_is_none():

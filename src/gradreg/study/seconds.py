@@ -91,9 +91,8 @@ class EqualSeconds:
 
     @property
     def agrees(self) -> bool:
-        """Whether the rounds tell the ratio: whether their quartiles differ by less than ``AGREE``."""
-        low, high = self.quartiles
-        return high < AGREE * low
+        """Whether the rounds tell the ratio: at least three, whose quartiles differ by less than ``AGREE``."""
+        return _agree(self.rounds)
 
 
 def _quartiles(rounds: Sequence[float]) -> tuple[float, float]:
@@ -101,6 +100,11 @@ def _quartiles(rounds: Sequence[float]) -> tuple[float, float]:
         return rounds[0], rounds[0]
     low, _, high = statistics.quantiles(rounds, n=4, method="inclusive")
     return low, high
+
+
+def _agree(rounds: Sequence[float]) -> bool:
+    low, high = _quartiles(rounds)
+    return len(rounds) >= ROUNDS_OF_LONG_RUNS and high < AGREE * low
 
 
 def measure(plain: Side, variant: Side) -> EqualSeconds:
@@ -131,10 +135,8 @@ def measure(plain: Side, variant: Side) -> EqualSeconds:
     rounds: list[float] = []
     enough, most = (ROUNDS_OF_LONG_RUNS, ROUNDS_OF_LONG_RUNS) if duration >= LONG else (ROUNDS, MOST_ROUNDS)
     for tried in range(most):
-        if tried >= enough and rounds:
-            low, high = _quartiles(rounds)
-            if high < AGREE * low:
-                break
+        if tried >= enough and rounds and _agree(rounds):
+            break
         found = _round(plain, variant, lengths)
         if isinstance(found, str) or found[0] <= 0 or found[1] <= 0:
             continue  # a clock too coarse, or a disturbance longer than the run
