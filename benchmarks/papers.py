@@ -55,7 +55,7 @@ class Clock:
     def check(self) -> None:
         """Raise OutOfTime if there is none left."""
         if self.left == 0.0:
-            raise OutOfTime
+            raise OutOfTime("the minutes are over")
 
 
 class Hours:
@@ -107,7 +107,7 @@ def compare(
         process.send_signal(signal.SIGTERM)  # it saves, and the same command resumes
         process.wait(ENDING)
         hours.total()
-        raise OutOfTime from None
+        raise OutOfTime("the minutes are over") from None
     except BaseException:
         process.terminate()
         raise

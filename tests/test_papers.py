@@ -153,7 +153,7 @@ def test_a_measurement_is_stored_piece_by_piece_and_stops_in_time(tmp_path, monk
     one = Measurement("two", two, shortened="short")
     over = papers.Clock(0.0)
     for count in (1, 2):
-        with pytest.raises(papers.OutOfTime):
+        with pytest.raises(papers.OutOfTime, match="minutes are over"):
             papers.measure(one, "", over, tmp_path)
         assert len(json.loads((tmp_path / "two.json").read_text())["seeds"]) == count
     papers.measure(one, "", papers.Clock(None), tmp_path)
