@@ -7,19 +7,22 @@
 
 Entries run in the order of their value; each is stored when it is complete, under benchmarks/results/gpu, comparisons under
 benchmarks/results/papers, and what is stored is not run again. A comparison that the time ends saves its run, and goes on next time;
-another entry is begun only if its own estimate fits.
+another entry is begun only if its own estimate fits, and is broken off, without a result, if that was too low.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -174,6 +177,8 @@ def step_costs(name: str, where: Where) -> dict[str, Any]:
                 running[method] = step
                 for _ in range(1 if where.tiny else 4):
                     step()
+            except papers.OutOfTime:
+                raise
             except Exception as error:  # double backprop through fused attention, say: that too is a result
                 failed[method] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         clocked = {method: partial(steps._seconds, step, device, time.perf_counter) for method, step in running.items()}
@@ -220,12 +225,36 @@ def no_synchronization(where: Where) -> dict[str, Any]:
     return {"synchronizations": found}
 
 
-def ended(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """A command that must end well."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False, **options)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)} ended with status {done.returncode}: {done.stderr[-2000:]}")
-    return done
+def ended(words: Sequence[str]) -> None:
+    """Run a command that must end well; if it is broken off, with the processes that it has started."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        _, said = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with status {process.returncode}: {said[-2000:]}")
+
+
+@contextmanager
+def broken_off(clock: papers.Clock) -> Iterator[None]:
+    """A context in which papers.OutOfTime is raised when the clock's time is over."""
+
+    def over(*_: object) -> None:
+        raise papers.OutOfTime("the minutes are over")
+
+    if clock.left is None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, over)
+    timer = signal.setitimer(signal.ITIMER_REAL, max(clock.left, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, before)
 
 
 def throughput(where: Where) -> dict[str, Any]:
@@ -369,7 +398,8 @@ def _run(entry: Entry, where: Where, clock: papers.Clock, results: Path) -> None
         return
     assert entry.run is not None
     started = time.perf_counter()
-    found = entry.run(where)
+    with broken_off(clock):
+        found = entry.run(where)
     files.make_directory(results, purpose="--results")
     made = {"name": entry.name, "command": f"python benchmarks/gpu.py --root DATA --only {entry.name}"}
     content = {**made, "environment": environment(("torch", "timm"), torch.device(where.device)), "seconds": time.perf_counter() - started}

@@ -105,7 +105,11 @@ def compare(
         status = process.wait(clock.left)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)  # it saves, and the same command resumes
-        process.wait(ENDING)
+        try:
+            process.wait(ENDING)
+        except subprocess.TimeoutExpired:  # it compiles, say; what it saved last is whole
+            process.kill()
+            process.wait()
         hours.total()
         raise OutOfTime("the minutes are over") from None
     except BaseException:

@@ -126,7 +126,77 @@ def sharpness_beside_others() -> str:
     )
 
 
+def looksam_beside_another() -> str:
+    """Time of LookSAM beside pytorch_optimizer's."""
+    ours, theirs = re.findall(r"^\| LookSAM, k = 5 \| ([\d.]+) \| ([\d.]+) \|", stored("peers.md"), flags=re.MULTILINE)[0]  # the MLP's
+    return f"the steps between really take one pass: {ours} of two passes on an MLP against {theirs}"
+
+
+def minilm_accuracy() -> str:
+    """What penalties change in the accuracy of MiniLM."""
+    found = stored("language-models/minilm.json")["found"]["wrong"]
+    verdicts = [(wrong, row, row["difference"]) for wrong, one in found.items() for row in one["table"] if row["difference"]]
+    assert {verdict["decision"] for *_, verdict in verdicts} == {"cannot tell"}
+    wrong, row, most = max(verdicts, key=lambda one: abs(one[2]["difference"]))
+    worst = min(run["test_accuracy"] for one in found.values() for run in one["runs"])
+    told = f"{most['difference']:+.2f} [{most['low']:+.2f}, {most['high']:+.2f}]"
+    return (
+        f"the largest difference is {told} points, of `{row['label']}` with {'wrong' if float(wrong) else 'right'} labels. No run fell to "
+        f"chance: the worst ended at {100 * worst:.0f} %."
+    )
+
+
+def minilm_likelihood() -> str:
+    """What penalties change in the negative log-likelihood of MiniLM."""
+    found = stored("language-models/minilm.json")["found"]["wrong"]
+    own = {
+        wrong: [row["nll"] for row in one["logged"]["table"] if row["nll"].get("difference") is not None] for wrong, one in found.items()
+    }
+    assert all(one["low"] > 0 for one in own["0.3"])
+    assert all(one["difference"] < 0 for one in own["0"])
+    raised, lowered = (sorted(abs(one["difference"]) for one in own[wrong]) for wrong in ("0.3", "0"))
+    above = sum(one["high"] >= 0 for one in own["0"])
+    return (
+        f"With wrong labels every penalty raises it, by {raised[0]:.3f} to {raised[-1]:.3f}, and every interval is above 0; with right "
+        f"labels every penalty lowers it, by {lowered[0]:.3f} to {lowered[-1]:.3f}, and {above} of {len(lowered)} intervals reach 0."
+    )
+
+
+def hacked_reward() -> str:
+    """How soon the reward is hacked, and which true scores are left."""
+    ways = stored("language-models/grpo.json")["found"]["ways"]
+    soon = max(next(step for step, reward in zip(way["step"], way["reward"], strict=True) if reward > 0.9) for way in ways)
+    begun = sum(way["test_true_score"][0] for way in ways) / len(ways)
+    held = [way["test_true_score"][-1] for way in ways if way["variant"] == "kl"]
+    others = sorted((way["test_true_score"][-1], way["variant"]) for way in ways if way["variant"] != "kl")
+    lost = sum(score < 0.1 for score, _ in others)
+    assert lost == len(others) - 1
+    return (
+        f"Every run has a reward above 0.9 within {soon} steps. With the KL penalty (β = 0.04) the true score ends at "
+        f"{' and '.join(f'{score:.2f}' for score in held)}, where it began at {begun:.2f}; without it, {lost} of {len(others)} runs end "
+        f"below 0.1, and one, of `{others[-1][1]}`, at {others[-1][0]:.2f}."
+    )
+
+
+def hacked_later() -> str:
+    """That a hundred times the strength delays it."""
+    ways = stored("language-models/grpo.json")["found"]["ways"]
+
+    def at_20(name: str, key: str) -> float:
+        own = [way[key][way["step"].index(20)] for way in ways if way["variant"] == name]
+        return sum(own) / len(own)
+
+    strong, plain = (tuple(at_20(name, key) for key in ("reward", "test_true_score")) for name in ("fgr-100", "none"))
+    return f"at step 20 the reward is {strong[0]:.2f} and the true score {strong[1]:.2f}, against {plain[0]:.2f} and "
+        f"{plain[1]:.2f} of plain GRPO"
+
+
 QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
+    ("coming-from-sam.md", looksam_beside_another),
+    ("language-models.md", minilm_accuracy),
+    ("language-models.md", minilm_likelihood),
+    ("language-models.md", hacked_reward),
+    ("language-models.md", hacked_later),
     ("training.md", loop),
     ("comparing.md", left_of_the_gain),
     ("quick-start.md", cheaper_on_cifar),

@@ -28,6 +28,7 @@ SLOW = {
         "lightning",
         "lightning_around",
         "options",
+        "pages",
         "patches",
         "peft",
         "timm",

@@ -374,6 +374,7 @@ MUTANTS = (
     Mutant("bi-lora: the scaling forgotten", "../integrations/peft.py", "scaling**2 * ", "1.0 * ", BI_LORA),
     Mutant("bi-lora: always scaled to the ball", "../integrations/peft.py", "(self.rho / self.norm()).clamp(max=1.0)", "(self.rho / self.norm())", BI_LORA),
     Mutant("bi-lora: evaluated with both", "../integrations/peft.py", "scaling if layer.training else 0.0", "scaling", BI_LORA),
+    Mutant("bi-lora: the second adapter frozen when a Trainer resumes", "../integrations/peft.py", 'vars(model)["set_adapter"] = self._activate', "pass", BI_LORA),
 )  # fmt: skip
 
 

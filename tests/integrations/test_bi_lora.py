@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.func import functional_call, grad
+from transformers import Trainer as PlainTrainer
 
 import gradreg
 from gradreg.integrations.peft import NAME, BiLora
@@ -18,7 +20,7 @@ from gradreg.integrations.transformers import RegularizedTrainer
 from gradreg.torch import GradientRegularizer
 
 from .digits import largest_difference
-from .test_transformers import arguments
+from .test_transformers import SAVING, arguments
 from .text import examples, language_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated")
@@ -151,24 +153,69 @@ def test_evaluation_and_what_is_left_have_the_first_adapter_alone():
     assert other.shape == (8, 3)
 
 
-def test_in_a_trainer(tmp_path: Path):
-    def trained(*, with_callback: bool) -> tuple[Any, BiLora]:
-        torch.manual_seed(2)
-        model = get_peft_model(
-            language_model(dropout=0.0), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-        )
-        bi_lora = BiLora(model, rho=0.05)  # type: ignore[arg-type]
-        callbacks = [bi_lora.callback] if with_callback else []
-        args = arguments(tmp_path, learning_rate=1e-2, gradient_accumulation_steps=2, max_steps=6)
-        trainer = RegularizedTrainer(model, args, train_dataset=examples(), penalty=None, callbacks=callbacks)
-        trainer.train()
-        return trainer, bi_lora
+def in_a_trainer(folder: Path, *, seed: int = 2, kind: Any = RegularizedTrainer, resume: Path | None = None, **options: Any) -> Any:
+    """A tiny Llama with LoRA, trained by AdamW as the Trainer makes it, without the callback if ``callback=False``; and its Bi-LoRA."""
+    base, config = language_model(dropout=0.0), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    torch.manual_seed(seed)
+    model = get_peft_model(base, config)
+    bi_lora = BiLora(model, rho=0.05)  # type: ignore[arg-type]
+    own = {"penalty": options.pop("penalty", None), "parameters": lambda name, _: NAME not in name} if kind is RegularizedTrainer else {}
+    callbacks = [bi_lora.callback] if options.pop("callback", True) else []
+    args = arguments(folder, **{"learning_rate": 1e-2, "gradient_accumulation_steps": 2, "max_steps": 4, **options})
+    trainer = kind(model, args, train_dataset=examples(), callbacks=callbacks, **own)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return trainer, bi_lora
 
-    trainer, bi_lora = trained(with_callback=True)
+
+def test_in_a_trainer(tmp_path: Path):
+    trainer, bi_lora = in_a_trainer(tmp_path, max_steps=6)
     assert 0 < bi_lora.norm().item() <= 0.05 * (1 + 1e-5)
     assert trainer.regularizer.metrics.evaluations == 6
-    _, free = trained(with_callback=False)
+    _, free = in_a_trainer(tmp_path, max_steps=6, callback=False)
     assert free.norm().item() > 0.05
+
+
+@pytest.mark.parametrize(("kind", "penalty"), [(PlainTrainer, None), (RegularizedTrainer, gradreg.friendly_sam(rho=0.3))])
+def test_a_resumed_run_of_a_trainer_equals_the_uninterrupted_one(kind: Any, penalty: Any, tmp_path: Path):
+    """The checkpoint has both adapters and the optimizer's state of both, and both go on being trained."""
+    more = {"penalty": penalty} if penalty is not None else {}
+    whole, bi_lora = in_a_trainer(tmp_path, kind=kind, **SAVING, **more)
+    checkpoint = tmp_path / "checkpoint-2"
+    assert (checkpoint / NAME / "adapter_model.safetensors").is_file()
+    resumed, again = in_a_trainer(tmp_path / "again", seed=5, kind=kind, resume=checkpoint, **SAVING, **more)
+    for name in ("default", NAME):
+        assert largest_difference(factors(resumed.model, name), factors(whole.model, name)) == 0.0
+    assert again.norm() == bi_lora.norm() > 0
+    assert all(p.requires_grad for p in again.parameters)
+    again.remove()
+    assert resumed.model.active_adapters == ["default"]
+    assert not any(NAME in name for name, _ in resumed.model.named_parameters())
+    resumed.model.set_adapter("default")  # the model's own again
+    assert resumed.model.active_adapters == ["default"]
+
+
+def test_a_resumed_loop_equals_the_uninterrupted_one():
+    def steps(model: PeftModel, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            optimizer.step()
+
+    def begun() -> tuple[PeftModel, torch.optim.Optimizer]:
+        model, bi_lora = prepared()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        bi_lora.attach(optimizer)
+        return model, optimizer
+
+    whole, optimizer = begun()
+    steps(whole, optimizer, 2)
+    states = copy.deepcopy((whole.state_dict(), optimizer.state_dict()))
+    steps(whole, optimizer, 2)
+    again, other = begun()
+    again.load_state_dict(states[0])
+    other.load_state_dict(states[1])
+    steps(again, other, 2)
+    assert largest_difference(dict(again.state_dict()), dict(whole.state_dict())) == 0.0
 
 
 def test_what_it_cannot_do_is_an_error():

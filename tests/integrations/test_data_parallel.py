@@ -17,6 +17,7 @@ from tests.torch.ranks import run_ranks
 from .digits import batch, largest_difference, network, weights
 
 SAM = gradreg.sam(rho=0.2)
+PENALTIES = {"sam": SAM, "fgr": gradreg.fgr(gamma=0.2, epsilon=0.4)}
 STEPS = 3
 
 
@@ -24,6 +25,12 @@ def launched(rank: int, world: int) -> None:
     """What a launcher tells its processes."""
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "ACCELERATE_USE_CPU": "true"}
     os.environ.update({name: str(value) for name, value in variables.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+
+
+def micro_batch(step: int, i: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
+    """The rows of one micro-batch of two: one process alone has those of both."""
+    rows = [batch(2 * (2 * step + i) + r) for r in ((rank,) if world == 2 else (0, 1))]
+    return torch.cat([x for x, _ in rows]), torch.cat([y for _, y in rows])
 
 
 def with_accelerate(rank: int, world: int, scope: Any) -> dict[str, Tensor]:
@@ -39,7 +46,7 @@ def with_accelerate(rank: int, world: int, scope: Any) -> dict[str, Tensor]:
     for step in range(STEPS):
         closures = []
         for i in range(2):
-            x, y = batch(2 * (2 * step + i) + rank)
+            x, y = micro_batch(step, i, rank, world)
             with accelerator.accumulate(model):
                 closures.append(lambda x=x, y=y: cross_entropy(model(x), y))
                 if accelerator.sync_gradients:
@@ -117,6 +124,33 @@ def with_lightning(rank: int, world: int, scope: Any, folder: str) -> dict[str, 
     return weights(module.network)
 
 
+def with_fabric(rank: int, world: int, name: str, scope: Any) -> dict[str, Tensor]:
+    from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments import TorchElasticEnvironment
+    from lightning.fabric.strategies import DDPStrategy
+
+    from gradreg.torch import GradientRegularizer
+
+    launched(rank, world)
+    strategy: Any = "auto" if world == 1 else DDPStrategy(process_group_backend="gloo", cluster_environment=TorchElasticEnvironment())
+    fabric = Fabric(accelerator="cpu", devices=world, strategy=strategy)
+    fabric.launch()
+    assert fabric.world_size == world
+    model = network(dropout=0.0).eval()  # batch statistics are each rank's own
+    wrapped, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    regularizer = GradientRegularizer(wrapped, PENALTIES[name], scope=scope)
+    for step in range(STEPS):
+        closures = []
+        for i in range(2):
+            x, y = micro_batch(step, i, rank, world)
+            closures.append(lambda x=x, y=y: cross_entropy(wrapped(x), y) / 2)
+        regularizer.backward(closures, backward=fabric.backward)
+        fabric.clip_gradients(wrapped, optimizer, max_norm=1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return weights(model)
+
+
 def test_two_processes_equal_one_with_the_global_scope_and_agree_with_the_local(tmp_path: Path, monkeypatch):
     folder = str(tmp_path)
     both = run_ranks(
@@ -130,6 +164,7 @@ def test_two_processes_equal_one_with_the_global_scope_and_agree_with_the_local(
             )
             for scope in ("global", "local")
         }
+        | {f"fabric-{name} {scope}": (with_fabric, (name, scope)) for name in PENALTIES for scope in ("global", "local")}
         | {"resumed": (resumed_with_transformers, (folder,))},
         tmp_path,
     )
@@ -137,11 +172,18 @@ def test_two_processes_equal_one_with_the_global_scope_and_agree_with_the_local(
         assert largest_difference(whole, again) == 0.0
     assert len(list(tmp_path.glob("whole/checkpoint-2/gradreg-*-of-2.pt"))) == 2
     (alone := tmp_path / "alone").mkdir()
-    one = run_ranks(1, {"transformers": (with_transformers, ("local", folder)), "lightning": (with_lightning, ("local", folder))}, alone)
+    one = run_ranks(
+        1,
+        {
+            "accelerate": (with_accelerate, ("local",)),
+            "transformers": (with_transformers, ("local", folder)),
+            "lightning": (with_lightning, ("local", folder)),
+            **{f"fabric-{name}": (with_fabric, (name, "local")) for name in PENALTIES},
+        },
+        alone,
+    )
     for name, (first, second) in both.items():
         assert largest_difference(first, second) == 0.0, name
         which, scope = name.split()
-        if which in one:
-            difference = largest_difference(first, one[which][0])
-            assert difference <= 1e-6 if scope == "global" else difference > 1e-5, name
-    assert largest_difference(both["accelerate global"][0], both["accelerate local"][0]) > 1e-5
+        difference = largest_difference(first, one[which][0])
+        assert difference <= 1e-6 if scope == "global" else difference > 1e-5, name

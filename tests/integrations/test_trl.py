@@ -33,6 +33,7 @@ from .text import language_model, text, tokenizer
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated")
 
 STRONG = gradreg.fgr(gamma=1.0, epsilon=2.0)
+CLIPPED = gradreg.fgr(gamma=1.0, epsilon=2.0, clip=0.05)
 COMMON: dict[str, Any] = {
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 2,
@@ -98,8 +99,9 @@ class Spy(RegularizedGRPOTrainer):
         return super()._compute_loss(model, inputs)
 
 
-def test_a_grpo_step_is_the_hand_written_one(tmp_path: Path):
-    trainer = grpo(tmp_path, STRONG, steps=1)
+@pytest.mark.parametrize("penalty", [STRONG, CLIPPED], ids=["fgr", "clipped"])
+def test_a_grpo_step_is_the_hand_written_one(penalty: gradreg.GradientPenalty, tmp_path: Path):
+    trainer = grpo(tmp_path, penalty, steps=1)
     batches = trainer._buffered_inputs
     assert len(batches) == 2
     model = language_model(dropout=0.0)
@@ -123,11 +125,12 @@ def test_a_grpo_step_is_the_hand_written_one(tmp_path: Path):
         return -(surrogate * b["completion_mask"]).sum() / normalizer
 
     model.train()
-    GradientRegularizer(model, STRONG, parameters=chosen).backward([lambda: loss(0), lambda: loss(1)])
+    GradientRegularizer(model, penalty, parameters=chosen).backward([lambda: loss(0), lambda: loss(1)])
     nn.utils.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
     torch.optim.SGD(model.parameters(), lr=0.5).step()
     assert largest_difference(weights(trainer.model), weights(model)) <= 1e-6
-    assert largest_difference(weights(model), weights(grpo(tmp_path, None, steps=1).model)) > 1e-4
+    others = (other for other in (None, STRONG) if other != penalty)
+    assert min(largest_difference(weights(model), weights(grpo(tmp_path, other, steps=1).model)) for other in others) > 1e-4
 
 
 def test_grpo_generates_and_counts_once_with_the_penalty_on_and_off(tmp_path: Path):

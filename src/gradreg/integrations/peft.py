@@ -38,6 +38,9 @@ class BiLora:
     The gradients of the second adapter arrive in ``.grad`` with their sign turned, so that any optimizer climbs; after its step the
     adapter is scaled back into the ball, over all layers together. In evaluation mode the model computes with the first adapter alone.
 
+    Both adapters are in the model's state and in a Trainer's checkpoint. To resume, make the model and ``BiLora`` as before, then
+    ``load_state_dict``, or ``trainer.train(resume_from_checkpoint=...)``: to activate the first adapter activates the second too.
+
     Args:
         model: a PEFT model with one active LoRA adapter.
         rho: ρ > 0, the largest Frobenius norm of the perturbation of the weights, over all layers together.
@@ -72,8 +75,9 @@ class BiLora:
         self.primary: str = active[0]
         """The name of the adapter that is trained for the task."""
         model.add_adapter(NAME, config)
-        tuner: Any = model.base_model
-        tuner.set_adapter([self.primary, NAME])
+        self._activate(self.primary)
+        # A Trainer that resumes loads both adapters and then activates the first one alone, which would freeze the second.
+        vars(model)["set_adapter"] = self._activate
         self.layers = [m for m in model.modules() if isinstance(m, LoraLayer) and NAME in m.lora_A]
         self._scaling = [layer.scaling[NAME] for layer in self.layers]
         hooks: list[Any] = [p.register_hook(torch.neg) for p in self.parameters]
@@ -116,9 +120,16 @@ class BiLora:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        tuner: Any = self.model.base_model
-        tuner.set_adapter(self.primary)
+        vars(self.model).pop("set_adapter", None)
+        self.model.set_adapter(self.primary)
         self.model.delete_adapter(NAME)
+
+    def _activate(self, adapter_name: str, inference_mode: bool = False) -> None:
+        """The model's ``set_adapter``, by which the second adapter follows the first."""
+        type(self.model).set_adapter(self.model, adapter_name, inference_mode)
+        if adapter_name == self.primary:
+            tuner: Any = self.model.base_model
+            tuner.set_adapter([self.primary, NAME], inference_mode)
 
     @contextmanager
     def removed_after(self) -> Iterator[BiLora]:
