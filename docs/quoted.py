@@ -187,8 +187,10 @@ def hacked_later() -> str:
         return sum(own) / len(own)
 
     strong, plain = (tuple(at_20(name, key) for key in ("reward", "test_true_score")) for name in ("fgr-100", "none"))
-    return f"at step 20 the reward is {strong[0]:.2f} and the true score {strong[1]:.2f}, against {plain[0]:.2f} and "
-        f"{plain[1]:.2f} of plain GRPO"
+    return (
+        f"at step 20 the reward is {strong[0]:.2f} and the true score {strong[1]:.2f}, against {plain[0]:.2f} and {plain[1]:.2f} of plain "
+        "GRPO"
+    )
 
 
 QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
