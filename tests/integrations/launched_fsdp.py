@@ -10,13 +10,11 @@ import sys
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import gradreg
 from gradreg.torch import GradientRegularizer
-
-from tests.integrations.digits import batch  # isort: skip
 
 STEPS = 3
 
@@ -24,6 +22,12 @@ STEPS = 3
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 16), nn.Tanh(), nn.Linear(16, 10))
+
+
+def batch(i: int) -> tuple[Tensor, Tensor]:
+    """Drawn, because to import a package that has data takes a process longer than to train."""
+    draws = torch.Generator().manual_seed(i)
+    return torch.randn(64, 64, generator=draws), torch.randint(10, (64,), generator=draws)
 
 
 def main(file: str) -> None:

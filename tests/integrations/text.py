@@ -47,18 +47,17 @@ def language_model(seed: int = 0, *, dropout: float = 0.1, **options: Any) -> Ll
     """A Llama of two layers and 32 dimensions."""
     torch.manual_seed(seed)
     t = tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(t),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        attention_dropout=dropout,
-        pad_token_id=t.pad_token_id,
-        eos_token_id=t.eos_token_id,
-        bos_token_id=t.eos_token_id,
-        **options,
-    )
-    return LlamaForCausalLM(config)
+    sizes: dict[str, Any] = {
+        "vocab_size": len(t),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "attention_dropout": dropout,
+        "pad_token_id": t.pad_token_id,
+        "eos_token_id": t.eos_token_id,
+        "bos_token_id": t.eos_token_id,
+    }
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, **options}))
