@@ -115,11 +115,13 @@ def test_a_compiled_model(tmp_path: Path):
     assert largest_difference(weights(plain.model), weights(begun)) > 1e-3
 
 
-def test_8_bit_adamw(tmp_path: Path):
+def test_8_bit_adamw(tmp_path: Path, request: pytest.FixtureRequest):
     """The optimizer sees a gradient like any other: its step is that of a hand-written loop."""
     pytest.importorskip("torchao", reason="needs torchao for 8-bit AdamW")
     from torchao.optim import AdamW8bit
 
+    torch.compiler.set_stance("force_eager")  # it compiles its step, for a minute on a CPU
+    request.addfinalizer(lambda: torch.compiler.set_stance("default"))
     seen: list[type] = []
 
     class Notes(TrainerCallback):
