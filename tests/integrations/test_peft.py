@@ -124,6 +124,22 @@ def test_a_step_is_the_hand_written_one_over_the_adapters(kind: str, tmp_path: P
     assert sum(c.nbytes for c in copies.values()) == sum(p.nbytes for p in before.values())
 
 
+def test_a_step_of_flat_lora_in_a_trainer_is_the_hand_written_one(tmp_path: Path):
+    penalty = gradreg.flat_lora(sigma=0.5)
+    trainer, twin, off = built(tmp_path, "trainer", penalty), built(tmp_path, "trainer", None, plain=True), built(tmp_path, "trainer", None)
+    trainer.train()
+    off.train()
+    model = twin.model.train()
+    GradientRegularizer(model, penalty).backward(
+        [lambda b=b: twin.compute_loss(model, copy.copy(b[0]), *b[1], **b[2]) for b in trainer.batches]
+    )
+    nn.utils.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5).step()
+    assert trainer.regularizer.metrics.evaluations == 1
+    assert largest_difference(trainable(trainer.model), trainable(model)) <= 1e-6
+    assert largest_difference(trainable(off.model), trainable(model)) > 1e-4
+
+
 def _log_probabilities(twin: Any, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
