@@ -39,7 +39,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("--max-seeds", {"type": int, "help": "the bound of --until decided (4 x --seeds)"}),
     ("--out", {"type": str, "help": "folder, or URL such as s3://bucket/study, for results.json, report.html and the runs (runs/TASK)"}),
-    ("--fresh", {"action": "store_true", "help": "keep what is in the folder aside, and run everything anew"}),
+    ("--fresh", {"action": "store_true", "help": "keep what is in the folder aside, and run everything again"}),
     ("--partial", {"action": "store_true", "help": "run nothing and print what is there, of a study that is still running, say"}),
     *command_options(),
 )

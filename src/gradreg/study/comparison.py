@@ -149,7 +149,7 @@ def compare(
 ) -> Comparison:
     """Compare penalties on a task: at equal epochs, at equal gradient evaluations and with plain training stopped early, over seeds.
 
-    Complete runs in ``out`` are not repeated, so that an interrupted comparison goes on where it stopped.
+    Complete runs in ``out`` are not repeated, so that an interrupted comparison resumes where it stopped.
 
     Args:
         task: a function decorated with ``@study.task``, or the name of one ("mine.py", "mine.py:train", "package.module:train"), or that

@@ -308,7 +308,7 @@ class FunctionVariant(Variant):
             what = "its source, which has changed since" if different == ["code"] else ", ".join(different)
             raise ValueError(
                 f"{str(folder)!r} holds a run of another configuration; it differs in {what}. Choose another --out, or --fresh to keep the "
-                "old runs aside and start anew."
+                "old runs aside and start again."
             )
         return files.read_json(file, holds="the result of a run", remedy=remedy)
 

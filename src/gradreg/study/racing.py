@@ -3,7 +3,7 @@
 A race looks at its variants after ``first`` seeds and again after every ``step`` more. Without a correction each look is another chance of
 a false verdict. Here every variant spends its share of the error over the looks by a spending function (Lan & DeMets 1983), and a variant
 that is decided hands its share to the others (Holm's rule for group sequential tests: Maurer & Bretz 2013). A race is a function of its
-results and its settings alone: it is replayed from its first look each time, so one that was interrupted goes on as if it had not been.
+results and its settings alone: it is replayed from its first look each time, so an interrupted race resumes as if it had not been.
 """
 
 from __future__ import annotations

@@ -333,7 +333,7 @@ def _agree(study: Study, identity: Mapping[str, Any]) -> None:
     if different:
         raise ValueError(
             f"the storage holds a search of another kind for {study.study_name!r}; it differs in {', '.join(different)}. Choose another "
-            "--out or --storage, or --fresh to keep the old one aside and start anew."
+            "--out or --storage, or --fresh to keep the old one aside and start again."
         )
 
 

@@ -3,7 +3,7 @@
 Short runs of plain training and of the variant alternate in one process, with no other run beside them. What counts is the time between
 the end of an early epoch and that of the last: imports, the loading of data and compilation drop out. Of runs that log in fewer than two
 epochs (or steps), two lengths are taken, and the difference between their times counts; compilation then drops out on average only. The
-median over the rounds is fixed once, stored in the study's ``plan.json``, and used whenever and wherever the study goes on.
+median over the rounds is fixed once, stored in the study's ``plan.json``, and used whenever and wherever the study resumes.
 """
 
 from __future__ import annotations

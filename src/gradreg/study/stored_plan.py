@@ -61,7 +61,7 @@ class StoredPlan:
             raise PlanError(
                 f"{str(folder)!r} holds a race with another rule: {'; '.join(changed)}. Bound, first look and variants are fixed before "
                 "the first result, because changing them is looking again. Choose another --out, or --fresh to keep the old runs aside and "
-                "start anew."
+                "start again."
             )
         seconds = {
             name: EqualSeconds(one["ratio"], one["length"], tuple(one["rounds"]), tuple(one["lengths"]))

@@ -39,7 +39,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     ("--out", {"type": str, "help": "folder for search.json, search.html and the runs (runs/TASK-search)"}),
-    ("--fresh", {"action": "store_true", "help": "keep what is in the folder aside, and search anew"}),
+    ("--fresh", {"action": "store_true", "help": "keep what is in the folder aside, and search again"}),
     *command_options(),
     (
         "--probe",
@@ -57,7 +57,7 @@ _OF_PROBE = ("--probe-share", "--alignment")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``gradreg tune``; returns 0. Interrupted, the same command goes on where it stopped."""
+    """Run ``gradreg tune``; returns 0. Interrupted, the same command resumes where it stopped."""
     with ended_by_signals():
         return _tune(argv)
 

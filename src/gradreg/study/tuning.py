@@ -137,7 +137,7 @@ def tune(
 ) -> Tuning:
     """Search the strength of a penalty, and plain training as much; then compare the two winners with fresh seeds, on test.
 
-    Trials are kept in ``storage``: a search that was interrupted goes on, and any number of processes can share one.
+    Trials are kept in ``storage``: an interrupted search resumes, and any number of processes can share one.
 
     Args:
         task: as of ``compare``; it logs its metric on validation.

@@ -122,7 +122,7 @@ class SlurmExecutor(Executor):
 
 @contextmanager
 def _logging_left_alone() -> Generator[None]:
-    """A context in which the import of submitit configures no logging: doing so anew would end the handlers of the whole process."""
+    """A context in which the import of submitit configures no logging: doing so again would end the handlers of the whole process."""
     before = os.environ.get(_LOG_LEVEL)
     os.environ[_LOG_LEVEL] = before or "NOCONFIG"
     try:
