@@ -227,13 +227,12 @@ def no_synchronization(where: Where) -> dict[str, Any]:
 
 def ended(words: Sequence[str]) -> None:
     """Run a command that must end well; if it is broken off, with the processes that it has started."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        _, said = process.communicate()
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            _, said = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     if process.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with status {process.returncode}: {said[-2000:]}")
 

@@ -7,6 +7,8 @@ import json
 import math
 import re
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +208,53 @@ class TestPlan:
         with pytest.raises(SystemExit, match=r"2"):
             gpu.main(["--device", "cpu", "--tiny"])
         assert "--tiny needs --results" in capsys.readouterr().err
+
+
+def test_an_entry_that_takes_longer_than_it_should_is_broken_off_with_what_it_has_started(tmp_path, monkeypatch, capsys):
+    pid = tmp_path / "pid"
+    words = ["sh", "-c", f"sleep 60 & echo $! > {pid}; wait"]
+    monkeypatch.setattr(gpu, "ENTRIES", (gpu.Entry("slow", "sleeps", 0.0, lambda where: gpu.ended(words)),))
+    results = tmp_path / "gpu"
+    assert gpu.main(["--device", "cpu", "--tiny", "--root", "data", "--results", str(results), "--minutes", "0.03"]) == 0
+    assert "slow: stopped after 0.03 minutes" in capsys.readouterr().out
+    assert not results.exists()
+    state = Path("/proc") / pid.read_text().strip() / "stat"
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+    with pytest.raises(RuntimeError, match=r"sh -c exit 3 ended with status 3"):
+        gpu.ended(["sh", "-c", "exit 3"])
+
+
+class WhenUnderWay(papers.Clock):
+    """The time is over when a run has gone through an epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(None)
+        self.folder = folder
+
+    @property
+    def left(self) -> float | None:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not any(file.stat().st_size for file in self.folder.rglob("timings.jsonl")):
+            time.sleep(0.02)
+        return 0.0
+
+
+@pytest.mark.slow
+def test_a_comparison_that_the_time_ends_goes_on_where_it_stopped(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    one = next(one for one in GPU if one.name == "fgr-mlp-cifar10")
+    entry = gpu.Entry(one.name, "", 1, comparison=replace(one, penalties=("none", one.penalties[2]), tiny={"epochs": 60}))
+    where, results, runs = gpu.Where("cpu", str(root), tiny=True), tmp_path / "gpu", tmp_path / "runs"
+    with pytest.raises(papers.OutOfTime, match="the minutes are over"):
+        gpu._run(entry, where, WhenUnderWay(runs), results)
+    assert not entry.file(results).exists()
+    (timings,) = runs.rglob("timings.jsonl")
+    before = timings.read_text()
+    assert 0 < before.count("\n") < 60
+    gpu._run(entry, where, papers.Clock(None), results)
+    assert timings.read_text().startswith(before)
+    stored = json.loads(entry.file(results).read_text())
+    assert [run["epochs"] for run in stored["runs"]] == [60, 60]
 
 
 @pytest.fixture(scope="module")
