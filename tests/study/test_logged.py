@@ -24,7 +24,7 @@ def train(run: study.Run, *, epochs: int = 2) -> None:
     for epoch in run.epochs(epochs):
         regularizer.backward(lambda: model(torch.ones(1, 1)).sum())
         penalized = run.penalty is not None
-        forgotten = 9.0 if epoch == 0 else 1.0 + run.seed**2 - penalized * (2 + run.seed % 2)
+        forgotten = 9.0 if epoch == 0 else 0.5 + epoch / 2 + run.seed**2 - penalized * (2 + run.seed % 2)
         run.log(loss=1.0, validation_rmse=1.0, test_rmse=1.0 + run.seed, forgetting=forgotten)
     run.log(loss_in_4_bits=float("nan") if penalized and run.seed == 1 else 3.0 + run.seed)
 '''
@@ -51,7 +51,7 @@ def test_the_last_value_its_mean_and_the_paired_difference(mine, tmp_path):
     plain, own = np.array([1.0, 2.0, 5.0, 10.0]), np.array([-1.0, -1.0, 3.0, 7.0])
     assert (none["forgetting"]["mean"], none["forgetting"]["sd"]) == pytest.approx((plain.mean(), plain.std(ddof=1)))
     assert none["forgetting"]["difference"] is None
-    assert longer["forgetting"]["difference"] == 0.0
+    assert longer["forgetting"]["difference"] == 1.0  # four epochs in place of two
     interval = stats.ttest_rel(own, plain).confidence_interval(0.95)
     cell = sam["forgetting"]
     assert (cell["difference"], cell["low"], cell["high"]) == pytest.approx(((own - plain).mean(), interval.low, interval.high))
@@ -76,6 +76,16 @@ def test_the_command_prints_it_and_a_task_that_logs_nothing_else_has_none(mine, 
     assert found.logged_said == []
     assert "logged" not in json.loads((tmp_path / "other" / "results.json").read_text())
     assert 'id="logged"' not in (tmp_path / "other" / "report.html").read_text()
+
+
+def test_a_run_that_diverged_has_no_part_in_it(mine, tmp_path):
+    mine.write_text(TASK.replace("test_rmse=1.0 + run.seed,", "test_rmse=float('nan') if penalized and run.seed == 1 else 1.0,"))
+    found = study.compare(str(mine), penalties=["sam:rho=0.1"], seeds=3, out=tmp_path / "out", workers=0, rivals=["epochs"])
+    assert [run.diverged for run in found.records if run.variant != "none"] == [False, True, False]
+    none, sam = found.logged["table"]
+    assert (none["runs"], sam["runs"]) == (3, 2)
+    assert sam["forgetting"]["mean"] == pytest.approx((-1.0 + 3.0) / 2)
+    assert sam["forgetting"]["difference"] == pytest.approx(-2.0)  # of seeds 0 and 2
 
 
 def test_a_damaged_result_is_named(mine, tmp_path):
