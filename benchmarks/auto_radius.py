@@ -1,4 +1,4 @@
-"""Is a radius that sets itself (``AutoRadius``) as good as the best fixed one? With wrong labels and clean ones, and over widths and starts.
+"""Is a radius that sets itself (``AutoRadius``) as good as the best fixed one? With wrong labels, clean ones, and over widths and starts.
 
     python benchmarks/auto_radius.py digits-cost --seeds 10
     python benchmarks/auto_radius.py digits-cost --clean --seeds 10
@@ -9,8 +9,8 @@
     python benchmarks/auto_radius.py cifar10-cost --tune --seeds 2 --root DATA      # targets, on seeds that are not reported
     python benchmarks/auto_radius.py digits-cost --table                            # only what is stored
 
-Beside plain training stand SAM and F-GR with each radius of a sweep, and with AutoRadius at each target; ``--held-out`` adds AutoRadius with
-5 % of the training images held out, which switch it off where it does not help. The best fixed radius is chosen by the mean over the very
+Beside plain training stand SAM and F-GR with each radius of a sweep, and with AutoRadius at each target; ``--held-out`` adds it with
+5 % of the training images held out, which switch it off where it hurts. The best fixed radius is chosen by the mean over the very
 seeds that are reported, which favours it. Stored under benchmarks/results/choosing/ with every run's accuracy; what is complete under
 ``--runs`` is not run again.
 """

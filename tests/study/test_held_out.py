@@ -43,7 +43,7 @@ ENGINES = {"torch": by_torch, "jax": by_jax}
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 @pytest.mark.parametrize(("helps", "expected"), [(True, 2 * STEPS + 7), (False, 2 * 10 + 5 + 3 + 1 + 3 + 1)], ids=["helps", "hurts"])
 def test_looks_are_counted(engine: Callable[[study.Run, bool], None], helps: bool, expected: int, tmp_path: Path) -> None:
-    """Every second step looks, at one pass more. Five looks decide, and hold from the sixth on: steps are plain, but for those that look."""
+    """Every second step looks, at one pass more. What five looks decide holds from the sixth on: other steps are plain then."""
     run = study.Run(gradreg.sam(rho=0.1), 0, tmp_path, metric=Metric("loss", "min"))
     for _ in run.epochs(1):
         engine(run, helps)
