@@ -133,12 +133,12 @@ def table(results: dict[str, Any]) -> str:
         rows.append(
             (
                 name + (", the best fixed" if name == rival else ""),
-                (f"{np.mean(kept):.2f} ± {deviation(kept):.2f}" if kept else "all diverged") + lost,
+                (f"{np.mean(kept):.2f}" if kept else "all diverged") + (f" ± {deviation(kept):.2f}" if len(kept) > 1 else "") + lost,
                 "" if name == "none" else _over(row, accuracies["none"]),
                 _over(row, accuracies[rival]) if rival is not None and name != rival else "",
             )
         )
-    header = f"test accuracy, %, {len(results['seeds'])} seeds"
+    header = f"test accuracy, %, {len(results['seeds'])} seed{'s' if len(results['seeds']) > 1 else ''}"
     return markdown(("variant", header, "over plain, points", "over the best fixed radius of its method, points"), rows)
 
 

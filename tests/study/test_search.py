@@ -279,6 +279,26 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(mine: Path, monkeyp
     assert again.sentences() == whole.sentences()
 
 
+def test_what_a_trial_had_found_is_kept_where_its_runs_are_not(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine that shares the storage takes a trial over with the scores it has, and does not run those seeds again."""
+    kept, calls = Searcher._take, []
+
+    def interrupted(self, job, result):
+        calls.append(job)
+        if len(calls) == 2:
+            raise KeyboardInterrupt("told to")
+        kept(self, job, result)
+
+    monkeypatch.setattr(Searcher, "_take", interrupted)
+    shared = {"storage": f"sqlite:///{mine.parent / 'search.db'}", "trials": 2}
+    with pytest.raises(KeyboardInterrupt, match="told to"):
+        tuned(mine, out=mine.parent / "one", **shared)
+    (mine.parent / "runs.txt").unlink()
+    found = tuned(mine, out=mine.parent / "other", **shared)
+    searched = [line for line in runs_of(mine) if int(line.split()[1]) < 2]
+    assert sum(len(one.scores) for one in found.findings) == len(searched) + 1
+
+
 def test_what_another_process_still_runs_is_waited_for_and_taken_over_when_that_ends(mine: Path) -> None:
     task, out = load_task(str(mine)), mine.parent / "out"
     search = plan_search(task, arms(task, ["sam"], {}), trials=4, seeds=2, confirm=2)
