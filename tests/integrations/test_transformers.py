@@ -431,7 +431,7 @@ def test_pairs_made_above_the_mixin_are_noticed(tmp_path: Path):
 
 
 def test_an_update_that_is_skipped_and_not_counted_is_no_second_training_step(tmp_path: Path):
-    """As in versions of transformers that leave ``global_step`` where it is if a loss scale skips the update."""
+    """Where ``global_step`` stays if a loss scale skips an update."""
 
     class Skipped(TrainerCallback):
         left = 1

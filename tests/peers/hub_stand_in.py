@@ -283,7 +283,8 @@ def _instead_of_the_hub(folder: Path, parts: Tokenizers) -> Iterator[None]:
         place = folder / f"models--{ORGANIZATION}--{name}"
         words = getattr(tokenizer, "tokenizer", tokenizer)
         if words is not None and model.get_input_embeddings().num_embeddings > len(words):
-            model.resize_token_embeddings(len(words))  # some scripts name the size of the hub's vocabulary
+            model.resize_token_embeddings(len(words))  # some scripts name the size of the hub's vocabulary, and ids in it
+            model.config.pad_token_id, model.config.eos_token_id = words.pad_token_id, words.eos_token_id
         for part in (model, tokenizer, generation_config):
             if part is not None:
                 part.save_pretrained(place / "snapshots" / COMMIT)

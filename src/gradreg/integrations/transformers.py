@@ -33,7 +33,7 @@ class RegularizerState(TrainerCallback, ExportableState):
         self.attempts = 0
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """Counts the updates, those that a loss scale skips too: versions of transformers differ in whether ``global_step`` does."""
+        """Counts the updates, also those that a loss scale skips, which ``global_step`` need not count."""
         self.attempts += 1
 
     def state(self) -> dict[str, Any]:
