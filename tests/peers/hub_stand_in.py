@@ -152,7 +152,8 @@ def _make_datasets(checkout: Path, folder: Path) -> list[str]:
         place.mkdir(parents=True)
         for split, part in data.items():
             part.to_parquet(place / f"{split}.parquet")
-            texts.extend(re.findall(r"'((?:[^'\\]|\\.)*)'", str([{k: v for k, v in row.items() if "image" not in k} for row in part])))
+            rows: list[dict[str, Any]] = list(part)
+            texts.extend(str({name: value for name, value in row.items() if "image" not in name}) for row in rows)
 
     with patch.object(DatasetDict, "push_to_hub", save):
         for path in sorted((checkout / "scripts").glob("generate_*_dataset.py")):
@@ -251,7 +252,6 @@ class Tokenizers:
 
     def processor(self, name: str, **_: Any) -> Any:
         """In place of ``AutoProcessor.from_pretrained``."""
-        import transformers
         from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
         from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
         from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING_NAMES
@@ -261,7 +261,7 @@ class Tokenizers:
         parts = {"image_processor": _class(IMAGE_PROCESSOR_MAPPING_NAMES[its.model])(**patch), "tokenizer": self.tokenizer(name)}
         if its.model in VIDEO_PROCESSOR_MAPPING_NAMES:
             parts["video_processor"] = _class(VIDEO_PROCESSOR_MAPPING_NAMES[its.model])(**patch)
-        return getattr(transformers, PROCESSOR_MAPPING_NAMES[its.model])(**parts, chat_template=self.template(its))
+        return _class(PROCESSOR_MAPPING_NAMES[its.model])(**parts, chat_template=self.template(its))
 
 
 def _class(names: Any) -> Any:
