@@ -407,6 +407,22 @@ def test_beyond_the_edge_of_stability_it_comes_back(rate: float) -> None:
     assert max(sizes[-100:]) < 1e-3
 
 
+def test_steps_that_grow_in_a_network_come_back() -> None:
+    """At half of the learning rate at which plain training diverges; the radius shrinks by 5 % a step too slowly there."""
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.auto())
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.5)
+    losses, radii = [], []
+    for _ in range(200):
+        optimizer.zero_grad()
+        losses.append(float(regularizer.backward(problem.closure())))
+        optimizer.step()
+        radii.append(regularizer.metrics.radius)
+    assert min(pair[1] / pair[0] for pair in pairwise(radii)) == pytest.approx(0.5, rel=1e-9)
+    assert losses[0] < max(losses) < 1000.0
+    assert losses[-1] < losses[0]
+
+
 def test_a_loss_that_falls_uphill_shrinks_the_radius() -> None:
     """The alignment is 1 far outside; that the loss is lower there, at more than three of four steps, brings the radius back."""
     model = Wave()
