@@ -1,21 +1,24 @@
-"""Is a radius that sets itself (``AutoRadius``) as good as the best fixed one? Three tasks, with wrong labels and with clean ones.
+"""Is a radius that sets itself (``AutoRadius``) as good as the best fixed one? With wrong labels, clean ones, and over widths and starts.
 
     python benchmarks/auto_radius.py digits-cost --seeds 10
     python benchmarks/auto_radius.py digits-cost --clean --seeds 10
-    python benchmarks/auto_radius.py cifar10-cost --seeds 10 --root DATA
+    python benchmarks/auto_radius.py digits-cost --width 64 --methods fgr --targets 0.95 --seeds 10
+    python benchmarks/auto_radius.py digits-cost --starts 0.001 0.01 0.05 0.1 1 --methods fgr --seeds 10
+    python benchmarks/auto_radius.py cifar10-cost --methods fgr --targets 0.95 --seeds 5 --root DATA
+    python benchmarks/auto_radius.py cifar10-underfit --held-out --methods fgr --targets 0.95 --seeds 5 --root DATA
     python benchmarks/auto_radius.py cifar10-cost --tune --seeds 2 --root DATA      # targets, on seeds that are not reported
     python benchmarks/auto_radius.py digits-cost --table                            # only what is stored
 
-Beside plain training stand SAM and F-GR with each radius of a sweep, and with AutoRadius at each target. The best fixed radius is chosen
-by the mean over the very seeds that are reported, which favours it. Stored under benchmarks/results/choosing/ with every run's accuracy;
-what is complete under ``--runs`` is not run again.
+Beside plain training stand SAM and F-GR with each radius of a sweep, and with AutoRadius at each target; ``--held-out`` adds it with
+5 % of the training images held out, which switch it off where it hurts. The best fixed radius is chosen by the mean over the very
+seeds that are reported, which favours it. Stored under benchmarks/results/choosing/ with every run's accuracy; what is complete under
+``--runs`` is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +37,13 @@ RADII: dict[str, dict[str, tuple[float, ...]]] = {
     "digits-cost": {"sam": (0.05, 0.1, 0.2, 0.4, 0.6), "fgr": (0.1, 0.25, 0.5, 1.0, 2.0)},
     "mnist-cost": {"sam": (0.05, 0.1, 0.2, 0.4), "fgr": (0.1, 0.25, 0.5, 1.0)},
     "cifar10-cost": {"sam": (0.05, 0.1), "fgr": (0.1, 0.2)},
+    "cifar10-underfit": {"sam": (), "fgr": ()},
 }
 """Recipe -> method -> fixed radii, around the best ones of docs/choosing.md."""
 TARGETS = (0.9, 0.95)
 TUNED_TARGETS = (0.8, 0.85, 0.9, 0.95)
 ADAMW = {"optimizer": {"name": "adamw", "lr": 0.001}, "schedule.warmup_epochs": 2}
+HELD_OUT = 0.05
 
 
 def at(method: str, radius: Any) -> GradientPenalty:
@@ -48,13 +53,21 @@ def at(method: str, radius: Any) -> GradientPenalty:
     return gradreg.fgr(epsilon=radius) if isinstance(radius, gradreg.AutoRadius) else gradreg.fgr(gamma=radius, epsilon=radius)
 
 
-def variants(task: str, targets: Sequence[float], *, fixed: bool) -> dict[str, GradientPenalty]:
+def variants(options: argparse.Namespace) -> dict[str, Any]:
     """Name -> penalty: "sam 0.1", "fgr auto 0.9", ..."""
-    found: dict[str, GradientPenalty] = {}
-    for method, radii in RADII[task].items():
-        if fixed:
-            found |= {f"{method} {radius:g}": at(method, radius) for radius in radii}
-        found |= {f"{method} auto {target:g}": at(method, gradreg.AutoRadius(target=target)) for target in targets}
+    targets = options.targets or (TUNED_TARGETS if options.tune else TARGETS)
+    found: dict[str, Any] = {}
+    for method in options.methods:
+        if options.starts:
+            found |= {f"{method} from {start:g}": at(method, gradreg.AutoRadius(start=start)) for start in options.starts}
+            continue
+        if not options.tune:
+            found |= {f"{method} {radius:g}": at(method, radius) for radius in options.radii or RADII[options.task][method]}
+        for target in targets:
+            penalty = at(method, gradreg.AutoRadius(target=target))
+            found[f"{method} auto {target:g}"] = penalty
+            if options.held_out:
+                found[f"{method} auto {target:g} held out"] = {"penalty": {**penalty.to_dict(), "held_out": HELD_OUT}}
     return found
 
 
@@ -65,11 +78,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         settings["data.label_noise"] = 0.0
     if options.adamw:
         settings |= ADAMW
+    if options.width is not None:
+        settings["model.hidden"] = [options.width, options.width]
     if options.root is not None:
         settings["data.root"] = options.root
     found = study.compare(
         options.task,
-        penalties=variants(options.task, options.targets or (TUNED_TARGETS if options.tune else TARGETS), fixed=not options.tune),
+        penalties=variants(options),
         seeds=options.seeds,
         out=options.runs or Path("runs/auto-radius") / name_of(options),
         options=settings,
@@ -89,20 +104,27 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def name_of(options: argparse.Namespace) -> str:
     """Of the stored results."""
-    parts = ["auto-tuning" if options.tune else "auto", options.task, "clean" if options.clean else "", "adamw" if options.adamw else ""]
+    parts = [
+        "auto-tuning" if options.tune else "auto",
+        options.task,
+        "clean" if options.clean else "",
+        "adamw" if options.adamw else "",
+        "" if options.width is None else f"width-{options.width}",
+        "starts" if options.starts else "",
+    ]
     return "-".join(part for part in parts if part)
+
+
+def best_fixed(accuracies: dict[str, list[float]], method: str) -> str | None:
+    """The name of the fixed radius of ``method`` with the highest mean; None without one."""
+    fixed = [name for name in accuracies if name.startswith(f"{method} ") and name.removeprefix(f"{method} ")[0].isdigit()]
+    return max(fixed, key=lambda name: np.nanmean(accuracies[name]), default=None)
 
 
 def table(results: dict[str, Any]) -> str:
     """A row for each variant: accuracy, over plain, and over the best fixed radius of its method."""
     accuracies = {name: [np.nan if one is None else 100 * one for one in row] for name, row in results["variants"].items()}
-    best = {
-        method: max(
-            (name for name in accuracies if name.startswith(method) and "auto" not in name), key=lambda name: np.nanmean(accuracies[name])
-        )
-        for method in ("sam", "fgr")
-        if f"{method} auto 0.95" in accuracies and any(name.startswith(method) and "auto" not in name for name in accuracies)
-    }
+    best = {method: best_fixed(accuracies, method) for method in ("sam", "fgr")}
     rows: list[tuple[str, str, str, str]] = []
     for name, row in accuracies.items():
         kept = [one for one in row if not np.isnan(one)]
@@ -111,12 +133,13 @@ def table(results: dict[str, Any]) -> str:
         rows.append(
             (
                 name + (", the best fixed" if name == rival else ""),
-                (f"{np.mean(kept):.2f} ± {deviation(kept):.2f}" if kept else "all diverged") + lost,
+                (f"{np.mean(kept):.2f}" if kept else "all diverged") + (f" ± {deviation(kept):.2f}" if len(kept) > 1 else "") + lost,
                 "" if name == "none" else _over(row, accuracies["none"]),
                 _over(row, accuracies[rival]) if rival is not None and name != rival else "",
             )
         )
-    return markdown(("variant", "test accuracy, %", "over plain, points", "over the best fixed radius of its method, points"), rows)
+    header = f"test accuracy, %, {len(results['seeds'])} seed{'s' if len(results['seeds']) > 1 else ''}"
+    return markdown(("variant", header, "over plain, points", "over the best fixed radius of its method, points"), rows)
 
 
 def _over(row: list[float], rival: list[float]) -> str:
@@ -132,6 +155,11 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--clean", action="store_true", help="no wrong labels")
     parser.add_argument("--adamw", action="store_true", help="AdamW with a learning rate warm-up of two epochs, in place of SGD")
+    parser.add_argument("--width", type=int, help="of both hidden layers of a perceptron")
+    parser.add_argument("--methods", nargs="+", choices=("sam", "fgr"), default=("sam", "fgr"))
+    parser.add_argument("--radii", type=float, nargs="+", help="the fixed radii, in place of those of the task; with one method")
+    parser.add_argument("--starts", type=float, nargs="+", help="AutoRadius alone, from these radii")
+    parser.add_argument("--held-out", action="store_true", help="AutoRadius also with 5 %% of the training images held out")
     parser.add_argument("--tune", action="store_true", help="AutoRadius alone, at more targets, on other seeds")
     parser.add_argument("--targets", type=float, nargs="+", help="alignments that AutoRadius aims at")
     parser.add_argument("--root", help="folder of the data sets")

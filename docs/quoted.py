@@ -118,10 +118,10 @@ def at_equal_seconds() -> str:
     found = json.loads((ROOT / "docs" / "results" / "nnx-digits-seconds.json").read_text(encoding="utf-8"))
     row = next(row for row in found["table"] if row["variant"].startswith("fgr"))
     gain, measured = row["seconds_difference"], found["seconds"][row["variant"]]
+    told = f"{gain['difference']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
     return (
         f"A run of F-GR took {measured['ratio']:.2f} times the seconds of plain training, which therefore got {measured['length']} epochs "
-        f"where F-GR had {measured['lengths'][-1]}: {gain['decision']}, {gain['difference']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}] "
-        "points."
+        f"where F-GR had {measured['lengths'][-1]}: {gain['decision']}, {told} points."
     )
 
 

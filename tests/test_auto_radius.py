@@ -124,9 +124,9 @@ def test_what_it_depends_on() -> None:
 def test_the_rule_by_hand() -> None:
     """Cosine .8 at target .9: −.05 · clip(−1); cosine .92: + .05 · .2; both kept inside the bounds."""
     rule, guards = AutoRadius(target=0.9, start=1.0, upper=1.005), Guards(rises=True, power=1)
-    state = RadiusState(0.0, 1.0, 7)
+    state = RadiusState(0.0, 1.0, 2.0, 2.0, 7)
     lower = rule.update(state, Measurement(4.0, 0.8 * 2 * 3, 9.0, 0.1), guards, NUMBERS)
-    assert lower == (pytest.approx(-0.05), 1.0, 8)
+    assert lower == (pytest.approx(-0.05), 1.0, 2.0, 2.0, 8)
     higher = rule.update(state, Measurement(4.0, 0.92 * 2 * 3, 9.0, 0.1), guards, NUMBERS)
     assert higher.log_radius == pytest.approx(math.log(1.005))  # not .01
     # The loss rises by more than twice radius·‖g‖ = 2.
@@ -139,4 +139,24 @@ def test_the_rule_by_hand() -> None:
             -math.log(2)
         )
     assert rule.update(state, Measurement(4.0, math.nan, 9.0, 0.1), guards, NUMBERS, scaled=True).log_radius == pytest.approx(-0.05)
-    assert rule.update(state, Measurement(0.0, 0.0, 0.0, 0.0), guards, NUMBERS) == (0.0, 1.0, 8)
+    assert rule.update(state, Measurement(0.0, 0.0, 0.0, 0.0), guards, NUMBERS) == (0.0, 1.0, 2.0, 2.0, 8)
+
+
+def test_steps_that_grow_by_hand() -> None:
+    """A norm of 40 where 2 is usual makes the average 0.8·2 + 0.2·40 = 9.6, more than four times as much; one of 30 makes it 7.6."""
+    rule, guards = AutoRadius(start=1.0), Guards(rises=True, power=None)
+
+    def after(log_radius: float, norm: float) -> RadiusState:
+        state = RadiusState(log_radius, 1.0, 2.0, 2.0, 7)
+        return rule.update(state, Measurement(norm**2, norm**2, norm**2, 0.1), guards, NUMBERS)
+
+    assert after(0.0, 40.0) == pytest.approx((-math.log(2.0), 1.0, 9.6, 2.04, 8))
+    assert after(0.0, 30.0) == pytest.approx((0.05, 1.0, 7.6, 2.04, 8))
+    assert after(0.0, 1.0) == pytest.approx((0.05, 1.0, 1.8, 1.9, 8))
+    assert after(0.0, 1.95).usual == pytest.approx(1.99)
+    assert after(math.log(0.15), 40.0).log_radius == pytest.approx(math.log(0.1))
+    assert after(math.log(0.05), 40.0).log_radius == pytest.approx(math.log(0.05)), "it does not grow either"
+    for norm in (math.inf, 0.0):
+        assert after(0.0, norm)[2:4] == (2.0, 2.0)
+    first = rule.update(rule.initial, Measurement(9.0, 9.0, 9.0, 0.1), guards, NUMBERS)
+    assert first == pytest.approx((0.05, 1.0, 3.0, 3.0, 1))

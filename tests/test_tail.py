@@ -55,6 +55,13 @@ def test_where_it_acts_the_penalty_is_unchanged(penalty: GradientPenalty, share:
     assert not late.depends_on_length
 
 
+def test_a_tail_costs_what_the_same_share_spread_evenly_costs() -> None:
+    for penalty in (sam(rho=0.1), fgr(gamma=0.2, epsilon=0.4), gradreg.cgr(gamma=0.1, epsilon=0.1)):
+        late, spread = penalty.tail(1 / 8, total_steps=80), penalty.every(8)
+        costs = [sum(each.evaluations_at(step) for step in range(80)) for each in (late, spread)]
+        assert costs[0] == costs[1] == 70 + 10 * penalty.evaluations_at(0)
+
+
 def test_it_goes_with_everything_else() -> None:
     both = sam(rho=0.1).warmup("strength", steps=4).tail(0.5, total_steps=8).every(2)
     assert [round(both.strength_at(step), 12) for step in range(8)] == [0, 0, 0, 0, 0.1, 0, 0.1, 0]

@@ -362,8 +362,8 @@ class MergedNoise(Direction, name="merged-noise"):
         seed: a whole number from 0 to 2³² − 1.
 
     Source: Li et al. 2025, arXiv 2409.14396 (Flat-LoRA), the refined perturbation of the merged weight; its authors' code.
-    Differs from the paper: their code draws by the time of day, on each rank separately, and subtracts the noise from the weight again, which
-    leaves rounding errors in it.
+    Differs from the paper: their code draws by the time of day, separately on each rank, and subtracts the noise from the weight
+    again, which leaves rounding errors in it.
     """
 
     seed: int = 0

@@ -430,6 +430,25 @@ def test_pairs_made_above_the_mixin_are_noticed(tmp_path: Path):
         trained(tmp_path, SAM, trainer_class=Above, gradient_accumulation_steps=1)
 
 
+def test_an_update_that_is_skipped_and_not_counted_is_no_second_training_step(tmp_path: Path):
+    """Where ``global_step`` stays if a loss scale skips an update."""
+
+    class Skipped(TrainerCallback):
+        left = 1
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            state.global_step -= self.left
+            self.left = 0
+
+    trainer = RegularizedTrainer(
+        model=language_model(), args=arguments(tmp_path, max_steps=3), train_dataset=examples(), callbacks=[Skipped()], penalty=SAM
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert trainer.regularizer is not None
+    assert trainer.regularizer.metrics.evaluations == 2 * 4
+
+
 def test_a_training_step_may_scale_the_loss(tmp_path: Path):
     class Halves(PlainTrainer):
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:

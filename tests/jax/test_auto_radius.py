@@ -210,3 +210,22 @@ def test_a_step_backward_that_passes_the_valley_is_halved_and_left_out() -> None
         _, gradient, state = oracle(theta, state=oracle.init(theta))
         np.testing.assert_allclose(gradient, expected, rtol=1e-6)
         np.testing.assert_allclose(jnp.exp(state["radius"]["log_radius"]), radius, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [1.0, 1.5, 1.8, 1.9])
+def test_beyond_the_edge_of_stability_it_comes_back(rate: float) -> None:
+    """½θ² at the learning rate ``rate``: F-GR's step is rate·(1 + ε)·θ, which overshoots more than θ itself from ε = 2/rate − 1 on."""
+    oracle = value_and_grad(lambda theta: 0.5 * theta**2, gradreg.auto())
+
+    def turn(carry: Any, _: None) -> Any:
+        theta, state = carry
+        radius = jnp.exp(state["radius"]["log_radius"])
+        _, gradient, state = oracle(theta, state=state)
+        return (theta - rate * gradient, state), (radius, jnp.abs(theta))
+
+    theta = jnp.array(1.0)
+    _, (radii, sizes) = jax.jit(lambda carry: jax.lax.scan(turn, carry, None, length=2000))((theta, oracle.init(theta)))
+    assert float(radii.max()) > 2 / rate - 1, "the alignment is 1 at every radius"
+    assert float((radii[1:] / radii[:-1]).min()) == pytest.approx(0.5, rel=1e-9)
+    assert float(sizes.max()) < 20.0
+    assert float(sizes[-200:].max()) < 1e-3

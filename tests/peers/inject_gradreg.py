@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ _outcomes: dict[str, str] = {}
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "flaky: belongs to a plugin that need not be installed")
-    inject = {"": lambda: None, "lightning": _into_lightning, "transformers": _into_transformers}
+    inject = {"": lambda: None, "lightning": _into_lightning, "transformers": _into_transformers, "trl": _into_trl}
     inject[os.environ["GRADREG_INJECT"]]()
 
 
@@ -57,14 +58,31 @@ def _into_transformers() -> None:
     import transformers
     from transformers import trainer
 
-    from gradreg.integrations.transformers import RegularizedTrainerMixin
+    from gradreg.integrations.transformers import RegularizedTrainer
 
-    plain: Any = trainer.Trainer
+    transformers.Trainer = trainer.Trainer = _in_place_of(trainer.Trainer, RegularizedTrainer)  # type: ignore[misc]
 
-    class Trainer(RegularizedTrainerMixin, plain):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, penalty=None, **kwargs)
 
-    Trainer.__module__, Trainer.__qualname__, Trainer.__doc__ = plain.__module__, plain.__qualname__, plain.__doc__
-    Trainer.__init__.__signature__ = inspect.signature(plain.__init__)  # type: ignore[attr-defined]
-    transformers.Trainer = trainer.Trainer = Trainer  # type: ignore[misc]
+def _into_trl() -> None:
+    """TRL's trainers are our adapters of them."""
+    import trl
+    from trl import trainer
+
+    from gradreg.integrations import trl as adapters
+
+    for name in ("SFTTrainer", "DPOTrainer", "KTOTrainer", "RewardTrainer", "RLOOTrainer", "GRPOTrainer"):
+        plain = getattr(trl, name)
+        ours = _in_place_of(plain, getattr(adapters, f"Regularized{name}"))
+        for module in (trl, trainer, sys.modules[plain.__module__]):
+            setattr(module, name, ours)
+
+
+def _in_place_of(plain: Any, adapter: Any) -> Any:
+    """The adapter of a trainer with the look of that trainer, and without a penalty."""
+
+    def build(self: Any, *args: Any, **kwargs: Any) -> None:
+        adapter.__init__(self, *args, penalty=None, **kwargs)
+
+    build.__signature__ = inspect.signature(plain.__init__)  # type: ignore[attr-defined]
+    look = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(plain.__name__, (adapter,), {"__init__": build, **look})

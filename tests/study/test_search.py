@@ -219,6 +219,18 @@ def test_both_sides_get_as_many_trials_and_the_best_by_validation_is_confirmed_w
     assert sum(len(one.scores) for one in found.findings) == len([line for line in runs_of(mine) if int(line.split()[1]) < 2])
 
 
+def test_what_is_selected_by_is_validation_and_never_test(mine: Path) -> None:
+    """Test is the inverse of validation here, so that the best by one is the worst by the other."""
+    mine.write_text(
+        TASK.replace("validation_rmse=rmse(slice(40, 50)), test_rmse=rmse(slice(50, 60))", "validation_rmse=lr, test_rmse=1 / lr")
+    )
+    found = tuned(mine, search={"lr": "log:0.001:0.3"}, trials=3)
+    for side in ("none", "sam"):
+        own = [one for one in found.findings if one.arm == side]
+        assert all(score == pytest.approx(one.values["lr"]) for one in own for score in one.scores.values())
+        assert found.chosen[side].values["lr"] == min(one.values["lr"] for one in own)
+
+
 def test_the_page_draws_the_search_and_links_to_the_comparison(mine: Path) -> None:
     found = tuned(mine, search={"lr": "log:0.001:0.3"})
     page = (mine.parent / "out" / "search.html").read_text()
@@ -265,6 +277,26 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(mine: Path, monkeyp
 
     assert results(again) == results(whole)
     assert again.sentences() == whole.sentences()
+
+
+def test_what_a_trial_had_found_is_kept_where_its_runs_are_not(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine that shares the storage takes a trial over with the scores it has, and does not run those seeds again."""
+    kept, calls = Searcher._take, []
+
+    def interrupted(self, job, result):
+        calls.append(job)
+        if len(calls) == 2:
+            raise KeyboardInterrupt("told to")
+        kept(self, job, result)
+
+    monkeypatch.setattr(Searcher, "_take", interrupted)
+    shared = {"storage": f"sqlite:///{mine.parent / 'search.db'}", "trials": 2}
+    with pytest.raises(KeyboardInterrupt, match="told to"):
+        tuned(mine, out=mine.parent / "one", **shared)
+    (mine.parent / "runs.txt").unlink()
+    found = tuned(mine, out=mine.parent / "other", **shared)
+    searched = [line for line in runs_of(mine) if int(line.split()[1]) < 2]
+    assert sum(len(one.scores) for one in found.findings) == len(searched) + 1
 
 
 def test_what_another_process_still_runs_is_waited_for_and_taken_over_when_that_ends(mine: Path) -> None:

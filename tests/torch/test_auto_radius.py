@@ -222,7 +222,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_ended() -> None:
     second = GradientRegularizer(part.model, gradreg.sam(rho=AUTO))
     second.load_state_dict(first.state_dict())
     assert all(map(torch.equal, many(part, second, 6), expected))
-    with pytest.raises(ValueError, match=r"radius must hold log_radius and rising and steps; got \['log_radius'\]"):
+    with pytest.raises(ValueError, match=r"radius must hold log_radius and rising and norm and usual and steps; got \['log_radius'\]"):
         second.load_state_dict({**first.state_dict(), "radius": {"log_radius": 0.0}})
 
 
@@ -386,6 +386,41 @@ def test_backward_differences_do_not_leave_a_plateau_for_good(seed: int) -> None
     assert min(pair[1] / pair[0] for pair in pairwise(radii)) == pytest.approx(0.5, rel=1e-3), "its end"
     assert losses[-1] < losses[0]
     assert max(losses) < 1.1 * losses[0]
+
+
+@pytest.mark.parametrize("rate", [1.0, 1.8])
+def test_beyond_the_edge_of_stability_it_comes_back(rate: float) -> None:
+    """½θ² at the learning rate ``rate``: F-GR's step is rate·(1 + ε)·θ, which overshoots more than θ itself from ε = 2/rate − 1 on."""
+    p = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    regularizer = GradientRegularizer(nn.ParameterList([p]), gradreg.auto())
+    optimizer = torch.optim.SGD([p], lr=rate)
+    radii, sizes = [], []
+    for _ in range(600):
+        optimizer.zero_grad()
+        regularizer.backward(lambda: 0.5 * p.square().sum())
+        optimizer.step()
+        radii.append(regularizer.metrics.radius)
+        sizes.append(p.detach().abs().item())
+    assert max(radii) > 2 / rate - 1, "the alignment is 1 at every radius"
+    assert min(pair[1] / pair[0] for pair in pairwise(radii)) == pytest.approx(0.5, rel=1e-9)
+    assert max(sizes) < 10.0
+    assert max(sizes[-100:]) < 1e-3
+
+
+def test_steps_that_grow_in_a_network_come_back() -> None:
+    """At half of the learning rate at which plain training diverges; the radius shrinks by 5 % a step too slowly there."""
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.auto())
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.5)
+    losses, radii = [], []
+    for _ in range(200):
+        optimizer.zero_grad()
+        losses.append(float(regularizer.backward(problem.closure())))
+        optimizer.step()
+        radii.append(regularizer.metrics.radius)
+    assert min(pair[1] / pair[0] for pair in pairwise(radii)) == pytest.approx(0.5, rel=1e-9)
+    assert losses[0] < max(losses) < 1000.0
+    assert losses[-1] < losses[0]
 
 
 def test_a_loss_that_falls_uphill_shrinks_the_radius() -> None:

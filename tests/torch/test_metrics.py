@@ -239,7 +239,7 @@ def test_the_cosine_is_refused_under_ddp(tmp_path) -> None:
         torch.distributed.destroy_process_group()
 
 
-SHARED = {name: PENALTIES[name] for name in ("sam", "fan-scaled", "cgr", "fgr-extrapolating", "sparse-random", "friendly")}
+SHARED = {name: PENALTIES[name] for name in ("sam", "fan-scaled", "cgr", "fgr-extrapolating", "sparse-random", "friendly", "sam-3-steps")}
 
 
 @pytest.mark.parametrize("penalty", SHARED.values(), ids=SHARED)

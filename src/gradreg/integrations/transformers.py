@@ -30,6 +30,11 @@ class RegularizerState(TrainerCallback, ExportableState):
     def __init__(self) -> None:
         self.step = 0
         self.evaluations = 0
+        self.attempts = 0
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Counts the updates, also those that a loss scale skips, which ``global_step`` need not count."""
+        self.attempts += 1
 
     def state(self) -> dict[str, Any]:
         """What the Trainer saves."""
@@ -82,7 +87,7 @@ class RegularizedTrainerMixin(_Base):
         self.scope: Scope = scope
         self.regularizer: GradientRegularizer | None = None
         self._waiting: list[_MicroBatch] = []
-        self._finished = -1
+        self._finished = (-1, -1)
         self._resumed_from: str | None = None
         _check_supported(self)
         GradientRegularizer(cast(nn.Module, self.model), penalty, parameters=parameters, scope=scope)  # so that bad arguments raise here
@@ -90,7 +95,7 @@ class RegularizedTrainerMixin(_Base):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own; the regularizer is built again, from the model as it is then wrapped."""
-        if not any(isinstance(c, RegularizerState) for c in self.callback_handler.callbacks):
+        if not self._states():
             self.add_callback(RegularizerState())
         return super().train(*args, **kwargs)
 
@@ -98,7 +103,7 @@ class RegularizedTrainerMixin(_Base):
         """The trainer's own, which ``auto_find_batch_size`` begins again after a failure."""
         self.regularizer = None
         self._waiting.clear()
-        self._finished, self._resumed_from = -1, None
+        self._finished, self._resumed_from = (-1, -1), None
         return super()._inner_training_loop(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -119,7 +124,7 @@ class RegularizedTrainerMixin(_Base):
         """The trainer's own, with loss and backward pass deferred until the accumulation is complete."""
         if self.regularizer is None:
             self._build(model)
-        if self.is_in_train and self._finished == self.state.global_step:
+        if self.is_in_train and self._finished == self._updates():
             raise _does_more("calls the training_step beneath it more than once")
         accelerator, loss = self.accelerator, torch.zeros((), device=self.args.device)
         compute_loss, backward = self.compute_loss, accelerator.backward
@@ -212,12 +217,18 @@ class RegularizedTrainerMixin(_Base):
         regularizer, closures = self.regularizer, self._waiting
         assert regularizer is not None
         self._waiting = []
-        self._finished = self.state.global_step
+        self._finished = self._updates()
         loss = regularizer.backward(closures, backward=backward, scaler=self.accelerator.scaler, step=self.state.global_step)
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, RegularizerState):
-                callback.step, callback.evaluations = regularizer.step, regularizer.metrics.evaluations
+        for callback in self._states():
+            callback.step, callback.evaluations = regularizer.step, regularizer.metrics.evaluations
         return loss
+
+    def _states(self) -> list[RegularizerState]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, RegularizerState)]
+
+    def _updates(self) -> tuple[int, int]:
+        """Of the optimizer so far: those that are counted, and those tried."""
+        return self.state.global_step, sum(callback.attempts for callback in self._states())
 
     @contextmanager
     def _repeating(self, before: dict[str, Any]) -> Iterator[None]:

@@ -69,7 +69,7 @@ class SweptRadius(AutoRadius):
         climbs = (cosine > FLOOR) & (measured.perturbed < _LONGEST**2 * measured.plain)
         climbs = climbs & ops.isfinite(measured.rise) & (state.log_radius < math.log(self.upper))
         log_radius = ops.where(climbs, state.log_radius + math.log(self.ratio), math.log(self.lower))
-        return RadiusState(log_radius, state.rising, state.steps + 1)
+        return state._replace(log_radius=log_radius, steps=state.steps + 1)
 
 
 def _keep(ops: Any, *measured: Any) -> None:

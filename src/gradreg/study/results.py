@@ -300,8 +300,8 @@ def warnings(plan: Plan, records: Sequence[Record], race: Mapping[str, Any] | No
             low, high = one.quartiles
             found.append(
                 f"{name}: its seconds could not be told well, {low:.3g} to {high:.3g} times those of {plan.baseline} (quartiles of "
-                f"{len(one.rounds)} rounds). Do not rely on the rival at equal seconds; measure again with --fresh where nothing else runs, "
-                "or train longer."
+                f"{len(one.rounds)} rounds). Do not rely on the rival at equal seconds; measure again, with --fresh, where nothing else "
+                "runs, or train longer."
             )
     for name in plan.variants:
         own = [r for r in records if r.variant == name and r.budget == "epochs"]

@@ -82,7 +82,7 @@ class RadiusControl:
             mean = Measurement(*(sum(column[1:], start=column[0]) / len(column) for column in zip(*self._pending, strict=True)))
             state, ops = self._state, NUMBERS
             if isinstance(mean.plain, Tensor):
-                state, ops = RadiusState(self._here(state.log_radius), self._here(state.rising), state.steps), torch
+                state, ops = RadiusState(*map(self._here, state[:-1]), steps=state.steps), torch
             self._state = self.rule.update(state, mean, self.guards, ops, scaled=scaled)
         else:
             self._state = self._state._replace(steps=self._state.steps + 1)
@@ -101,8 +101,9 @@ class RadiusControl:
         if not isinstance(state, Mapping) or set(state) != set(RadiusState._fields):  # type: ignore[unnecessary-isinstance]  # a checkpoint's
             got = sorted(state) if isinstance(state, Mapping) else checks.describe(state)  # type: ignore[unnecessary-isinstance]
             raise ValueError(f"radius must hold {' and '.join(RadiusState._fields)}; got {got}. Pass what state_dict() returned.")
-        log_radius, rising = checks.real("log_radius", state["log_radius"]), checks.non_negative("rising", state["rising"])
-        self._state = RadiusState(log_radius, rising, checks.whole("steps", state["steps"], minimum=0))
+        log_radius = checks.real("log_radius", state["log_radius"])
+        averages = [checks.non_negative(name, state[name]) for name in ("rising", "norm", "usual")]
+        self._state = RadiusState(log_radius, *averages, steps=checks.whole("steps", state["steps"], minimum=0))
         self.begin()
 
     def _here(self, number: Any) -> Tensor:
