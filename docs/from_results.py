@@ -254,6 +254,8 @@ AUTO = {
     "CIFAR-10, 30 % wrong": "cifar10-cost",
 }
 AUTO_ELSEWHERE = {
+    "digits, AdamW": "digits-cost-adamw",
+    "digits, width 64": "digits-cost-width-64",
     "`cifar10-underfit`": "cifar10-underfit",
 }
 """What docs/choosing.md calls a task and its labels -> the stored results of benchmarks/auto_radius.py; the mean is over the first list."""
@@ -273,7 +275,7 @@ def choosing_auto() -> str:
             averaged.append(difference.mean)
         gain = "" if best is None else f"{over(chosen, plain)} at {best}"
         rows.append((title, str(len(plain)), f"{mean(list(plain.values())):.2f}", gain, over(auto, plain), over(auto, chosen)))
-    rows.insert(len(AUTO), (f"mean of these {len(AUTO)}", "", "", "", "", f"{sum(averaged) / len(averaged):+.2f}"))
+    rows.insert(len(AUTO), ("mean", "", "", "", "", f"{sum(averaged) / len(averaged):+.2f}"))
     header = ("task, labels", "seeds", "plain, %", "best fixed ε over plain", "`auto()` over plain", "`auto()` over the best fixed")
     return markdown(header, rows)
 
