@@ -251,55 +251,39 @@ AUTO = {
     "digits, 30 % wrong": "digits-cost",
     "digits, right": "digits-cost-clean",
     "MNIST, 30 % wrong": "mnist-cost",
-    "MNIST, right": "mnist-cost-clean",
     "CIFAR-10, 30 % wrong": "cifar10-cost",
-    "CIFAR-10, right": "cifar10-cost-clean",
-    "digits, 30 % wrong, AdamW": "digits-cost-adamw",
-    "the same, SGD, width 64": "digits-cost-width-64",
-    "width 512": "digits-cost-width-512",
-    "width 2,048": "digits-cost-width-2048",
+}
+AUTO_ELSEWHERE = {
+    "digits, AdamW": "digits-cost-adamw",
+    "digits, width 64": "digits-cost-width-64",
     "`cifar10-underfit`": "cifar10-underfit",
 }
-"""What docs/choosing.md calls a task and its labels -> the stored results of benchmarks/auto_radius.py; the first six are averaged."""
+"""What docs/choosing.md calls a task and its labels -> the stored results of benchmarks/auto_radius.py; the mean is over the first list."""
 
 
 def choosing_auto() -> str:
     """Whether ``gradreg.auto()`` is as good as the best fixed radius of F-GR: a row for each task, from the stored runs."""
     rows: list[tuple[str, ...]] = []
     averaged: list[float] = []
-    for title, name in AUTO.items():
-        found = json.loads((ROOT / "benchmarks" / "results" / "choosing" / f"auto-{name}.json").read_text(encoding="utf-8"))["variants"]
-        by_seed = {
-            variant: {seed: 100 * one for seed, one in enumerate(accuracies) if one is not None} for variant, accuracies in found.items()
-        }
-        fixed = {one.removeprefix("fgr "): values for one, values in by_seed.items() if one.removeprefix("fgr ")[0].isdigit()}
+    for title, name in {**AUTO, **AUTO_ELSEWHERE}.items():
+        found = accuracies(f"auto-{name}")
+        plain, auto = found["none"], found["fgr auto 0.95"]
+        fixed = {one.removeprefix("fgr "): values for one, values in found.items() if one.startswith("fgr ") and one[4].isdigit()}
         best = max(fixed, key=lambda radius: mean(list(fixed[radius].values())) or 0.0, default=None)
-        auto, held_out = by_seed["fgr auto 0.95"], by_seed.get("fgr auto 0.95 held out")
-        over_best = None if best is None else paired_difference(auto, fixed[best])
-        if over_best is not None and len(averaged) < 6:
-            averaged.append(over_best.mean)
-        rows.append(
-            (
-                title,
-                str(len(found["none"])),
-                f"{mean(list(by_seed['none'].values())):.2f}",
-                "" if best is None else f"{over(fixed[best], by_seed['none'])} at {best}",
-                over(auto, by_seed["none"]),
-                "" if best is None else over(auto, fixed[best]),
-                "" if held_out is None else over(held_out, by_seed["none"]),
-            )
-        )
-    rows.insert(6, ("mean of these six", "", "", "", "", f"{sum(averaged) / len(averaged):+.2f}", ""))
-    header = (
-        "task, labels",
-        "seeds",
-        "plain, %",
-        "best fixed ε over plain",
-        "`auto()` over plain",
-        "`auto()` over the best fixed",
-        "`auto()`, 5 % held out, over plain",
-    )
+        chosen = {} if best is None else fixed[best]
+        if title in AUTO and (difference := paired_difference(auto, chosen)) is not None:
+            averaged.append(difference.mean)
+        gain = "" if best is None else f"{over(chosen, plain)} at {best}"
+        rows.append((title, str(len(plain)), f"{mean(list(plain.values())):.2f}", gain, over(auto, plain), over(auto, chosen)))
+    rows.insert(len(AUTO), ("mean", "", "", "", "", f"{sum(averaged) / len(averaged):+.2f}"))
+    header = ("task, labels", "seeds", "plain, %", "best fixed ε over plain", "`auto()` over plain", "`auto()` over the best fixed")
     return markdown(header, rows)
+
+
+def accuracies(name: str) -> dict[str, dict[int, float]]:
+    """Of the stored result ``choosing/NAME.json``: variant -> seed -> test accuracy in percent, without runs that diverged."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "choosing" / f"{name}.json").read_text(encoding="utf-8"))["variants"]
+    return {variant: {seed: 100 * one for seed, one in enumerate(row) if one is not None} for variant, row in found.items()}
 
 
 def over(values: dict[int, float], reference: dict[int, float]) -> str:

@@ -27,6 +27,7 @@ from equations import linked, mathematics  # neighbors, also where a test loads 
 from from_papers import frameworks, paper_count, paper_runs, papers
 from from_results import (
     STORED,
+    choosing_auto,
     choosing_seconds,
     choosing_shares,
     choosing_signs,
@@ -174,6 +175,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "jax-costs": jax_costs,
     "edge": edge,
     "sharpness-methods": sharpness_methods,
+    "choosing-auto": choosing_auto,
     "choosing-seconds": choosing_seconds,
     "choosing-shares": choosing_shares,
     "choosing-signs": choosing_signs,
