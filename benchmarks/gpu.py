@@ -260,7 +260,7 @@ def throughput(where: Where) -> dict[str, Any]:
     """benchmarks/training_throughput.py: images per second plain and with F-GR, and the share of the time in which kernels run."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "throughput"
-        tiny = ["--model", "wrn16_4", "--train-size", "8", "--batch-size", "4", "--rounds", "1"] if where.tiny else []
+        tiny = ["--eager", "--model", "cnn_bn", "--train-size", "8", "--batch-size", "4", "--rounds", "1"] if where.tiny else []
         script = str(ROOT / "benchmarks" / "training_throughput.py")
         ended([sys.executable, script, "--root", where.root, "--device", where.device, "--out", str(out), *tiny])
         found = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))

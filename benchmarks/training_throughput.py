@@ -1,7 +1,7 @@
 """Images per second of ``gradreg train`` on an accelerator, plain and with F-GR, and how much of that time the device computes.
 
     python benchmarks/training_throughput.py --root DATA --out benchmarks/results/training_throughput
-    python benchmarks/training_throughput.py --root DATA --device cpu --model wrn16_4 --train-size 256 --rounds 1     # tries the script
+    python benchmarks/training_throughput.py --root DATA --device cpu --eager --model wrn16_4 --train-size 256 --rounds 1  # tries it
 
 CIFAR-10 in memory with flips and crops, in batches of 128, bf16, channels_last, compiled. A round is one epoch without evaluation of each,
 in a random order; the first two rounds, in which the model is compiled, do not count. F-GR takes two gradients where plain training takes
@@ -37,7 +37,7 @@ COMPILING, PROFILED_STEPS = 2, 30
 def run_of(penalty: dict[str, Any] | None, options: argparse.Namespace) -> Run:
     config = configuration(
         {
-            "data": {"name": "cifar10", "root": options.root, "train_size": options.train_size, "workers": 0},
+            "data": {"name": "cifar10", "root": options.root, "train_size": options.train_size, "test_size": 10, "workers": 0},
             "augmentation": {"flip": True, "crop_padding": 4},
             "model": {"name": options.model},
             "optimizer": {"lr": 0.1, "momentum": 0.9, "nesterov": True},
@@ -45,7 +45,7 @@ def run_of(penalty: dict[str, Any] | None, options: argparse.Namespace) -> Run:
             "epochs": 1000,
             "precision": "bf16",
             "channels_last": True,
-            "compile": True,
+            "compile": not options.eager,
             "device": options.device,
             "penalty": penalty,
         }
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--model", default="wrn28_10", help="any name of gradreg models")
     parser.add_argument("--train-size", type=int, default=50_000, help="images of an epoch")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--eager", action="store_true", help="do not compile the model, which takes minutes on a CPU")
     parser.add_argument("--rounds", type=int, default=5, help="epochs of each that count")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md beside printing the table")
