@@ -226,13 +226,21 @@ def no_synchronization(where: Where) -> dict[str, Any]:
 
 
 def ended(words: Sequence[str]) -> None:
-    """Run a command that must end well; if it is broken off, with the processes that it has started."""
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            _, said = process.communicate()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+    """Run a command that must end well; if it is broken off, by SIGTERM too, with the processes that it has started."""
+
+    def told_to_end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, told_to_end)
+    try:
+        with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            try:
+                _, said = process.communicate()
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if process.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with status {process.returncode}: {said[-2000:]}")
 
@@ -381,6 +389,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{entry.name}: stopped after {options.minutes:g} minutes; the same command goes on", flush=True)
             break
         except (Exception, SystemExit) as error:  # the others are worth their time all the same
+            if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+                raise
             failed.append(entry.name)
             print(f"{entry.name} failed: {error}", file=sys.stderr, flush=True)
     return 1 if failed else 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import doctest
 import json
 import math
+import os
 import re
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -210,6 +212,19 @@ class TestPlan:
         assert "--tiny needs --results" in capsys.readouterr().err
 
 
+def has_ended(pid: Path) -> bool:
+    """Whether the process in that file ends within a few seconds: one that is killed is still there for a moment."""
+    state, until = Path("/proc") / pid.read_text().strip() / "stat", time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            if state.read_text().split()[2] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def test_an_entry_that_takes_longer_than_it_should_is_broken_off_with_what_it_has_started(tmp_path, monkeypatch, capsys):
     pid = tmp_path / "pid"
     words = ["sh", "-c", f"sleep 60 & echo $! > {pid}; wait"]
@@ -218,10 +233,20 @@ def test_an_entry_that_takes_longer_than_it_should_is_broken_off_with_what_it_ha
     assert gpu.main(["--device", "cpu", "--tiny", "--root", "data", "--results", str(results), "--minutes", "0.03"]) == 0
     assert "slow: stopped after 0.03 minutes" in capsys.readouterr().out
     assert not results.exists()
-    state = Path("/proc") / pid.read_text().strip() / "stat"
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert has_ended(pid)
     with pytest.raises(RuntimeError, match=r"sh -c exit 3 ended with status 3"):
         gpu.ended(["sh", "-c", "exit 3"])
+
+
+def test_an_entry_told_to_end_leaves_nothing_running(tmp_path, monkeypatch):
+    pid = tmp_path / "pid"
+    words = ["sh", "-c", f"sleep 60 & echo $! > {pid}; kill -TERM {os.getpid()}; wait"]
+    monkeypatch.setattr(gpu, "ENTRIES", (gpu.Entry("slow", "sleeps", 0.0, lambda where: gpu.ended(words)),))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        gpu.main(["--device", "cpu", "--tiny", "--root", "data", "--results", str(tmp_path / "gpu")])
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert has_ended(pid)
 
 
 class WhenUnderWay(papers.Clock):
