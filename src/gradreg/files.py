@@ -1,7 +1,8 @@
-"""Atomic file writes: to a temporary name in the same folder, flushed to disk, then renamed."""
+"""Atomic file writes: to a temporary name in the same folder, flushed to disk, then renamed; and files that belong to another."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -10,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
+
+OWNER = "configuration"
+"""The key of the digest."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -65,6 +69,26 @@ def read_json(path: Path, *, holds: str, remedy: str) -> dict[str, Any]:
         return parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} must hold {holds}; it is damaged: {error}. {remedy}") from error
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def tied(values: Mapping[str, Any], owner: Path) -> dict[str, Any]:
+    """``values`` with the digest of the file that they belong to, for ``check_tie``."""
+    return {**values, OWNER: digest(owner)}
+
+
+def check_tie(path: Path, values: Mapping[str, Any], owner: Path, *, remedy: str) -> None:
+    """Check that the content of ``path`` belongs to the file ``owner`` beside it: neither was exchanged for that of another folder.
+
+    Raises:
+        ValueError: it belongs to another file; what is older than ``tied`` does not say, and is taken as it is.
+    """
+    if values.get(OWNER, digest(owner)) != digest(owner):
+        raise ValueError(f"{str(path)!r} must belong to the {owner.name} beside it; it was written beside another. {remedy}")
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:

@@ -134,6 +134,21 @@ def test_workers_give_what_one_process_gives_and_complete_runs_are_kept(mine, tm
     assert len(list(tmp_path.glob("b*"))) == 2
 
 
+def test_results_that_were_exchanged_are_named(mine, tmp_path, capsys):
+    words = ["compare", str(mine), "--penalties", "sam:rho=0.1", "--seeds", "2", "--workers", "0", "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    one, other = (tmp_path / "out" / "runs" / "none" / f"seed-{seed}" / "result.json" for seed in (0, 1))
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second), other.write_bytes(first)
+    capsys.readouterr()
+    assert cli.main(words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "result.json' must belong to the config.json beside it; it was written beside another. Remove the folder" in said
+    for file in (one, other):
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_bytes()).items() if k != "configuration"}))
+    assert cli.main(words) == 0  # an older result does not say what it belongs to
+
+
 def test_plain_training_with_another_option_is_a_variant_and_not_the_baseline(mine, tmp_path):
     given = {"wide": {"penalty": None, "width": 8}, "sam": {"penalty": "sam:rho=0.1", "lr": 0.1}}
     found = in_this_process(str(mine), tmp_path / "out", penalties=given, rivals=["epochs"], options={"epochs": 2})

@@ -54,6 +54,15 @@ def test_a_folder_is_never_shared_by_two_configurations(tmp_path, capsys):
     assert "holds checkpoints of a run whose config.yaml is gone" in capsys.readouterr().err
 
 
+def test_the_result_of_another_run_is_named(tmp_path, capsys):
+    for seed in "01":
+        assert cli.main(["train", *WORDS, "--seed", seed, "--out", str(tmp_path / seed)]) == 0
+    capsys.readouterr()
+    (tmp_path / "1" / "result.json").replace(tmp_path / "0" / "result.json")
+    assert cli.main(["train", *WORDS, "--seed", "0", "--out", str(tmp_path / "0")]) == 2
+    assert "must belong to the config.yaml beside it; it was written beside another. Remove it" in capsys.readouterr().err
+
+
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, capsys):
     assert cli.main(["train", *WORDS, "--data.name", "mnist", "--data.root", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
     assert "data.root must hold MNIST" in capsys.readouterr().err

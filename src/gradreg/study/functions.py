@@ -213,7 +213,7 @@ def _digest(file: Path) -> str:
 @lru_cache(maxsize=64)
 def _digest_of(file: Path, changed: int, size: int) -> str:
     """A digest of the content, which a study of thousands of runs asks for once each."""
-    return own_code.digest(file)[:16]
+    return files.digest(file)[:16]
 
 
 def is_reference(text: str) -> bool:
@@ -310,7 +310,9 @@ class FunctionVariant(Variant):
                 f"{str(folder)!r} holds a run of another configuration; it differs in {what}. Choose another --out, or --fresh to keep the "
                 "old runs aside and start again."
             )
-        return files.read_json(file, holds="the result of a run", remedy=remedy)
+        found = files.read_json(file, holds="the result of a run", remedy=remedy)
+        files.check_tie(file, found, folder / CONFIGURATION, remedy=remedy)
+        return found
 
     def run(self, folder: Path, seed: int, stretch: Fraction, on_progress: OnProgress) -> dict[str, Any]:
         for stale in (RESULT, ERROR, METRICS):
@@ -325,7 +327,7 @@ class FunctionVariant(Variant):
         run = Run(self.penalty, seed, folder, metric=self.metric, stretch=stretch, on_progress=on_progress)
         try:
             train.function(run, **self.options)
-            result = run.finish()
+            result = files.tied(run.finish(), folder / CONFIGURATION)
         except TaskError as error:
             raise TaskError(f"{error} ({_line_in(train.function, error)})") from error
         files.write_json(folder / "environment.json", environment.describe())

@@ -66,6 +66,8 @@ class RunFolder:
             raise ValueError(
                 f"{str(file)!r} must hold the result of a run; it is damaged: it does not say whether the run diverged. {remedy}"
             )
+        if (self.path / CONFIGURATION).is_file():
+            files.check_tie(file, found, self.path / CONFIGURATION, remedy=remedy)
         return found
 
     def history(self) -> list[Epoch]:
@@ -238,6 +240,7 @@ class RunFolder:
         result = outcome.summary()
         if devices.main:
             self._save_weights(outcome)
+            result = files.tied(result, self.path / CONFIGURATION)
             files.write_json(self.path / RESULT, result)
         devices.wait()
         return result
