@@ -183,6 +183,20 @@ def minilm_likelihood() -> str:
     )
 
 
+def smollm_forgetting() -> str:
+    """What penalties change in the loss of another book."""
+    found = stored("language-models/smollm.json")["found"]
+    rows = {row["label"]: row["forgetting"] for row in found["logged"]["table"]}
+    fgr, auto = (f"{rows[name]['difference']:+.3f} [{rows[name]['low']:+.3f}, {rows[name]['high']:+.3f}]" for name in ("fgr", "auto"))
+    verdicts = [row["difference"] for row in found["table"] if row["difference"]]
+    assert {one["decision"] for one in verdicts} == {"cannot tell"}
+    return (
+        f"by {-rows['none']['mean']:.3f} with plain fine-tuning, by {-rows['fgr']['mean']:.3f} with F-GR, by {-rows['auto']['mean']:.3f} "
+        f"with `auto`. The differences to plain are {fgr} and {auto}; the loss on Job itself differs by at most "
+        f"{max(abs(one['difference']) for one in verdicts):.3f}, which two seeds cannot tell from nothing."
+    )
+
+
 def hacked_reward() -> str:
     """How soon the reward is hacked, and which true scores are left."""
     ways = stored("language-models/grpo.json")["found"]["ways"]
@@ -218,6 +232,7 @@ QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("coming-from-sam.md", looksam_beside_another),
     ("language-models.md", minilm_accuracy),
     ("language-models.md", minilm_likelihood),
+    ("language-models.md", smollm_forgetting),
     ("language-models.md", hacked_reward),
     ("language-models.md", hacked_later),
     ("training.md", loop),
