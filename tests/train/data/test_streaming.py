@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -143,3 +148,38 @@ def test_where_nothing_can_be_read_there_is_nothing_to_skip(tmp_path):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"data.corrupt must not be 'skip' where no image can be read; got 3 such images of 'folder'"):
         loaded(name="folder", root=str(tree), corrupt="skip", workers=0)
+
+
+KILLED = """
+import multiprocessing, os, signal, sys, threading, time
+from gradreg.train.data import streaming
+
+def serve(connection):
+    try:
+        connection.recv()
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # as the thread of multiprocessing that hands over tensors does
+
+def work(connection, others):
+    others.close()
+    streaming._end_with_parent(0)
+    threading.Thread(target=serve, args=[connection], daemon=True).start()
+    time.sleep(30)
+
+context = multiprocessing.get_context("fork")
+here, there = context.Pipe()
+context.Process(target=work, args=(there, here)).start()
+there.close()
+time.sleep(0.5)
+here.close()  # as when a killed process is taken down, before its children are told
+time.sleep(0.2)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux, whose workers end with their parent")
+def test_a_worker_of_a_run_that_is_killed_says_nothing():
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stderr == ""

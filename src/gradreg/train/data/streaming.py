@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -220,10 +222,21 @@ def _started(loader: DataLoader[Tensor | Exception]) -> Iterator[Tensor | Except
 def _end_with_parent(worker: int) -> None:
     """In a worker: die when the run does, however that dies; PyTorch's own workers look every five seconds whether it is there."""
     if sys.platform == "linux":
+        sys.excepthook = _unless_it_ends
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         parent = multiprocessing.parent_process()
         if parent is not None and os.getppid() != parent.pid:  # it died before this was asked for
             os._exit(1)
+
+
+def _unless_it_ends(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """In a worker: tell an error that nothing caught, but not that of a connection to a run which is being killed.
+
+    Its files are closed before this process gets the signal that ends it: the thread that hands over tensors would tell of it in between.
+    """
+    if isinstance(error, (ConnectionError, EOFError)):
+        time.sleep(1.0)
+    sys.__excepthook__(kind, error, where)
 
 
 def _identity(batch: Any) -> Any:
