@@ -21,7 +21,7 @@ from gradreg.registry import CONSTRUCTORS
 from gradreg.study.functions import load_task
 from gradreg.study.search import Finding, is_behind
 from gradreg.study.search_space import STRENGTHS, arms, as_range, describe, parse_search
-from gradreg.study.searcher import Searcher, open_storage
+from gradreg.study.searcher import Searcher, open_storage, opened_storage
 from gradreg.study.tasks import TaskError
 from gradreg.study.tuning import plan_search
 
@@ -318,6 +318,27 @@ def test_what_another_process_still_runs_is_waited_for_and_taken_over_when_that_
     assert again.comparison is not None
     assert sum(one.values == begun.values for one in again.findings) == 1
     assert len(again.findings) == 4
+
+
+def test_tables_that_another_process_makes_at_the_same_moment_are_taken(tmp_path: Path, monkeypatch) -> None:
+    from optuna import storages
+    from sqlalchemy.exc import IntegrityError
+
+    opens, tried = storages.RDBStorage, []
+
+    def made_meanwhile(*args, **kwargs):
+        tried.append(args)
+        if len(tried) == 1:
+            raise IntegrityError(
+                "CREATE TYPE", {}, ValueError('duplicate key value violates unique constraint "pg_type_typname_nsp_index"')
+            )
+        return opens(*args, **kwargs)
+
+    monkeypatch.setattr(storages, "RDBStorage", made_meanwhile)
+    with opened_storage(f"sqlite:///{tmp_path / 'search.db'}", tmp_path) as opened:
+        assert opened.get_all_studies() == []
+    assert len(tried) == 2
+    assert opened.engine.pool.checkedin() == 0  # its connections are closed
 
 
 def test_more_trials_are_added_to_a_search(mine: Path) -> None:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gradreg.folders import FolderInUse, locked
 from gradreg.study import statistics
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 JOURNAL = "search.journal"
 _UNSIGNED = 60.0
 """Seconds after which a trial that no process has signed is taken for one whose process ended before it could."""
+
+
+_MADE_MEANWHILE = ("already exists", "duplicate key")
+"""What a data base says to a process that makes the tables at the moment at which another does."""
 
 
 def open_storage(where: str | None, folder: Path) -> BaseStorage:
@@ -69,11 +73,29 @@ def _data_base(url: str) -> BaseStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
     waits = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10} if url.startswith("postgresql") else {}
+    for left in reversed(range(5)):
+        try:
+            return RDBStorage(url, engine_kwargs={"connect_args": waits, "pool_pre_ping": True})
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            if left and any(what in str(error) for what in _MADE_MEANWHILE):
+                time.sleep(0.5)
+                continue
+            reason = " ".join(str(error).split("\n")[0].split())
+            raise ValueError(f"storage must be a data base that can be reached; got {_without_password(url)!r}: {reason}") from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+@contextlib.contextmanager
+def opened_storage(where: str | None, folder: Path) -> Iterator[BaseStorage]:
+    """``open_storage``, whose connections are closed at the end."""
+    storage = open_storage(where, folder)
     try:
-        return RDBStorage(url, engine_kwargs={"connect_args": waits, "pool_pre_ping": True})
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise ValueError(f"storage must be a data base that can be reached; got {_without_password(url)!r}: {reason}") from error
+        yield storage
+    finally:
+        engine: Any = getattr(storage, "engine", None)  # of a data base
+        if engine is not None:
+            cast("Any", storage).remove_session()
+            engine.dispose()
 
 
 def _without_password(url: str) -> str:

@@ -15,7 +15,7 @@ from gradreg.study.results import Record
 from gradreg.study.running import OnProgress
 from gradreg.study.search import Finding, Search, at_an_end, winner
 from gradreg.study.search_space import Arm, arms, end_of
-from gradreg.study.searcher import Searcher, open_storage
+from gradreg.study.searcher import Searcher, opened_storage
 from gradreg.study.tasks import Task
 from gradreg.study.urls import is_url
 
@@ -220,9 +220,10 @@ def run_search(
     some = [arm.variant(search.task, {key: end_of(one) for key, one in arm.space.items()}) for arm in search.arms]
     executor = usable(search.task.name, some, executor or LocalExecutor())
     files.make_directory(folder, purpose="--out")
-    searcher = Searcher(search, folder, open_storage(storage, folder), on_trial=on_trial)
-    searcher.run(executor=executor, on_progress=on_progress)
-    findings = searcher.findings()
+    with opened_storage(storage, folder) as opened:
+        searcher = Searcher(search, folder, opened, on_trial=on_trial)
+        searcher.run(executor=executor, on_progress=on_progress)
+        findings = searcher.findings()
     if any(one.state == "running" for one in findings):
         found = Tuning(search, findings, {}, None, folder)
         found.report()
