@@ -22,7 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -227,20 +227,31 @@ def no_synchronization(where: Where) -> dict[str, Any]:
 
 def ended(words: Sequence[str]) -> None:
     """Run a command that must end well; if it is broken off, by SIGTERM too, with the processes that it has started."""
+    told, started = False, None
 
-    def told_to_end(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    def end(*_: object) -> None:  # it must not raise, because the process may have begun and have no name here yet
+        nonlocal told
+        told = True
+        if started is not None:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.killpg(started, signal.SIGKILL)
 
-    before = signal.signal(signal.SIGTERM, told_to_end)
+    before = signal.signal(signal.SIGTERM, end)
     try:
         with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            started = process.pid
             try:
+                if told:
+                    os.killpg(started, signal.SIGKILL)
                 _, said = process.communicate()
             except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(started, signal.SIGKILL)
                 raise
     finally:
+        started = None
         signal.signal(signal.SIGTERM, before)
+    if told:
+        raise SystemExit(128 + signal.SIGTERM)
     if process.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with status {process.returncode}: {said[-2000:]}")
 
