@@ -303,7 +303,7 @@ MUTANTS = (
     Mutant("seconds: rounds that do not agree are enough", "../study/seconds.py", "return len(rounds) >= ROUNDS_OF_LONG_RUNS and high < AGREE * low", "return True", ("study/test_seconds.py",)),
     Mutant("seconds: per epoch forgotten", "../study/seconds.py", "scale = within[0] / own_within[0]", "scale = 1.0", ("study/test_seconds.py",)),
     Mutant("study: compilation counted as training in the ratio of seconds", "../study/seconds.py", "seconds, own_seconds = long.seconds - short.seconds, own_long.seconds - own_short.seconds", "seconds, own_seconds = long.seconds, own_long.seconds", ("study/test_seconds.py",)),
-    Mutant("study: the result of another run taken", "../files.py", "if values.get(OWNER, digest(owner)) != digest(owner):", "if False:", ("study/test_functions.py::test_results_that_were_exchanged_are_named", "train/test_run_folder.py::test_the_result_of_another_run_is_named")),
+    Mutant("study: the result of another run taken", "../files.py", "if OWNER in values and values[OWNER] != _digest(owner):", "if False:", ("study/test_functions.py::test_results_that_were_exchanged_are_named", "train/test_run_folder.py::test_the_result_of_another_run_is_named")),
     Mutant("study: a race with another bound goes on", "../study/stored_plan.py", "if before is not None and race is not None and before != race:", "if False:", ("study/test_until.py",)),
     Mutant("study: results that have changed since a look unnoticed", "../study/stored_plan.py", "            if not same and not stored[\"failed\"]:", "            if False:", ("study/test_until.py",)),
     Mutant("study: seeds that change nothing unnoticed", "../study/results.py", "len(set(ended)) == 1 and", "False and", ("study/test_functions.py",)),

@@ -71,14 +71,9 @@ def read_json(path: Path, *, holds: str, remedy: str) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} must hold {holds}; it is damaged: {error}. {remedy}") from error
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def tied(values: Mapping[str, Any], owner: Path) -> dict[str, Any]:
     """``values`` with the digest of the file that they belong to, for ``check_tie``."""
-    return {**values, OWNER: digest(owner)}
+    return {**values, OWNER: _digest(owner)}
 
 
 def check_tie(path: Path, values: Mapping[str, Any], owner: Path, *, remedy: str) -> None:
@@ -87,8 +82,12 @@ def check_tie(path: Path, values: Mapping[str, Any], owner: Path, *, remedy: str
     Raises:
         ValueError: it belongs to another file; what is older than ``tied`` does not say, and is taken as it is.
     """
-    if values.get(OWNER, digest(owner)) != digest(owner):
+    if OWNER in values and values[OWNER] != _digest(owner):
         raise ValueError(f"{str(path)!r} must belong to the {owner.name} beside it; it was written beside another. {remedy}")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:

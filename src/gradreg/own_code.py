@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from gradreg import checks, files
+from gradreg import checks
 
 PREFIX = "_gradreg_task_"
 """Of the names under which files are imported, so that ``if __name__ == "__main__":`` does not run."""
@@ -57,7 +57,7 @@ def located(names: Iterable[str], *, beside: Path | None = None, recorded: Code 
         before = (recorded or {}).get(where)
         file = find(name, beside) if before is None else _recorded(name, before, beside)
         if file is not None:
-            found[where] = {"file": str(file), "sha256": files.digest(file)}
+            found[where] = {"file": str(file), "sha256": digest(file)}
     return found or None
 
 
@@ -163,6 +163,11 @@ def load_file(path: Path) -> Any:
     return module
 
 
+def digest(file: Path) -> str:
+    """The SHA-256 of a file's content. What it imports is not in it."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def accepts(function: Callable[..., Any], name: str) -> bool:
     """Whether ``function`` has a parameter of its own that is called ``name``."""
     found = _signature(function)
@@ -229,7 +234,7 @@ def _recorded(name: str, before: Any, beside: Path | None) -> Path | None:
             file = find(name, beside)
         except ValueError as error:
             raise ValueError(f"code.{where} must be a file that is there; got {before['file']!r}, and {error}") from error
-    if file is not None and files.digest(file) != held["sha256"]:
+    if file is not None and digest(file) != held["sha256"]:
         raise ValueError(
             f"code.{where} must be the file that the run was made with; {str(file)!r} has changed since. Restore it, or start another "
             "run with another --out; of a config.yaml that is used as a recipe, --code null takes the file as it is now."

@@ -213,7 +213,7 @@ def _digest(file: Path) -> str:
 @lru_cache(maxsize=64)
 def _digest_of(file: Path, changed: int, size: int) -> str:
     """A digest of the content, which a study of thousands of runs asks for once each."""
-    return files.digest(file)[:16]
+    return own_code.digest(file)[:16]
 
 
 def is_reference(text: str) -> bool:
