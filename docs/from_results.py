@@ -292,6 +292,41 @@ def over(values: dict[int, float], reference: dict[int, float]) -> str:
     return "" if found is None else interval_text(found.mean, found.low, found.high)
 
 
+PEERS = {
+    "lightning": ("Lightning", "2.6.5's: loops, precision plugins, checkpoints, weight averaging"),
+    "transformers": (
+        "transformers",
+        "of its Trainer: accumulation, reproducibility, logs and counts, optimizers and schedules, checkpoints and resuming, callbacks, "
+        "data, evaluation; 100 tests of eight files",
+    ),
+    "trl tests/test_reward_trainer.py": ("TRL", "1.10's, of `RewardTrainer`"),
+    "trl tests/test_dpo_trainer.py": ("TRL", "1.10's, of `DPOTrainer`"),
+    "trl tests/test_sft_trainer.py": ("TRL", "1.10's, of `SFTTrainer`"),
+    "trl tests/test_kto_trainer.py": ("TRL", "1.10's, of `KTOTrainer`"),
+}
+"""The key of the stored result -> the project, and which of its tests were run."""
+
+
+def peer_suites() -> str:
+    """Other projects' own tests without gradreg and with it, from the stored counts of tests/peers/suites.py."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "peer_suites.json").read_text(encoding="utf-8"))
+
+    def counted(count: dict[str, int]) -> str:
+        return f"{count['passed']} passed, {count['failed']} failed"
+
+    rows = [
+        (
+            f"{project} {found[key]['installed']}",
+            tests,
+            counted(found[key]["without"]),
+            counted(found[key]["with"]),
+            str(len(found[key]["new"])),
+        )
+        for key, (project, tests) in PEERS.items()
+    ]
+    return markdown(("installed", "tests", "without gradreg", "with it", "fail with it only, also alone"), rows)
+
+
 def choosing_signs() -> str:
     """What the first epochs show of a small radius, the best one, and two that are too large, for each method, from the stored run."""
     stored_runs = json.loads((ROOT / "benchmarks" / "results" / "choosing" / "signs.json").read_text(encoding="utf-8"))["runs"]

@@ -113,6 +113,25 @@ def held_out_on_digits() -> str:
     return f"{found['fgr auto 0.95 held out']} points over plain, against {found['fgr auto 0.95']} without (`--held-out`, 3 seeds)"
 
 
+def starts_on_digits() -> str:
+    """What ``auto()`` gains from a start far too small, and from one far too large."""
+    rows = dict(re.findall(r"^\| fgr from (\S+) \| [^|]* \| (\S+)", stored("choosing/auto-digits-cost-starts.md"), flags=re.MULTILINE))
+    return f"From 0.001 it gains {rows['0.001']} on digits, from 1 {rows['1']} (`--starts`, 3 seeds)"
+
+
+def sam_by_the_same_target() -> str:
+    """SAM with AutoRadius against SAM with its best radius."""
+    found = stored("choosing/auto-digits-cost.md")
+    rows = dict(re.findall(r"^\| sam auto (\S+) \| [^|]* \| [^|]* \| ([^|]+) \|", found, flags=re.MULTILINE))
+    return f"on digits {rows['0.95']} over SAM's best radius, {rows['0.9']} with target 0.9"
+
+
+def adapters() -> str:
+    """The dearest adapter."""
+    found = [one for name in ("", "_fabric") for one in stored(f"adapter_cost{name}.json")["adapters"].values()]
+    return f"at most {max(one['ratio'] for one in found):.2f} of the loop by hand"
+
+
 def left_of_the_gain() -> str:
     """The sentence of F-GR in the study of fifteen seeds."""
     rows = json.loads((ROOT / "docs" / "results" / "digits-fifteen-seeds.json").read_text(encoding="utf-8"))["table"]
@@ -128,9 +147,11 @@ def at_equal_seconds() -> str:
     row = next(row for row in found["table"] if row["variant"].startswith("fgr"))
     gain, measured = row["seconds_difference"], found["seconds"][row["variant"]]
     told = f"{gain['difference']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+    sam = next(row for row in found["table"] if row["variant"].startswith("sam"))["seconds_difference"]["decision"]
     return (
         f"A run of F-GR took {measured['ratio']:.2f} times the seconds of plain training, which therefore got {measured['length']} epochs "
-        f"where F-GR had {measured['lengths'][-1]}: {gain['decision']}, {told} points."
+        f"where F-GR had {measured['lengths'][-1]}: {gain['decision']}, {told} points. "
+        f"For SAM five seeds {sam}."
     )
 
 
@@ -239,6 +260,9 @@ QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("comparing.md", left_of_the_gain),
     ("comparing.md", at_equal_seconds),
     ("choosing.md", held_out_on_digits),
+    ("choosing.md", starts_on_digits),
+    ("choosing.md", sam_by_the_same_target),
+    ("integrations.md", adapters),
     ("quick-start.md", cheaper_on_cifar),
     ("quick-start.md", pipeline),
     ("quick-start.md", predicted),

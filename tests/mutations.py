@@ -34,7 +34,7 @@ ENGINE = (
 EACH = ("torch/test_microbatches.py", "-mnot slow")
 TAIL = ("test_tail.py",)
 HELD_OUT = ("test_held_out.py", "torch/test_held_out.py", "-mnot slow")
-AUTO_RADIUS = ("test_auto_radius.py", "torch/test_auto_radius.py")
+AUTO_RADIUS = ("test_auto_radius.py", "torch/test_auto_radius.py", "torch/test_auto_radius_guards.py")
 FAMILY = ("torch/test_family.py", "-m", "not slow")
 ADAPTED = ("torch/test_adapted.py",)
 TIMM = ("integrations/test_timm.py",)
@@ -307,6 +307,8 @@ MUTANTS = (
     Mutant("study: a race with another bound goes on", "../study/stored_plan.py", "if before is not None and race is not None and before != race:", "if False:", ("study/test_until.py",)),
     Mutant("study: results that have changed since a look unnoticed", "../study/stored_plan.py", "            if not same and not stored[\"failed\"]:", "            if False:", ("study/test_until.py",)),
     Mutant("study: seeds that change nothing unnoticed", "../study/results.py", "len(set(ended)) == 1 and", "False and", ("study/test_functions.py",)),
+    Mutant("tune: tables that another process makes", "../study/searcher.py", "if attempts and any(", "if False and any(", ("study/test_search.py::test_tables_that_another_process_makes_at_the_same_moment_are_taken",)),
+    Mutant("tune: connections left open", "../study/searcher.py", "engine.dispose()", "pass", ("study/test_search.py::test_tables_that_another_process_makes_at_the_same_moment_are_taken",)),
     Mutant("tune: what is ahead is dropped", "../study/search.py", "mean < float(special", "-mean < float(special", ("study/test_search.py",)),
     Mutant("tune: the spread of other trials unused", "../study/search.py", "sum(one[1] for one in pooled)", "0", ("study/test_search.py",)),
     Mutant("tune: the worst chosen", "../study/search.py", "sign * one.mean, -one.number", "-sign * one.mean, -one.number", ("study/test_search.py",)),

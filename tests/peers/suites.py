@@ -8,7 +8,7 @@
 Nothing is fetched, and without a path nothing is run: what TRL's tests download is made on the spot (``hub_stand_in.py``), and tests of
 transformers that need the hub fail both ways. Each suite runs once without gradreg and once with it; tests that fail with it only are run
 again both ways, alone. The exit status is 1 if any of them is new and not in ``documented``. Tests named after the path are run instead of
-all.
+all. ``--out benchmarks/results/peer_suites.json`` stores the counts, of which docs/integrations.md has a table.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -128,22 +129,48 @@ def failures(found: Mapping[str, str]) -> set[str]:
     return {test for test, outcome in found.items() if outcome == "failed"}
 
 
-def new_failures(name: str, suite: Suite, checkout: Path, tests: Sequence[str] = ()) -> set[str]:
-    """The tests that fail with gradreg and not without it, also alone."""
+@dataclass(frozen=True)
+class Found:
+    """What a suite gave.
+
+    Args:
+        without: how many tests passed, failed and were skipped without gradreg.
+        within: with it.
+        new: the tests that fail with it and not without it, also alone.
+    """
+
+    without: Mapping[str, int]
+    within: Mapping[str, int]
+    new: set[str]
+
+
+def compared(name: str, suite: Suite, checkout: Path, tests: Sequence[str] = ()) -> Found:
+    """Run the suite without gradreg and with it, and what fails with it only again both ways, alone."""
     present = [test for test in tests or suite.tests if (checkout / suite.root / test.partition("::")[0]).exists()]
     if not present:
         raise SystemExit(f"the path must be a checkout of {name}; got {checkout}, without {', '.join(tests or suite.tests)}.")
     with tempfile.TemporaryDirectory() as folder:
         hub = make_hub(suite, checkout, Path(folder))
         without, within = (outcomes(suite, checkout, inject, present, hub) for inject in ("", name))
-        for what, found in (("without gradreg", without), ("with gradreg", within)):
-            count = {o: list(found.values()).count(o) for o in ("passed", "failed", "skipped")}
+        counts = [{o: list(found.values()).count(o) for o in ("passed", "failed", "skipped")} for found in (without, within)]
+        for what, count in zip(("without gradreg", "with gradreg"), counts, strict=True):
             print(f"{what}: " + ", ".join(f"{n} {o}" for o, n in count.items()), flush=True)
         new = sorted(failures(within) - failures(without))
-        if not new:
-            return set()
-        without, within = (outcomes(suite, checkout, inject, new, hub) for inject in ("", name))
-        return failures(within) - failures(without)
+        if new:
+            without, within = (outcomes(suite, checkout, inject, new, hub) for inject in ("", name))
+        return Found(*counts, failures(within) - failures(without) if new else set())
+
+
+def store(file: Path, name: str, tests: Sequence[str], found: Found) -> None:
+    """Put the counts of a suite, or of some of its tests, into the file of all."""
+    held = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    held[" ".join([name, *tests])] = {
+        "installed": version(name),
+        "without": found.without,
+        "with": found.within,
+        "new": sorted(found.new),
+    }
+    file.write_text(json.dumps(dict(sorted(held.items())), indent=2) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None, suites: Mapping[str, Suite] = SUITES) -> int:
@@ -152,12 +179,16 @@ def main(argv: Sequence[str] | None = None, suites: Mapping[str, Suite] = SUITES
     parser.add_argument("suite", choices=suites)
     parser.add_argument("path", nargs="?", type=Path, help="a checkout of the project; without it nothing is run")
     parser.add_argument("tests", nargs="*", help="files or tests of the suite's root, instead of the whole suite")
+    parser.add_argument("--out", type=Path, help="file of the counts of all suites, in which this one's are replaced")
     chosen = parser.parse_args(argv)
     if chosen.path is None:
         print(f"skipped: no checkout of {chosen.suite} is given")
         return 0
     suite = suites[chosen.suite]
-    new = new_failures(chosen.suite, suite, chosen.path.resolve(), chosen.tests)
+    found = compared(chosen.suite, suite, chosen.path.resolve(), chosen.tests)
+    new = found.new
+    if chosen.out is not None:
+        store(chosen.out, chosen.suite, chosen.tests, found)
     for test in sorted(new):
         print(f"new: {test}" + (f" (documented: {suite.documented[test]})" if test in suite.documented else ""))
     print(f"{len(new)} new failures, {len(new & set(suite.documented))} of them documented")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -201,7 +202,10 @@ def test_a_failure_is_new_if_it_fails_again_and_not_without_gradreg(
     monkeypatch.setattr("tests.peers.suites.outcomes", run)
     (tmp_path / "theirs").mkdir()
     suite = Suite(root=".", tests=("theirs", "not there"), documented=documented)
-    assert main(["it", str(tmp_path)], {"it": suite}) == status
+    monkeypatch.setattr("tests.peers.suites.version", lambda name: "1.2")
+    assert main(["it", str(tmp_path), "--out", str(tmp_path / "counts.json")], {"it": suite}) == status
+    counts = {"without": {"passed": 2, "failed": 1, "skipped": 1}, "with": {"passed": 0, "failed": 3, "skipped": 1}}
+    assert json.loads((tmp_path / "counts.json").read_text()) == {"it": {"installed": "1.2", **counts, "new": ["b"]}}
     assert asked == [("", ("theirs",)), ("it", ("theirs",)), ("", ("b", "c")), ("it", ("b", "c"))]
     first, second, new, last = capsys.readouterr().out.splitlines()
     assert first == "without gradreg: 2 passed, 1 failed, 1 skipped"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradreg import cli, study
+from gradreg import cli, files, study
 from gradreg.study.racing import Race
 from gradreg.study.stored_plan import PlanError
 
@@ -154,7 +154,8 @@ def test_a_variant_that_failed_is_out_and_may_come_back(mine, tmp_path):
     assert study.compare(str(mine), **options).verdicts == found.verdicts
     # Had it failed for another reason, the run would end now.
     ended = folder / "runs" / "broken" / "seed-1"
-    shutil.copy(folder / "runs" / "broken" / "seed-0" / "result.json", ended / "result.json")
+    measured = files.read_json(folder / "runs" / "broken" / "seed-0" / "result.json", holds="a result", remedy="none")
+    files.write_json(ended / "result.json", files.tied(measured, ended / "config.json"))
     again = study.compare(str(mine), **options)
     assert again.verdicts["broken"].decision == "helps"
     assert json.loads((folder / "plan.json").read_text())["looks"][0]["failed"] == []

@@ -124,12 +124,12 @@ class BiLora:
         self.model.set_adapter(self.primary)
         self.model.delete_adapter(NAME)
 
-    def _activate(self, adapter_name: str, inference_mode: bool = False) -> None:
-        """The model's ``set_adapter``, by which the second adapter follows the first."""
-        type(self.model).set_adapter(self.model, adapter_name, inference_mode)
+    def _activate(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """The model's ``set_adapter``, by which the second adapter follows the first; its other arguments differ by PEFT's version."""
+        type(self.model).set_adapter(self.model, adapter_name, *args, **kwargs)
         if adapter_name == self.primary:
             tuner: Any = self.model.base_model
-            tuner.set_adapter([self.primary, NAME], inference_mode)
+            tuner.set_adapter([self.primary, NAME], *args, **kwargs)
 
     @contextmanager
     def removed_after(self) -> Iterator[BiLora]:

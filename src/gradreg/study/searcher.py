@@ -33,7 +33,6 @@ JOURNAL = "search.journal"
 _UNSIGNED = 60.0
 """Seconds after which a trial that no process has signed is taken for one whose process ended before it could."""
 
-
 _MADE_MEANWHILE = ("already exists", "duplicate key")
 """What a data base says to a process that makes the tables at the moment at which another does."""
 
@@ -73,16 +72,17 @@ def _data_base(url: str) -> BaseStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
     waits = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10} if url.startswith("postgresql") else {}
-    for left in reversed(range(5)):
+    attempts = 5
+    while True:
         try:
             return RDBStorage(url, engine_kwargs={"connect_args": waits, "pool_pre_ping": True})
         except (SQLAlchemyError, ImportError, ValueError) as error:
-            if left and any(what in str(error) for what in _MADE_MEANWHILE):
+            attempts -= 1
+            if attempts and any(what in str(error) for what in _MADE_MEANWHILE):
                 time.sleep(0.5)
                 continue
             reason = " ".join(str(error).split("\n")[0].split())
             raise ValueError(f"storage must be a data base that can be reached; got {_without_password(url)!r}: {reason}") from error
-    raise AssertionError("the last attempt returns or raises")
 
 
 @contextlib.contextmanager

@@ -357,7 +357,7 @@ def _what_more_would_do(values: Mapping[str, Any], settings: Settings) -> str:
         return f" {same}, so there is no interval."
     low, high = values["low"], values["high"]
     alone = (
-        " By itself it would be clear, but one of several variants is so by chance more often."
+        " By itself it would be clear, but among several variants one looks clear by chance more often."
         if low is not None and low * high > 0
         else ""
     )
