@@ -33,7 +33,7 @@ ENGINE = (
 """The tests of the engine that need one process."""
 EACH = ("torch/test_microbatches.py", "-mnot slow")
 TAIL = ("test_tail.py",)
-HELD_OUT = ("test_held_out.py", "torch/test_held_out.py", "-mnot slow")
+HELD_OUT = ("test_held_out.py", "torch/test_held_out.py")
 AUTO_RADIUS = ("test_auto_radius.py", "torch/test_auto_radius.py", "torch/test_auto_radius_guards.py")
 FAMILY = ("torch/test_family.py", "-m", "not slow")
 ADAPTED = ("torch/test_adapted.py",)

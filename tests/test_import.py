@@ -29,6 +29,7 @@ def test_no_framework_is_loaded(code: str) -> None:
     assert not modules_after(code) & set(HEAVY)
 
 
+@pytest.mark.slow
 def test_the_torch_engine_loads_no_jax() -> None:
     pytest.importorskip("torch")
     loaded = modules_after("import gradreg.torch")

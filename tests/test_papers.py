@@ -119,6 +119,7 @@ def test_every_experiment_serves_a_claim():
     assert {one.name for one in (*EXPERIMENTS, *GPU)} <= used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", COMPARISONS, ids=lambda one: one.name)
 def test_a_comparison_is_a_command_that_gradreg_understands(one):
     options, task = task_arguments.parse("compare", DESCRIPTION, OPTIONS, one.words("data")[1:])

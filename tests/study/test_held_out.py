@@ -40,6 +40,7 @@ def by_jax(run: study.Run, helps: bool) -> None:
 ENGINES = {"torch": by_torch, "jax": by_jax}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 @pytest.mark.parametrize(("helps", "expected"), [(True, 2 * STEPS + 7), (False, 2 * 10 + 5 + 3 + 1 + 3 + 1)], ids=["helps", "hurts"])
 def test_looks_are_counted(engine: Callable[[study.Run, bool], None], helps: bool, expected: int, tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ STEPS: dict[str, tuple[GradientPenalty, Callable[..., tuple[Parameters, float]]]
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("penalty", "step"), STEPS.values(), ids=STEPS)
 def test_the_radius_follows_the_alignment(penalty: GradientPenalty, step: Callable[..., tuple[Parameters, float]]) -> None:
     """Forty steps of gradient descent: gradient, radius and alignment of every step are those of the plain loop."""
@@ -127,6 +128,7 @@ def test_the_radius_follows_the_alignment(penalty: GradientPenalty, step: Callab
     assert twin.log_radius != pytest.approx(math.log(0.3), abs=0.05)  # or nothing has moved
 
 
+@pytest.mark.slow
 def test_the_alignment_settles_at_its_target() -> None:
     for start in (0.001, 1.0):
         problem = tanh_problem()

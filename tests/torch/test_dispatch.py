@@ -94,6 +94,7 @@ def test_at_most_16_operations_whatever_the_number_of_tensors(penalty: GradientP
     assert sum(extra.values()) <= 16, extra
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", RELATIVES.values(), ids=RELATIVES)
 def test_relatives_take_more_but_no_more_for_more_tensors(penalty: GradientPenalty) -> None:
     few, many = (added(deep_problem(layers), penalty) for layers in (FEW, MANY))

@@ -275,6 +275,7 @@ def shares_on(penalty: GradientPenalty, seed: int, wanted: Callable[[int], float
 VALLEY = {"sam": gradreg.sam(rho=0.2), "fgr": gradreg.fgr(gamma=0.1, epsilon=0.1), "auto": gradreg.auto()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", VALLEY.values(), ids=VALLEY)
 @pytest.mark.parametrize("seed", range(2))
 def test_a_penalty_that_hurts_goes_and_one_that_helps_stays(penalty: GradientPenalty, seed: int) -> None:
@@ -285,6 +286,7 @@ def test_a_penalty_that_hurts_goes_and_one_that_helps_stays(penalty: GradientPen
     assert flat < sharp
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_it_comes_back_when_it_begins_to_help(seed: int) -> None:
     shares, _ = shares_on(VALLEY["sam"], seed, lambda step: 3.0 if step < 150 else -3.0)

@@ -86,6 +86,7 @@ def test_an_exception_leaves_the_memory_as_it_was(name: str) -> None:
         assert_same_bits(gradients(problem.model), gradients(twin.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_an_average_of_gradients_in_16_bits_reaches_what_it_averages(dtype: torch.dtype) -> None:
     """A hundredth of the way a step would be rounded away in bfloat16 long before."""

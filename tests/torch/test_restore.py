@@ -67,6 +67,7 @@ class RandomModel(nn.Module):
         return self.stack(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @settings(max_examples=2 * settings.default.max_examples)
 @given(

@@ -66,6 +66,7 @@ class Training:
             part.load_state_dict(state[name])
 
 
+@pytest.mark.slow
 @every_penalty
 def test_resume_while_a_layer_is_frozen_that_was_trained_and_will_be(penalty: GradientPenalty) -> None:
     def unfreeze_on_the_way(training: Training) -> None:
