@@ -21,18 +21,25 @@ def after(rule: HeldOut, products: list[float]) -> list[HelpState]:
 
 
 def weighted(products: list[float], memory: int) -> tuple[float, float, float]:
-    """The weighted mean, its standard error and the effective number, from all products at once."""
-    weights = [(1 - 1 / memory) ** age for age in range(len(products) - 1, -1, -1)]
+    """The weighted mean in units of the scale, its standard error and the effective number, from all products at once."""
+    units, grown, scale = list[float](), list[float](), abs(products[0])
+    for product in products:
+        units.append(max(scale, abs(product) / 5))
+        grown.append(units[-1] / scale)
+        scale = units[-1] + min(1.0, 4 / memory) * (abs(product) - units[-1])
+    ages = range(len(products) - 1, -1, -1)
+    scaled = [product / unit / math.prod(grown[i + 1 :]) for i, (product, unit) in enumerate(zip(products, units, strict=True))]
+    weights = [(1 - 1 / memory) ** age for age in ages]
     total = sum(weights)
-    mean = sum(w * c for w, c in zip(weights, products, strict=True)) / total
+    mean = sum(w * c for w, c in zip(weights, scaled, strict=True)) / total
     number = total**2 / sum(w * w for w in weights)
-    spread = sum(w * (c - mean) ** 2 for w, c in zip(weights, products, strict=True)) / total
+    spread = sum(w * (c - mean) ** 2 for w, c in zip(weights, scaled, strict=True)) / total
     return mean, math.sqrt(spread / (number - 1)) if number > 1 else 0.0, number
 
 
 def test_the_switch_is_that_of_the_weighted_mean_and_its_standard_error() -> None:
     draw, rule = random.Random(3), HeldOut(memory=6, off=1.5, on=0.5)
-    products = [draw.gauss(-0.2 if 20 <= i < 60 else 0.2, 0.4) for i in range(100)]
+    products = [draw.gauss(-0.2 if 20 <= i < 60 else 0.2, 0.4) * (1e-3 if i < 5 else 1) for i in range(100)]
     helps, seen = 1.0, set[float]()
     for i, state in enumerate(after(rule, products)):
         mean, error, number = weighted(products[: i + 1], 6)
@@ -42,6 +49,32 @@ def test_the_switch_is_that_of_the_weighted_mean_and_its_standard_error() -> Non
         assert state.mean / state.weight == pytest.approx(mean)
         seen.add(helps)
     assert seen == {0.0, 1.0}
+
+
+def test_what_the_first_epochs_measured_does_not_hide_the_rest() -> None:
+    """Products as on a network that underfits: large and positive at first, then a hundredth of it and negative."""
+    draw = random.Random(0)
+    products = [draw.gauss(0.3, 0.2) for _ in range(30)] + [draw.gauss(-0.005, 0.01) for _ in range(90)]
+    states = after(HeldOut(), products)
+    assert all(state.helps for state in states[:30])
+    assert not any(state.helps for state in states[75:])
+
+
+def test_the_size_of_a_product_does_not_weigh_it() -> None:
+    """Nine of ten are -0.5 and one is 10: in the mean it helps, and it is off no more often than chance makes it."""
+    draw, on = random.Random(9), 0.0
+    for _ in range(30):
+        states = after(HeldOut(), [10.0 if draw.random() < 0.1 else -0.5 for _ in range(300)])
+        on += sum(state.helps for state in states[60:]) / 240 / 30
+    assert on > 0.7
+
+
+def test_a_constant_factor_changes_nothing() -> None:
+    draw = random.Random(2)
+    products = [draw.gauss(-0.1, 0.4) for _ in range(100)]
+    one, other = ([state.helps for state in after(HeldOut(), [factor * p for p in products])] for factor in (1.0, 2.0**-20))
+    assert one == other
+    assert set(one) == {0.0, 1.0}
 
 
 def test_equal_products_decide_at_the_fifth() -> None:

@@ -14,16 +14,21 @@ from gradreg import checks
 
 _FEWEST = 4.0
 """Independent measurements' worth from which a standard error is believed."""
+_FASTER = 4.0
+"""How much shorter the memory of the products' size is than that of their average."""
+_LARGEST = 5.0
+"""Of a product, in units of the average size of those before it."""
 
 
 class HelpState(NamedTuple):
     """What is carried from one measurement to the next, as scalars: exponentially weighted sums, and the switch.
 
     Args:
-        mean: of the measured inner products.
-        square: of their squares.
+        mean: of the measured inner products, each in units of the scale before it.
+        square: of their squares, in the same units.
         weight: of 1: what ``mean`` must be divided by while there are few measurements.
         weight_squares: of the squared weights: weight² / weight_squares measurements of equal weight would be as good.
+        scale: the average size of the last products, 0 before the first.
         helps: 1 while the penalty is on, 0 while it is off.
     """
 
@@ -31,6 +36,7 @@ class HelpState(NamedTuple):
     square: Any
     weight: Any
     weight_squares: Any
+    scale: Any
     helps: Any
 
 
@@ -42,9 +48,11 @@ class HeldOut:
     batch, and h that of the held-out loss at the same parameters: positive where regularizing lowers the held-out loss more than the
     plain step does. (Not their cosine: dividing by the length of each correction can turn the sign of the mean, where few batches
     make most of it.) One such product is mostly noise, of the two batches, so what counts is the average of the last ``memory`` ones
-    and its standard error::
+    and its standard error. The size of the products falls by a hundred in the course of a training, as gradients and their noise do, so
+    each counts in units of the average size of those before it (over a quarter of ``memory``); else those of the first epochs would hide
+    for hundreds of steps what the later ones say. With m and e of the products in these units::
 
-        off where   mean < −off · standard error          on again where   mean > on · standard error
+        off where   m < −off · e          on again where   m > on · e
 
     and nothing between them changes the switch. It begins on, and judges from five measurements on. A decision holds from the next
     measurement on, so that nothing is waited for on an accelerator. While the penalty is off, steps are plain, and those that measure
@@ -62,15 +70,15 @@ class HeldOut:
     steps that measure: four copies of the gradients.
     Source: ours; Yu et al. 2024 (LETS, arXiv 2408.08222) adapt the radius by a hypergradient of the squared gap between two losses.
 
-    Five products of −0.2 and −0.4 have the mean −0.28 and the standard error 0.05:
+    Five products of −0.2 and −0.4 have the mean −0.28 and the standard error 0.05, here in units of 0.2:
 
     >>> from gradreg.auto_radius import NUMBERS
     >>> rule = HeldOut(memory=1000)
     >>> state = rule.initial
     >>> for product in (-0.2, -0.4, -0.2, -0.4, -0.2):
     ...     state = rule.update(state, product, NUMBERS)
-    >>> state.helps, round(state.mean / state.weight, 3)
-    (0.0, -0.28)
+    >>> state.helps, round(state.scale, 1), round(state.mean / state.weight, 1)
+    (0.0, 0.2, -1.4)
     """
 
     every: int = 10
@@ -87,7 +95,7 @@ class HeldOut:
     @property
     def initial(self) -> HelpState:
         """The state before the first measurement, as Python numbers."""
-        return HelpState(0.0, 0.0, 0.0, 0.0, 1.0)
+        return HelpState(0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
     def update(self, state: HelpState, product: Any, ops: Any) -> HelpState:
         """The state after a measurement; one that is not finite (a zero correction, an overflow) changes nothing.
@@ -98,9 +106,18 @@ class HeldOut:
             ops: ``torch``, ``jax.numpy`` or ``gradreg.auto_radius.NUMBERS``; the numbers are its scalars.
         """
         known = ops.isfinite(product)
-        s, fresh = ops.where(known, product, 0.0), 1.0 / self.memory
+        product = ops.where(known, product, 0.0)
+        fresh = 1.0 / self.memory
         kept = 1.0 - fresh
-        mean, square = kept * state.mean + fresh * s, kept * state.square + fresh * s * s
+        size = ops.where(product < 0.0, -product, product)
+        before = ops.where(state.scale > 0.0, state.scale, size)
+        # In units of what was known before it, so that its own size does not weigh it: the sign of the mean stays. Where it is far out of
+        # these units (after a warm-up, say), they grow, and what was measured before is told in the new ones.
+        unit = ops.where(size > _LARGEST * before, size / _LARGEST, before)
+        unit = ops.where(unit > 0.0, unit, 1.0)
+        shrunk, s = before / unit, product / unit
+        mean, square = kept * shrunk * state.mean + fresh * s, kept * shrunk * shrunk * state.square + fresh * s * s
+        scale = unit + min(1.0, _FASTER * fresh) * (size - unit)
         weight, weight_squares = kept * state.weight + fresh, kept * kept * state.weight_squares + fresh * fresh
         number = weight * weight / weight_squares
         average = mean / weight
@@ -110,5 +127,5 @@ class HeldOut:
         judges = number > _FEWEST
         helps = ops.where(judges & (average < -self.off * error), 0.0, state.helps)
         helps = ops.where(judges & (average > self.on * error), 1.0, helps)
-        after = HelpState(mean, square, weight, weight_squares, helps)
+        after = HelpState(mean, square, weight, weight_squares, scale, helps)
         return HelpState(*(ops.where(known, new, old) for new, old in zip(after, state, strict=True)))

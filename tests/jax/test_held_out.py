@@ -43,8 +43,13 @@ def flat(tree: Any) -> np.ndarray:
     return np.asarray(ravel_pytree(tree)[0])
 
 
+def measured(switch: Any) -> Any:
+    """The product of the first measurement, by its averages, which are in units of the scale."""
+    return switch["mean"] / switch["weight"] * switch["scale"]
+
+
 def switched_off(state: Any) -> Any:
-    off = {"mean": -0.5, "square": 0.25, "weight": 1.0, "weight_squares": 0.1, "helps": 0.0, "helps_now": False}
+    off = {"mean": -0.5, "square": 0.25, "weight": 1.0, "weight_squares": 0.1, "scale": 1.0, "helps": 0.0, "helps_now": False}
     return {**state, "held_out": {n: jnp.asarray(off[n], v.dtype) if n in off else v for n, v in state["held_out"].items()}}
 
 
@@ -60,7 +65,7 @@ def test_a_step_measures_the_product_and_is_unchanged(penalty: GradientPenalty) 
     g, h = flat(jax.grad(fit)(params, x, y)), flat(jax.grad(kept)(params, x, y))
     change = flat(following[0]["correction"]) if penalty.decoupled else flat(expected) - g
     switch = state["held_out"]
-    assert float(switch["mean"] / switch["weight"]) == pytest.approx(change @ h, rel=1e-9)
+    assert float(measured(switch)) == pytest.approx(change @ h, rel=1e-9)
     assert abs(change @ h) > 1e-4
     assert (int(switch["count"]), bool(switch["helps_now"])) == (1, True)
     assert_close({k: v for k, v in state.items() if k != "held_out"}, following[0] if following else {}) if following else None
@@ -167,7 +172,7 @@ def test_shards_agree() -> None:
         for f in (lambda *given: alone(*given)[1], jax.grad(mine), jax.grad(theirs))
     )
     switch = following["held_out"]
-    np.testing.assert_allclose(switch["mean"] / switch["weight"], 2 * [(G - g) @ h], rtol=1e-9)
+    np.testing.assert_allclose(measured(switch), 2 * [(G - g) @ h], rtol=1e-9)
     assert_close(jax.tree.map(lambda leaf: leaf[0], found), jax.tree.map(lambda leaf: leaf[1], found))
 
 

@@ -62,10 +62,15 @@ def switch_of(regularizer: GradientRegularizer) -> dict[str, Any]:
     return regularizer.state_dict()["held_out"]
 
 
+def measured(switch: dict[str, Any]) -> float:
+    """The product of the first measurement, by its averages, which are in units of the scale."""
+    return switch["mean"] / switch["weight"] * switch["scale"]
+
+
 def switched_off(problem: Problem, penalty: GradientPenalty, **options: Any) -> GradientRegularizer:
     """A regularizer whose penalty is off, with averages that keep it so."""
     regularizer = GradientRegularizer(problem.model, penalty, **options)
-    off = {"mean": -0.5, "square": 0.25, "weight": 1.0, "weight_squares": 0.1, "helps": 0.0, "count": 0, "helps_now": False}
+    off = {"mean": -0.5, "square": 0.25, "weight": 1.0, "weight_squares": 0.1, "scale": 1.0, "helps": 0.0, "count": 0, "helps_now": False}
     regularizer.load_state_dict({**regularizer.state_dict(), "held_out": off})
     return regularizer
 
@@ -98,7 +103,7 @@ def test_a_step_measures_the_product_and_is_unchanged(penalty: GradientPenalty, 
     regularizer.decoupled_step(torch.optim.SGD(problem.model.parameters(), lr=0.0))
     assert_same_bits(values(problem.model), before)
     state = switch_of(regularizer)
-    assert state["mean"] / state["weight"] == pytest.approx(product_of(change, h), abs=1e-9)
+    assert measured(state) == pytest.approx(product_of(change, h), abs=1e-9)
     assert abs(product_of(change, h)) > 1e-3
     assert regularizer.metrics.evaluations == penalty.evaluations_at(0) + 1
     assert (state["count"], state["helps_now"]) == (1, True)
@@ -127,7 +132,16 @@ def test_a_penalty_that_is_off_gives_the_plain_gradient(penalty: GradientPenalty
 def test_a_decision_holds_from_the_next_measurement_on() -> None:
     problem = tanh_problem()
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.3), held_out=HeldOut(every=3))
-    nearly = {"mean": -5e3, "square": 2.5e7, "weight": 1.0, "weight_squares": 0.1, "helps": 1.0, "count": 0, "helps_now": True}
+    nearly = {
+        "mean": -5e3,
+        "square": 2.5e7,
+        "weight": 1.0,
+        "weight_squares": 0.1,
+        "scale": 1.0,
+        "helps": 1.0,
+        "count": 0,
+        "helps_now": True,
+    }
     regularizer.load_state_dict({**regularizer.state_dict(), "held_out": nearly})
     strengths: list[float] = []
     for _ in range(4):
@@ -149,8 +163,8 @@ def test_micro_batches_count_together() -> None:
         regularizer.backward(halves, held_out=kept, **options)
         change = {name: v - g[name] for name, v in gradients(problem.model).items()}
         state = switch_of(regularizer)
-        assert state["mean"] / state["weight"] == pytest.approx(product_of(change, h), abs=1e-9)
-    assert switch_of(whole)["mean"] != pytest.approx(switch_of(each)["mean"], abs=1e-6)
+        assert measured(state) == pytest.approx(product_of(change, h), abs=1e-9)
+    assert measured(switch_of(whole)) != pytest.approx(measured(switch_of(each)), abs=1e-6)
 
 
 def test_held_out_data_change_neither_buffers_nor_random_numbers() -> None:
@@ -202,7 +216,7 @@ def test_a_loss_scale_does_not_enter_and_an_overflow_is_no_measurement() -> None
     regularizer.backward(problem.closure(TRAIN), held_out=problem.closure(KEPT), scaler=scaler)
     change = {name: v / 1024 - g[name] for name, v in gradients(problem.model).items()}
     state = switch_of(regularizer)
-    assert state["mean"] / state["weight"] == pytest.approx(product_of(change, h), abs=1e-9)
+    assert measured(state) == pytest.approx(product_of(change, h), abs=1e-9)
     scaler.factor = math.inf
     problem.model.zero_grad()
     regularizer.backward(problem.closure(TRAIN), held_out=problem.closure(KEPT), scaler=scaler)
@@ -320,7 +334,16 @@ def on_ranks(rank: int, world: int, penalty: GradientPenalty, scope: str, every_
     here = Problem(DistributedDataParallel(problem.model), problem.x, problem.y)
     regularizer = GradientRegularizer(here.model, penalty, scope=scope, held_out=HeldOut(every=2 if every_second else 1))  # type: ignore[arg-type]
     if every_second:  # off, so that the steps give the plain gradient
-        off = {"mean": -0.5, "square": 0.25, "weight": 1.0, "weight_squares": 0.1, "helps": 0.0, "count": 0, "helps_now": False}
+        off = {
+            "mean": -0.5,
+            "square": 0.25,
+            "weight": 1.0,
+            "weight_squares": 0.1,
+            "scale": 1.0,
+            "helps": 0.0,
+            "count": 0,
+            "helps_now": False,
+        }
         regularizer.load_state_dict({**regularizer.state_dict(), "held_out": off})
     regularizer.backward(here.closure(rows), held_out=here.closure(kept))
     return switch_of(regularizer), {name.removeprefix("module."): g for name, g in gradients(here.model).items()}
@@ -345,5 +368,4 @@ def test_under_data_parallelism_all_ranks_measure_the_same(tmp_path: Path) -> No
             assert ours[0] == theirs[0]
             for _, result in (ours, theirs):
                 assert_close(result, g if off else expected)
-        measured = found[f"{scope}-False"][0][0]
-        assert measured["mean"] / measured["weight"] == pytest.approx(product_of(change, h), abs=1e-9)
+        assert measured(found[f"{scope}-False"][0][0]) == pytest.approx(product_of(change, h), abs=1e-9)
