@@ -155,3 +155,20 @@ def gone(group: int) -> bool:
 
 def _die(*_):
     os._exit(1)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ('study.compare("digits-noisy-labels", penalties=["sam:rho=0.1"], seeds=2, workers=1, out="out")', "compare"),
+        ('study.tune("digits-noisy-labels", trials=1, seeds=1, confirm=2, workers=1, out="out")', "tune"),
+    ],
+)
+def test_a_script_without_its_guard_is_told_so(call, name, tmp_path):
+    (tmp_path / "script.py").write_text(f"from gradreg import study\n\n{call}\n")
+    found = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert f'RuntimeError: study.{name} must stand under if __name__ == "__main__": in a script' in found.stderr
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith("RuntimeError: a worker process died while running ")
+    assert "where one has printed a traceback, for what that says" in last

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any
 from gradreg import checks, environment, files
 from gradreg.study import logged, results, sharpness, table
 from gradreg.study.executors.executor import Executor, ExecutorError, Site, as_executor
-from gradreg.study.executors.local import LocalExecutor
+from gradreg.study.executors.local import LocalExecutor, refuse_where_a_worker_imports_it
 from gradreg.study.functions import FunctionVariant, is_reference, load_task
 from gradreg.study.plan import Job, Plan, make_plan
 from gradreg.study.results import Record
@@ -178,11 +177,7 @@ def compare(
         ExecutorError: nothing can be carried out: no Ray or Slurm answers, say, or a worker has another version of gradreg or torch.
         RuntimeError: workers died; or the call stands in a script without ``if __name__ == "__main__":``.
     """
-    if multiprocessing.parent_process() is not None and getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise RuntimeError(
-            'study.compare must stand under if __name__ == "__main__": in a script, because its workers import the script; got a call by a '
-            "worker while it imports it."
-        )
+    refuse_where_a_worker_imports_it("study.compare")
     resolved = resolve_task(task)
     plan = make_plan(
         resolved.configured(options or {}), penalties, seeds=seeds, rivals=rivals, margin=margin, until=until, max_seeds=max_seeds

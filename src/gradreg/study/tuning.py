@@ -10,7 +10,7 @@ from typing import Any
 from gradreg import checks, files
 from gradreg.study.comparison import Comparison, resolve_task, run_study, usable
 from gradreg.study.executors.executor import Executor, as_executor
-from gradreg.study.executors.local import LocalExecutor
+from gradreg.study.executors.local import LocalExecutor, refuse_where_a_worker_imports_it
 from gradreg.study.results import Record
 from gradreg.study.running import OnProgress
 from gradreg.study.search import Finding, Search, at_an_end, winner
@@ -155,12 +155,14 @@ def tune(
 
     Raises:
         TypeError, ValueError: bad arguments, or a task that breaks the rules of a study (``TaskError``).
-        RuntimeError: a worker died, or no trial of a side is complete.
+        RuntimeError: a worker died, or no trial of a side is complete; or the call stands in a script without
+            ``if __name__ == "__main__":``.
 
     Cost: at most ``trials * seeds`` runs a side, and ``confirm`` runs of each winner and of plain training at as many gradients.
     Source: trials by Optuna's tree of Parzen estimators (Akiba et al. 2019, arXiv 1907.10902); dropping by paired tests as in F-Race
     (Birattari et al. 2002).
     """
+    refuse_where_a_worker_imports_it("study.tune")
     resolved = resolve_task(task).configured(options or {})
     texts = [penalty] if isinstance(penalty, str) else list(penalty)
     planned = plan_search(resolved, arms(resolved, texts, search or {}), trials=trials, seeds=seeds, confirm=confirm)

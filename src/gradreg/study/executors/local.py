@@ -42,6 +42,20 @@ def default_workers() -> int:
     return usable_cores()
 
 
+def refuse_where_a_worker_imports_it(function: str) -> None:
+    """Raise if ``function`` is called by a script that a worker imports, which would begin the study once more.
+
+    Raises:
+        RuntimeError: it is.
+    """
+    # multiprocessing itself tells it by this attribute, and only later knows the parent.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            f'{function} must stand under if __name__ == "__main__": in a script, because its workers import the script; got a call by a '
+            "worker while it imports it."
+        )
+
+
 @dataclass(frozen=True)
 class LocalExecutor(Executor):
     """Processes of this machine.
@@ -163,8 +177,8 @@ class _Pool(Session):
         codes = {pid: process.exitcode for pid, process in processes.items()}
         if not begun:  # they die before they begin, and would again
             raise RuntimeError(
-                f"a worker process died while running {lost[0][0].key} or beside it, perhaps for lack of memory. What is complete is kept: "
-                "run the command again, with fewer --workers."
+                f"a worker process died while running {lost[0][0].key} or beside it, perhaps for lack of memory; where one has printed a "
+                "traceback, for what that says. What is complete is kept: run the command again, with fewer --workers."
             )
         died = {key for key, pid in begun.items() if codes.get(pid) not in _TOLD_TO_END}
         own = bool(died)  # else a signal told one of them to end, and it is not known which
