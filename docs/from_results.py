@@ -251,11 +251,14 @@ AUTO = {
     "digits, 30 % wrong": "digits-cost",
     "digits, right": "digits-cost-clean",
     "MNIST, 30 % wrong": "mnist-cost",
+    "MNIST, right": "mnist-cost-clean",
     "CIFAR-10, 30 % wrong": "cifar10-cost",
 }
 AUTO_ELSEWHERE = {
     "digits, AdamW": "digits-cost-adamw",
     "digits, width 64": "digits-cost-width-64",
+    "digits, width 512": "digits-cost-width-512",
+    "digits, width 1024": "digits-cost-width-1024",
     "`cifar10-underfit`": "cifar10-underfit",
 }
 """What docs/choosing.md calls a task and its labels -> the stored results of benchmarks/auto_radius.py; the mean is over the first list."""

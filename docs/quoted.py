@@ -110,13 +110,27 @@ def held_out_on_digits() -> str:
         r"^\| (fgr \S+ \S+(?: held out)?) \| [^|]* \| ([^|]+) \|", stored("choosing/auto-digits-cost-held-out.md"), flags=re.MULTILINE
     )
     found = dict(rows)
-    return f"{found['fgr auto 0.95 held out']} points over plain, against {found['fgr auto 0.95']} without (`--held-out`, 3 seeds)"
+    seeds = seeds_of("auto-digits-cost-held-out")
+    return f"{found['fgr auto 0.95 held out']} points over plain, against {found['fgr auto 0.95']} without (`--held-out`, {seeds})"
 
 
 def starts_on_digits() -> str:
     """What ``auto()`` gains from a start far too small, and from one far too large."""
     rows = dict(re.findall(r"^\| fgr from (\S+) \| [^|]* \| (\S+)", stored("choosing/auto-digits-cost-starts.md"), flags=re.MULTILINE))
-    return f"From 0.001 it gains {rows['0.001']} on digits, from 1 {rows['1']} (`--starts`, 3 seeds)"
+    return f"From 0.001 it gains {rows['0.001']} on digits, from 1 {rows['1']} (`--starts`, {seeds_of('auto-digits-cost-starts')})"
+
+
+def held_out_where_it_hurts() -> str:
+    """What held-out images save where a penalty hurts."""
+    found = stored("choosing/auto-cifar10-underfit-held-out.md")
+    rows = dict(re.findall(r"^\| (fgr auto 0.95(?: held out)?) \| [^|]* \| ([^|]+) \|", found, flags=re.MULTILINE))
+    held = rows["fgr auto 0.95 held out"]
+    return f"on `cifar10-underfit` {held} points with it, {rows['fgr auto 0.95']} without ({seeds_of('auto-cifar10-underfit-held-out')})"
+
+
+def seeds_of(name: str) -> str:
+    """The number of seeds of a stored comparison of docs/choosing.md, in words."""
+    return f"{len(stored(f'choosing/{name}.json')['seeds'])} seeds"
 
 
 def sam_by_the_same_target() -> str:
@@ -261,6 +275,7 @@ QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("comparing.md", at_equal_seconds),
     ("choosing.md", held_out_on_digits),
     ("choosing.md", starts_on_digits),
+    ("choosing.md", held_out_where_it_hurts),
     ("choosing.md", sam_by_the_same_target),
     ("integrations.md", adapters),
     ("quick-start.md", cheaper_on_cifar),
