@@ -306,6 +306,8 @@ PEERS = {
     "trl tests/test_dpo_trainer.py": ("TRL", "1.10's, of `DPOTrainer`"),
     "trl tests/test_sft_trainer.py": ("TRL", "1.10's, of `SFTTrainer`"),
     "trl tests/test_kto_trainer.py": ("TRL", "1.10's, of `KTOTrainer`"),
+    "trl tests/test_rloo_trainer.py": ("TRL", "1.10's, of `RLOOTrainer`"),
+    "trl tests/test_grpo_trainer.py, the last 25": ("TRL", "1.10's, of `GRPOTrainer`, the last 25 of 147"),
 }
 """The key of the stored result -> the project, and which of its tests were run."""
 
