@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 
+from gradreg.penalties import GradientPenalty
 from gradreg.study.plan import folder_name, make_plan
 from gradreg.study.variants import parse_penalty
 from gradreg.train import recipe as recipes
@@ -148,12 +149,21 @@ def test_rivals_can_be_left_out():
 
 
 def test_two_hundred_variants_and_twenty_seeds_are_planned_in_time_proportional_to_them(monkeypatch):
-    """A configuration is parsed once a variant, and a schedule summed once a variant, however many seeds there are."""
-    from gradreg.train import task as tasks
-
+    """A configuration is parsed once a variant and its evaluations are counted once, however many seeds and steps there are."""
     counted = []
-    monkeypatch.setattr(tasks, "gradient_evaluations", lambda config: counted.append(config) or 100)
+    counts = GradientPenalty.evaluations_at
+    monkeypatch.setattr(GradientPenalty, "evaluations_at", lambda *a, **k: counted.append(a) or counts(*a, **k))
     plan = plan_of(BASE, penalties=[f"sam:rho=0.{i}" for i in range(100, 300)], seeds=20)
-    assert len(plan.jobs({})) == 20 * 201
+    assert len(plan.jobs({})) == 20 * 202  # with as many of plain training at as many gradients
     assert plan.jobs({}) is plan.jobs({})
-    assert len(counted) == 201
+    assert len(counted) <= 201
+
+
+@pytest.mark.parametrize(
+    "penalty", ["sam:rho=0.1", "sam:rho=0.1,every=3", "looksam:rho=0.1,k=4,a=0.7", "fgr:epsilon=auto", "sam:rho=0.1,tail=0.3"]
+)
+def test_evaluations_are_those_of_every_step(penalty):
+    variant = next(v for name, v in plan_of(BASE, penalties=[penalty], seeds=2).variants.items() if name != "none")
+    steps = variant.config.epochs * variant.config.steps_per_epoch()
+    resolved = variant.config.resolved_penalty()
+    assert variant.evaluations == round(sum(resolved.evaluations_at(step) for step in range(steps)))
