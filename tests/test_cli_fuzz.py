@@ -10,7 +10,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -130,10 +130,13 @@ def recipe(dice: random.Random) -> bytes:
     return spoiled(dice.choice(shipped_texts()), dice)
 
 
-def words(dice: random.Random) -> list[str]:
-    """Options of a command line, most of them keys of the configuration, some with values of the right kind."""
+KEYS = ["penalty.name", "penalty.rho", "model.name", "variant", "weights", "split", "json", "seed", "resume"]
+
+
+def words(dice: random.Random, keys: Sequence[str] = ()) -> list[str]:
+    """Options of a command line, most of them among ``keys``, or keys of the configuration; some with values of the right kind."""
     found: list[str] = []
-    keys = [*keys_of_configuration(), "penalty.name", "penalty.rho", "model.name", "variant", "weights", "split", "json", "seed", "resume"]
+    keys = keys or [*keys_of_configuration(), *KEYS]
     for _ in range(dice.randint(0, 3)):
         key = dice.choice(keys) if dice.random() < 0.9 else dice.choice(FRAGMENTS)
         value = dice.choice([*FRAGMENTS, *WORDS, str(dice.randint(-5, 5)), str(dice.random())])
@@ -202,6 +205,49 @@ def test_command_lines(cases, nowhere, tmp_path, capsys, monkeypatch):
         )
         end = ["--out", nowhere] if begin and begin[0] in ("train", "lab") else []
         answer([*begin, *words(dice), *end], capsys)
+
+
+STUDY_KEYS = [
+    "lr",
+    "wait",
+    "die",
+    "penalties",
+    "penalty",
+    "seeds",
+    "rivals",
+    "margin",
+    "until",
+    "max-seeds",
+    "workers",
+    "executor",
+    "trials",
+]
+STUDY_KEYS += ["search", "confirm", "storage", "seed", "epochs", "data.root", "threads", "partial"]
+
+
+@pytest.mark.parametrize("cases", CASES, ids=IDS)
+def test_command_lines_of_studies(cases, nowhere, tmp_path, capsys, monkeypatch):
+    """``compare``, ``tune``, ``sharpness`` and ``l2``, of recipes and of a function; none can train, because nothing can be written."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text((Path(__file__).parent / "study" / "short_task.py").read_text())
+    beginnings = [
+        ["compare", "mine.py"],
+        ["compare", "digits-noisy-labels"],
+        ["compare"],
+        ["tune", "mine.py", "--penalty", "sam"],
+        ["tune", "digits-noisy-labels"],
+        ["sharpness", str(tmp_path)],
+        ["sharpness"],
+        ["l2", "clock"],
+        ["l2"],
+    ]
+    for begin in beginnings[:2]:  # they import what takes seconds
+        assert cli.main([*begin, "--penalties", "sam:rho=0.1", "--out", nowhere]) == 2
+    for case in cases:
+        dice = random.Random(case)
+        begin = dice.choice(beginnings)
+        end = ["--out", nowhere] if begin[0] in ("compare", "tune") else []
+        answer([*begin, *words(dice, STUDY_KEYS), *end], capsys)
 
 
 @pytest.fixture(scope="module")

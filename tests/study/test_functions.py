@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -550,3 +551,24 @@ def test_a_tail_is_a_share_of_the_steps_that_the_run_says(mine: Path, tmp_path: 
         run.regularizer(torch.nn.Linear(1, 1)).backward(lambda: torch.zeros((), requires_grad=True))
     run.steps(10)
     assert run.penalty == gradreg.sam(rho=0.1).tail(0.5, total_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--lr", "!!int ''", "got one that the parser cannot convert: string index out of range. Quote it"),
+        ("--margin", "!!int ''", "got one that the parser cannot convert"),
+        ("--workers", "- " * 2000, "nested hundreds deep"),
+        ("--until", "- " * 2000, "nested hundreds deep"),
+        ("--lr", "9" * 400, r"< 1\.8e308"),
+        ("--margin", "9" * 400, r"< 1\.8e308"),
+    ],
+)
+def test_a_value_that_no_parser_converts_is_an_error_that_names_its_option(mine, tmp_path, capsys, option, value, message):
+    words = ["compare", f"{mine}:train", "--penalties", "sam:rho=0.1", "--workers", "0", "--out", str(tmp_path / "out")]
+    assert cli.main([*words, option, value]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"gradreg: error: {option} ")
+    assert re.search(message, shown)
+    assert cli.main([*words, f"{option}={value}"]) == 2
+    assert capsys.readouterr().err == shown

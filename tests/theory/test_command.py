@@ -55,7 +55,7 @@ def test_help_explains_every_option_with_its_default(experiment, capsys):
     ("arguments", "message"),
     [
         (["floding"], "Did you mean 'flooding'?"),
-        (["flooding", "--sed", "1"], "unrecognized arguments: --sed 1. gradreg lab flooding --help"),
+        (["flooding", "--sed", "1"], "unrecognized arguments: --sed 1 (gradreg lab flooding --help"),
         (["flooding", "--pairs", "many"], "invalid int value: 'many'"),
         (["flooding", "--seed", "-1"], "--seed must be >= 0; got -1"),
         (["kernel-decay", "--seeds", "1"], "--seeds must be >= 2; got 1"),

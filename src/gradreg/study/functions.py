@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from gradreg import checks, environment, files, own_code
+from gradreg.command_lines import convertible
 from gradreg.own_code import PREFIX, in_folders, load_file
 from gradreg.penalties import GradientPenalty
 from gradreg.study.history import METRICS
@@ -131,7 +132,8 @@ class FunctionTask(Task):
         """All options, with the defaults of those that ``options`` leaves out, checked against their types."""
         given = {key: value for key, value in options.items() if value is not self._options[key].default}  # it need not be of its type
         try:
-            parsed = self.parser.parse_object(given)
+            with convertible():
+                parsed = self.parser.parse_object(given)
         except Exception as error:  # jsonargparse raises errors of several kinds
             text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(getattr(error, "message", error)).split()))
             raise ValueError(f"option of task {self.name!r}: {text}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -11,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gradreg import checks, files
+from gradreg.command_lines import Parser, convertible
 from gradreg.weight_decay_clock import DecayClock
 
 USAGE = """usage: gradreg l2 probe RECIPE --budget-epochs N ...
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 def clock(argv: Sequence[str]) -> int:
     """Run ``gradreg l2 clock``."""
-    parser = argparse.ArgumentParser(prog="gradreg l2 clock", description=CLOCK, exit_on_error=False, allow_abbrev=False)
+    parser = Parser(prog="gradreg l2 clock", description=CLOCK, allow_abbrev=False)
     parser.add_argument("--lr", type=float, required=True, help="learning rate; the mean over the run if it has a schedule")
     parser.add_argument("--weight-decay", type=float, required=True, help="weight decay as in PyTorch")
     parser.add_argument("--batch-size", type=int, required=True, help="examples a step")
@@ -54,10 +54,8 @@ def clock(argv: Sequence[str]) -> int:
     parser.add_argument("--to-lr", type=float, help="learning rate of another run")
     parser.add_argument("--to-batch-size", type=int, help="batch size of another run")
     parser.add_argument("--to-samples", type=int, help="training examples of another run")
-    try:
+    with convertible():
         options = parser.parse_args(_joined(argv))
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{error} (gradreg l2 clock --help explains every option)") from error
     here = DecayClock(
         learning_rate=options.lr,
         weight_decay=options.weight_decay,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradreg import checks
+from gradreg.command_lines import convertible
 from gradreg.study.functions import FunctionTask, is_reference, load_task
 from gradreg.study.tasks import Task
 
@@ -67,7 +68,8 @@ def _parse(command: str, description: str, options: Options, task: FunctionTask,
         if word.startswith("--") and option.split(".")[0] not in known:
             raise ValueError(checks.unknown("option", option, known))
     try:
-        parsed = parser.instantiate(parser.parse_args(list(argv)))
+        with convertible(lambda: _culprit(parser, argv)):
+            parsed = parser.instantiate(parser.parse_args(list(argv)))
     except ArgumentError as error:
         text = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error.message).split()).replace("Parser key", "option"))
         raise ValueError(f"{text} (gradreg {command} {reference} --help explains every option)") from error
@@ -75,6 +77,24 @@ def _parse(command: str, description: str, options: Options, task: FunctionTask,
         **{_key(option): parsed[_key(option)] for option, _ in options},
         **{name: parsed[name] for name in task.options},
     }
+
+
+def _culprit(parser: Any, argv: Sequence[str]) -> str:
+    """The first option whose value cannot even be converted, with what it was given."""
+    from argparse import ArgumentError
+
+    for i, word in enumerate(argv):
+        alone = [word] if "=" in word else list(argv[i : i + 2])
+        if not word.startswith("--") or alone[0] in ("-h", "--help"):
+            continue
+        try:
+            parser.parse_args(alone)
+        except (LookupError, AttributeError, RecursionError, OverflowError):
+            option, _, value = word.partition("=") if "=" in word else (word, "", alone[-1])
+            return f"{option} {checks.describe(value)}"
+        except ArgumentError:
+            continue
+    return "a value"
 
 
 def _key(option: str) -> str:

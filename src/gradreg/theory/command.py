@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from gradreg import checks
+from gradreg.command_lines import Parser
 
 EXPERIMENTS = {
     "diagonal-network": "gradreg.theory.lab.diagonal_network",
@@ -18,11 +17,6 @@ EXPERIMENTS = {
     "edge": "gradreg.theory.lab.edge",
 }
 """Experiment -> module with ``HELP``, ``add_options(parser)`` and ``run(options) -> LabReport``."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. {self.prog} --help lists the options.")
 
 
 def main(arguments: list[str]) -> int:
@@ -40,7 +34,7 @@ def main(arguments: list[str]) -> int:
     from gradreg.theory.lab import report
 
     experiment = importlib.import_module(EXPERIMENTS[name])
-    parser = _Parser(prog=f"gradreg lab {name}", description=experiment.HELP, allow_abbrev=False)
+    parser = Parser(prog=f"gradreg lab {name}", description=experiment.HELP, allow_abbrev=False)
     default = Path("runs") / "lab" / name
     parser.add_argument("--out", type=Path, default=default, metavar="DIR", help=f"folder for figures and tables (default {default})")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers, >= 0 (default 0)")

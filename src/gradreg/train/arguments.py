@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, NoReturn, get_type_hints
 
 from gradreg import checks, own_code
+from gradreg.command_lines import Parser
 from gradreg.train.configuration import Config
 from gradreg.train.data.configuration import DataConfig
 from gradreg.train.recipe import FREE
@@ -202,13 +202,6 @@ def _is_option_of_data(key: str) -> bool:
 _BLOCKS = [name for name, kind in get_type_hints(Config).items() if is_dataclass(kind)]
 _DEFAULTS = {f.name: f.default_factory() for f in fields(Config) if f.name == "model" and f.default_factory is not MISSING}
 """The defaults of mappings that are not empty when neither the recipe nor the command line names them."""
-
-
-class Parser(argparse.ArgumentParser):
-    """``argparse``'s, which raises ``ValueError`` where that prints its usage and ends the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} ({self.prog} --help explains what it takes)")
 
 
 def _block(name: str, value: Any) -> Any:

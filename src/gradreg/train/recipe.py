@@ -19,7 +19,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-from gradreg import checks, own_code
+from gradreg import checks, command_lines, own_code
 from gradreg.train.configuration import Config, own_names
 from gradreg.train.data.configuration import DataConfig
 from gradreg.train.strict_yaml import read_text, read_yaml
@@ -199,20 +199,13 @@ def _readable_errors() -> Iterator[None]:
     from argparse import ArgumentError
 
     try:
-        yield
+        with command_lines.convertible():
+            yield
     except ArgumentError as error:
         text = " ".join(str(error.message).split()).replace("Parser key", "key")
         text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("a typing.Literal", "one of ")
         text = re.sub(r'key "(\w+)": Unable to load config .*', r"\1 must be a mapping of keys to values. Write --\1.KEY VALUE", text)
         raise ValueError(f"{text} (gradreg train --help explains every key)") from error
-    except (LookupError, AttributeError) as error:  # of PyYAML, which jsonargparse gives the text of values with tags
-        raise ValueError(
-            f"a value must be valid YAML; got one that the parser cannot convert: {error}. Quote it, or leave its tag out."
-        ) from error
-    except RecursionError as error:
-        raise ValueError("a key must not be a part of itself; got an alias within what it stands for. Write it out.") from error
-    except OverflowError as error:
-        raise ValueError("a number must be < 1.8e308; got one that is larger. Write a smaller one, or null.") from error
 
 
 @cache

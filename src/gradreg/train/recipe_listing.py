@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from gradreg.command_lines import Parser
 from gradreg.train import recipe as recipes
-from gradreg.train.arguments import Parser
 from gradreg.train.configuration import Config
 from gradreg.train.data.configuration import DataConfig
 

@@ -89,7 +89,7 @@ class Row:
 
 def main(argv: Sequence[str]) -> int:
     """Run ``gradreg models``; returns 0."""
-    from gradreg.train.arguments import Parser
+    from gradreg.command_lines import Parser
 
     parser = Parser(prog="gradreg models", description=DESCRIPTION)
     explanation = "part of a name, or a pattern with * and ? for the whole of it, as in 'vit_*_patch16_224' (quote it for the shell)"
