@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 import gradreg
+from gradreg import GradientPenalty
 from gradreg.integrations.lightning import GradientRegularization
 from gradreg.torch import GradientRegularizer
+from tests.penalties import each_trait
 
 from .digits import digits, largest_difference, network, weights
 
@@ -144,6 +146,18 @@ def test_training_is_the_hand_written_loop(name: str, options: dict[str, Any], t
     expected = by_hand(PENALTIES[name], **options)
     assert largest_difference(network_weights(trainer.lightning_module), network_weights(expected)) == 0.0
     assert trainer.global_step == (9 + options.get("accumulate", 1) - 1) // options.get("accumulate", 1)
+
+
+@each_trait
+def test_with_a_penalty_of_every_kind_too(penalty: GradientPenalty, tmp_path: Path):
+    if penalty.decoupled:
+        with pytest.raises(ValueError, match="penalty must not be decoupled under Lightning"):
+            fit(tmp_path, penalty)
+        return
+    trained = network_weights(fit(tmp_path, penalty).lightning_module)
+    assert largest_difference(trained, network_weights(by_hand(penalty))) == 0.0
+    if penalty.strength_at(8) != 0:
+        assert largest_difference(trained, network_weights(by_hand(None))) > 0
 
 
 def test_without_a_penalty_it_is_plain_training_logs_included(tmp_path: Path):
