@@ -13,8 +13,10 @@ from transformers import Trainer as PlainTrainer
 from transformers import TrainerCallback, TrainingArguments
 
 import gradreg
+from gradreg import GradientPenalty
 from gradreg.integrations.transformers import RegularizedTrainer, RegularizedTrainerMixin, without_embeddings
 from gradreg.torch import GradientRegularizer
+from tests.penalties import each_trait
 
 from .digits import largest_difference, weights
 from .text import examples, language_model
@@ -112,6 +114,18 @@ def test_training_is_the_hand_written_loop(name: str, tmp_path: Path):
     trainer = trained(tmp_path, PENALTIES[name])
     assert largest_difference(weights(trainer.model), weights(by_hand(PENALTIES[name]))) <= 1e-6
     assert trainer.regularizer.step == 4
+
+
+@each_trait
+def test_with_a_penalty_of_every_kind_too(penalty: GradientPenalty, tmp_path: Path):
+    if penalty.decoupled:
+        with pytest.raises(ValueError, match="penalty must not be decoupled under"):
+            trained(tmp_path, penalty)
+        return
+    found = weights(trained(tmp_path, penalty).model)
+    assert largest_difference(found, weights(by_hand(penalty))) <= 1e-6
+    if penalty.strength_at(3) != 0:
+        assert largest_difference(found, weights(by_hand(None))) > 1e-7
 
 
 def test_without_a_penalty_it_is_the_plain_trainer(tmp_path: Path):
