@@ -39,8 +39,8 @@ DIVIDED: dict[str, GradientPenalty] = {
     "norms": gradreg.sam(rho=0.3).only_norms(),
 }
 checked = pytest.mark.parametrize("check_vma", [True, False], ids=["checked", "unchecked"])
-EACH_PLAN = {"sam", "exact-norm", "late"}
-"""One pass after another, a derivative of them, and a branch: where the devices' gradients count differently."""
+EACH_PLAN = {"sam", "gnp", "fgr", "cgr", "asam", "exact-norm", "late"}
+"""The usual methods, and one pass after another, a derivative of them, and a branch: where the devices' gradients count differently."""
 
 
 def parameters() -> tuple[dict[str, Any], jax.Array]:
