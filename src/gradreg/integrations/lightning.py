@@ -7,18 +7,21 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
-from lightning.pytorch.trainer import call
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor, nn
-from torchmetrics import Metric
-
+from gradreg.extras import needing
 from gradreg.integrations.refusals import refuse_decoupled
 from gradreg.penalties import GradientPenalty
-from gradreg.torch import GradientRegularizer
-from gradreg.torch.calls import Scope
+
+with needing("gradreg.integrations.lightning", "lightning"):
+    import torch
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
+    from lightning.pytorch.trainer import call
+    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+    from torch import Tensor, nn
+    from torchmetrics import Metric
+
+    from gradreg.torch import GradientRegularizer
+    from gradreg.torch.calls import Scope
 
 Selection = Callable[[str, nn.Parameter], bool]
 _BESIDE_THE_STATE = ("_update_count", "_computed", "_forward_cache")

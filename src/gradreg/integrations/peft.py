@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
-from peft import PeftModel, PeftType
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
-from transformers import TrainerCallback
-
 from gradreg import checks
+from gradreg.extras import needing
+
+with needing("gradreg.integrations.peft", "peft"):
+    import torch
+    from peft import PeftModel, PeftType
+    from peft.tuners.lora import LoraLayer
+    from torch import Tensor, nn
+    from transformers import TrainerCallback
 
 NAME = "bi_lora"
 """Of the second adapter, in the model."""

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from types import CellType, FunctionType
 from typing import Any
 
-import torch
-from timm.utils import NativeScaler, unwrap_model
-from timm.utils.clip_grad import dispatch_clip_grad
-from torch import Tensor, nn
-
 from gradreg import checks
+from gradreg.extras import needing
 from gradreg.penalties import GradientPenalty
-from gradreg.torch import GradientRegularizer
-from gradreg.torch.calls import Scope
+
+with needing("gradreg.integrations.timm", "timm"):
+    import torch
+    from timm.utils import NativeScaler, unwrap_model
+    from timm.utils.clip_grad import dispatch_clip_grad
+    from torch import Tensor, nn
+
+    from gradreg.torch import GradientRegularizer
+    from gradreg.torch.calls import Scope
 
 Selection = Callable[[str, nn.Parameter], bool]
 Forward = Callable[[], tuple[Tensor, Any]]

@@ -10,15 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState
-
+from gradreg.extras import needing
 from gradreg.integrations.refusals import refuse_decoupled
 from gradreg.penalties import GradientPenalty
-from gradreg.torch import GradientRegularizer
-from gradreg.torch.calls import Scope
+
+with needing("gradreg.integrations.transformers", "transformers"):
+    import torch
+    from torch import Tensor, nn
+    from transformers import Trainer, TrainerCallback
+    from transformers.trainer_callback import ExportableState
+
+    from gradreg.torch import GradientRegularizer
+    from gradreg.torch.calls import Scope
 
 Selection = Callable[[str, nn.Parameter], bool]
 _Base = Trainer if TYPE_CHECKING else object

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
-from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer
-
 from gradreg.constructors import fgr
-from gradreg.integrations.transformers import RegularizedTrainerMixin, without_embeddings
+from gradreg.extras import needing
 from gradreg.penalties import GradientPenalty
+
+with needing("gradreg.integrations.trl", "trl"):
+    from torch import Tensor
+    from torch.utils.weak import WeakTensorKeyDictionary
+    from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RewardTrainer, RLOOTrainer, SFTTrainer
+
+    from gradreg.integrations.transformers import RegularizedTrainerMixin, without_embeddings
 
 __all__ = [
     "RegularizedDPOTrainer",

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-import optax
-
 from gradreg import checks
-from gradreg.jax.loss_fn import Evaluated
-from gradreg.jax.masks import selected_leaves
-from gradreg.jax.regularizer import check_parts
-from gradreg.jax.shards import Shards
-from gradreg.jax.state import State, carries_state, initial, radius_of
-from gradreg.jax.step import Step
-from gradreg.jax.step_values import step_values
+from gradreg.extras import needing
 from gradreg.penalties import GradientPenalty
+
+with needing("gradreg.jax.transformation", "jax"):
+    import jax.numpy as jnp
+    import optax
+
+    from gradreg.jax.loss_fn import Evaluated
+    from gradreg.jax.masks import selected_leaves
+    from gradreg.jax.regularizer import check_parts
+    from gradreg.jax.shards import Shards
+    from gradreg.jax.state import State, carries_state, initial, radius_of
+    from gradreg.jax.step import Step
+    from gradreg.jax.step_values import step_values
 
 
 class RegularizeState(NamedTuple):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
-
 from gradreg import checks
+from gradreg.extras import needing
 from gradreg.schedules import Schedule, as_schedule
+
+with needing("gradreg.jax.weight_decay", "jax"):
+    import jax
+    import jax.numpy as jnp
+    import optax
 
 Mask = Any | Callable[[Any], Any] | None
 """Which parameters decay: a tree of booleans like the parameters, a function that makes it from them, or None for all."""

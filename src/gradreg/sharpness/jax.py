@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.flatten_util import ravel_pytree
-from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator, eigsh
-
 from gradreg import checks
+from gradreg.extras import needing
+
+with needing("gradreg.sharpness.jax", "jax"):
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.flatten_util import ravel_pytree
+    from numpy.typing import NDArray
+    from scipy.sparse.linalg import LinearOperator, eigsh
 
 
 class Estimate(NamedTuple):

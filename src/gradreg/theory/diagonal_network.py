@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import ArrayLike
-from scipy.integrate import BDF
-
 from gradreg import checks
 from gradreg.constructors import bgr, exact, fgr
+from gradreg.extras import needing
 from gradreg.penalties import GradientPenalty
-from gradreg.theory.diagonal_flow import DiagonalFlow
-from gradreg.theory.sparse_regression import Array, checked_data, checked_scale, require_interpolation
+
+with needing("gradreg.theory.diagonal_network", "theory"):
+    import numpy as np
+    from numpy.typing import ArrayLike
+    from scipy.integrate import BDF
+
+    from gradreg.theory.diagonal_flow import DiagonalFlow
+    from gradreg.theory.sparse_regression import Array, checked_data, checked_scale, require_interpolation
 
 MOST_STEPS = 50_000
 """Solver steps after which a flow that has neither converged nor collapsed is stopped; the reference runs take about 700."""

@@ -13,12 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gradreg import checks
 from gradreg.constructors import bgr, fgr
+from gradreg.extras import needing
 from gradreg.penalties import GradientPenalty
-from gradreg.theory.sparse_regression import Array
+
+with needing("gradreg.theory.flooding", "theory"):
+    import numpy as np
+
+    from gradreg.theory.sparse_regression import Array
 
 if TYPE_CHECKING:
     import torch

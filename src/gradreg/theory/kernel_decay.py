@@ -12,11 +12,13 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.integrate import solve_ivp
-
 from gradreg import checks
+from gradreg.extras import needing
+
+with needing("gradreg.theory.kernel_decay", "theory"):
+    import numpy as np
+    from numpy.typing import NDArray
+    from scipy.integrate import solve_ivp
 
 Array = NDArray[np.float64]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
 from gradreg import checks
+from gradreg.extras import needing
+
+with needing("gradreg.theory.sparse_regression", "theory"):
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 

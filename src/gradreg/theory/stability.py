@@ -17,11 +17,14 @@ import math
 from dataclasses import dataclass
 from enum import IntEnum
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
 from gradreg import checks
-from gradreg.theory.sparse_regression import Array
+from gradreg.extras import needing
+
+with needing("gradreg.theory.stability", "theory"):
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from gradreg.theory.sparse_regression import Array
 
 
 class Fate(IntEnum):
