@@ -301,13 +301,19 @@ def test_a_task_that_breaks_the_rules(tmp_path, capsys, text, message):
     assert re.search(message, printed.err), printed.err
 
 
+LEFT = (
+    r"2 of 2 runs returned after 1 of 2 epochs, so that compute is not matched \(mine.py, line 5\). Leave the loop by its end, or call "
+    r"run.epochs with the epochs that it trains\."
+)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (LOOP.replace("epochs(2):", "epochs(2):\n    if epoch: break"), "returned after 1 of 2 epochs, so that compute is not matched"),
-        (LOOP + "\n    break", "returned after 1 of 2 epochs, so that compute is not matched"),
-        (LOOP.replace("test_accuracy=", "test_accuracy=float('nan') or "), "logged test_accuracy=nan, without a loss that is not finite"),
-        (LOOP.replace("0.5 + 0.1 * run.seed", "0.5"), "every seed gave the same result. The task must use run.seed"),
+        (LOOP.replace("epochs(2):", "epochs(2):\n    if epoch: break"), LEFT),
+        (LOOP + "\n    break", LEFT),
+        (LOOP.replace("test_accuracy=", "test_accuracy=float('nan') or "), r"logged test_accuracy=nan, without a loss that is not finite \(mine.py, line 5\). Log 0.0, say"),
+        (LOOP.replace("0.5 + 0.1 * run.seed", "0.5"), r"every seed gave the same result \(mine.py, line 5\). The task must use run.seed"),
     ],
 )  # fmt: skip
 def test_what_a_reader_must_know_is_said_beside_the_table(tmp_path, capsys, body, message):
