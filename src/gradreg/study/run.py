@@ -344,8 +344,7 @@ class Run:
         logged = [record for record in self._records if self._metric.test in record]
         if logged and math.isnan(logged[-1][self._metric.test]) and math.isfinite(logged[-1].get("loss", 0.0)):
             found.append(
-                f"logged {self._metric.test}=nan, without a loss that is not finite{place}. Log 0.0, say, where the metric is not "
-                "defined."
+                f"logged {self._metric.test}=nan, without a loss that is not finite{place}. Log 0.0, say, where the metric is not defined."
             )
         return [*found, *(f"could not measure {name} each time: {why}" for name, why in self._unmeasured.items())]
 
