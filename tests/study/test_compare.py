@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,8 @@ def test_the_table_is_that_of_the_runs(comparison):
         (v, b): np.array([100 * r["test_accuracy"] for r in results["runs"] if (r["variant"], r["budget"]) == (v, b)])
         for v, b in [("none", "epochs"), ("none", "gradients"), ("gnp", "epochs"), ("fgr", "epochs")]
     }
+    # Runs hold shares, and the table points of percent, as the metric's "percent" tells.
+    assert results["metric"] == {"name": "accuracy", "mode": "max", "percent": True}
     rows = {(row["variant"], row["budget"]): row for row in results["table"]}
     for key, values in accuracy.items():
         assert rows[key]["mean"] == pytest.approx(values.mean())
@@ -65,6 +68,24 @@ def test_started_again_nothing_is_run_twice(comparison, capsys):
     assert cli.main(comparison.words) == 0
     assert "12 runs, 12 of them already there" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in comparison.folder.rglob("weights.safetensors")} == before
+
+
+def test_an_ascii_terminal_of_40_columns_gets_the_table_of_a_complete_study(comparison, tmp_path):
+    out = tmp_path / "größe"
+    shutil.copytree(comparison.folder, out, symlinks=True)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "40", "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "gradreg", *comparison.words[:-1], str(out)]
+    done = subprocess.run(words, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert all(byte < 128 and byte != 27 for byte in done.stdout)
+    printed = done.stdout.decode()
+    assert "12 runs, 12 of them already there" in " ".join(printed.split())
+    assert "gr\\xf6\\xdfe/report.html" in printed
+    table, there, _ = printed.partition("with 95 % intervals")
+    assert there
+    assert max(map(len, table.splitlines())) <= 40
+    for row in results_of(out)["table"]:
+        assert f"{row['mean']:.2f}" in table
 
 
 def test_another_configuration_is_not_mixed_into_the_same_folder(comparison, capsys):

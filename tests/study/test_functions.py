@@ -281,6 +281,10 @@ LOOP = f"{MODEL}for epoch in run.epochs(2):\n    {STEP}    run.log(test_accuracy
         (wrong("pass", header='@study.task(metric="accuracy", mode="maximum")'), "unknown mode 'maximum'"),
         (wrong("pass"), r"none, seed 0: the task must ask how long to train"),
         (wrong("for epoch in run.epochs(2): run.log(test_accuracy=0.5)"), "must take its gradients from the run"),
+        (wrong(f"{MODEL}for epoch in run.epochs(2): run.log(test_accuracy=0.5)"),
+         r"never called run.regularizer\(model\).backward\(...\).*\(mine.py, line 5\)"),
+        (wrong(f"{MODEL}for epoch in run.epochs(2):\n    {STEP}"),
+         r"must log its metric as test_accuracy; got no metrics at all\. Write run.log"),
         (wrong(LOOP.replace("test_accuracy", "accuracy")), r"must log its metric as test_accuracy; got accuracy"),
         (wrong(LOOP.replace("0.5 +", "50 +")), r"test_accuracy must be a share between 0 and 1.*got 50"),
         (wrong(LOOP + "run.epochs(3)"), r"must be asked for once; got run.epochs\(3\) after run.epochs\(2\)"),
@@ -302,13 +306,30 @@ def test_a_task_that_breaks_the_rules(tmp_path, capsys, text, message):
     assert re.search(message, printed.err), printed.err
 
 
+def test_an_unknown_penalty_is_refused_before_the_function_is_called(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(wrong("raise AssertionError('called')"))
+    assert cli.main(["compare", str(path), "--penalties", "smam:rho=0.1", "--workers", "0", "--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert "unknown variant or penalty 'smam'. Did you mean 'sam'?" in printed.err
+    assert printed.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+LEFT = (
+    r"2 of 2 runs returned after 1 of 2 epochs, so that compute is not matched \(mine.py, line 5\). Leave the loop by its end, or call "
+    r"run.epochs with the epochs that it trains\."
+)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (LOOP.replace("epochs(2):", "epochs(2):\n    if epoch: break"), "returned after 1 of 2 epochs, so that compute is not matched"),
-        (LOOP + "\n    break", "returned after 1 of 2 epochs, so that compute is not matched"),
-        (LOOP.replace("test_accuracy=", "test_accuracy=float('nan') or "), "logged test_accuracy=nan, without a loss that is not finite"),
-        (LOOP.replace("0.5 + 0.1 * run.seed", "0.5"), "every seed gave the same result. The task must use run.seed"),
+        (LOOP.replace("epochs(2):", "epochs(2):\n    if epoch: break"), LEFT),
+        (LOOP + "\n    break", LEFT),
+        (LOOP.replace("test_accuracy=", "test_accuracy=float('nan') or "),
+         r"logged test_accuracy=nan, without a loss that is not finite \(mine.py, line 5\). Log 0.0, say"),
+        (LOOP.replace("0.5 + 0.1 * run.seed", "0.5"), r"every seed gave the same result \(mine.py, line 5\). The task must use run.seed"),
     ],
 )  # fmt: skip
 def test_what_a_reader_must_know_is_said_beside_the_table(tmp_path, capsys, body, message):

@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 
+from gradreg import study
 from gradreg.study.comparison import run_study
 from gradreg.study.plan import make_plan
 from gradreg.study.table import shown_columns
@@ -88,6 +89,77 @@ def test_the_page_shows_the_table_and_draws_the_charts(browser, comparison, widt
     assert page.locator("#chart-0 path.line").count() == lines[0]
     assert messages == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+MINIMIZED = """
+import torch
+from gradreg import study
+
+ERRORS = {"None": 100.25, "SAM": 9.5, "C-GR": 20.75, "GNP": float("nan")}
+
+@study.task(metric="rmse", mode="min")
+def train(run: study.Run) -> None:
+    model = torch.nn.Linear(1, 1)
+    regularizer = run.regularizer(model)
+    error = ERRORS[str(run.penalty).partition("(")[0]]
+    for epoch in run.epochs(2):
+        regularizer.backward(lambda: model(torch.ones(1, 1)).sum())
+        run.log(test_rmse=error * (1 + run.seed / 100 - 0.01 * epoch))
+"""
+
+
+@pytest.fixture(scope="module")
+def minimized(tmp_path_factory):
+    """A study of an error whose order as numbers is not that as text, with a variant that diverges and so has no mean."""
+    folder = tmp_path_factory.mktemp("minimized")
+    (folder / "mine.py").write_text(MINIMIZED)
+    penalties = {"9": "sam:rho=0.1", "none": None, "gnp": "gnp:r=0.1,alpha=0.5", "10": "cgr:gamma=0.1,epsilon=0.1"}
+    return study.compare(str(folder / "mine.py"), penalties=penalties, seeds=3, rivals=["epochs"], workers=0, out=folder / "out")
+
+
+@pytest.mark.chromium
+@pytest.mark.skipif(CHROMIUM is None, reason="needs headless Chromium")
+def test_a_click_on_a_heading_sorts_by_numbers_with_empty_cells_last_and_a_second_click_reverses(browser, minimized):
+    page = browser.new_page()
+    page.goto(f"file://{minimized.folder / 'report.html'}")
+    headings = page.locator("#results th")
+
+    def clicked(title):
+        headings.filter(has_text=title).locator("button").click()
+        labels = page.locator("#results tbody tr td:first-child").all_inner_texts()
+        return [label.splitlines()[0] for label in labels], [heading.get_attribute("aria-sort") for heading in headings.all()]
+
+    titles = headings.all_inner_texts()
+    assert titles[:3] == ["variant", "test rmse", "over plain, equal epochs"]
+    unsorted = ["none"] * (len(titles) - 2)
+    # As text, 100.25 comes before 9.5.
+    assert clicked("test rmse") == (["9", "10", "none", "gnp"], ["none", "ascending", *unsorted])
+    assert clicked("test rmse") == (["none", "10", "9", "gnp"], ["none", "descending", *unsorted])
+    # Negative numbers; the baseline has no difference to itself, and keeps its place beside the diverged variant.
+    assert clicked("over plain, equal epochs") == (["9", "10", "none", "gnp"], ["none", "none", "ascending", *unsorted[1:]])
+    assert clicked("over plain, equal epochs") == (["10", "9", "none", "gnp"], ["none", "none", "descending", *unsorted[1:]])
+    # Names are text, though two of them could be numbers.
+    assert clicked("variant") == (["10", "9", "gnp", "none"], ["ascending", "none", *unsorted])
+    assert clicked("variant") == (["none", "gnp", "9", "10"], ["descending", "none", *unsorted])
+    page.close()
+
+
+@pytest.mark.chromium
+@pytest.mark.skipif(CHROMIUM is None, reason="needs headless Chromium")
+def test_the_page_of_a_minimized_metric_names_its_seeds_and_draws_the_metric_against_seconds(browser, minimized):
+    page = browser.new_page()
+    page.goto(f"file://{minimized.folder / 'report.html'}")
+    assert "smaller is better" in page.locator("#results ~ p, .scroll + p").first.inner_text()
+    methods = page.locator("details", has_text="For the methods section of a paper").locator("p")
+    assert "on mine over 3 seeds, paired by seed (the same initialization" in methods.text_content()
+    assert "until" not in methods.text_content()
+    chart = page.locator("h2:text-is('What the time buys') ~ .chart").first
+    chart.locator("svg.drawn").wait_for()
+    texts = chart.locator("svg.drawn text").all_text_contents()
+    assert "seconds" in texts
+    assert "test rmse" in texts
+    assert chart.locator("path.line").count() == 3  # not of the variant that diverged
     page.close()
 
 

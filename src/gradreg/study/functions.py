@@ -126,7 +126,7 @@ class FunctionTask(Task):
         for key in options:
             if key not in self._options:
                 raise ValueError(checks.unknown(f"option of task {self.name!r}:", key, self._options))
-        return FunctionVariant(self.reference(), self.name, self.metric, penalty, self.typed(options))
+        return FunctionVariant(self.reference(), self.name, self.metric, penalty, self.typed(options), _line_of(self.function))
 
     def typed(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options, with the defaults of those that ``options`` leaves out, checked against their types."""
@@ -274,6 +274,7 @@ class FunctionVariant(Variant):
     metric: Metric
     penalty: GradientPenalty | None
     options: Mapping[str, Any]
+    line: str = ""
 
     @property
     def method(self) -> str:
@@ -290,6 +291,10 @@ class FunctionVariant(Variant):
     @property
     def source(self) -> str | None:
         return self.reference.digest()
+
+    @property
+    def place(self) -> str:
+        return self.line
 
     @property
     def code(self) -> Path | None:
@@ -329,7 +334,7 @@ class FunctionVariant(Variant):
         run = Run(self.penalty, seed, folder, metric=self.metric, stretch=stretch, on_progress=on_progress)
         try:
             train.function(run, **self.options)
-            result = files.tied(run.finish(), folder / CONFIGURATION)
+            result = files.tied(run.finish(where=self.line), folder / CONFIGURATION)
         except TaskError as error:
             raise TaskError(f"{error} ({_line_in(train.function, error)})") from error
         files.write_json(folder / "environment.json", environment.describe())

@@ -303,7 +303,7 @@ def warnings(plan: Plan, records: Sequence[Record], race: Mapping[str, Any] | No
                 f"{len(one.rounds)} rounds). Do not rely on the rival at equal seconds; measure again, with --fresh, where nothing else "
                 "runs, or train longer."
             )
-    for name in plan.variants:
+    for name, variant in plan.variants.items():
         own = [r for r in records if r.variant == name and r.budget == "epochs"]
         failed = [r for r in own if r.error is not None]
         if failed:
@@ -314,7 +314,8 @@ def warnings(plan: Plan, records: Sequence[Record], race: Mapping[str, Any] | No
             found.append(f"{name}: {sum(text in r.warnings for r in own)} of {len(own)} runs {text}")
         ended = [(r.test, r.validation) for r in own if r.test is not None]
         if len(ended) > 1 and len(set(ended)) == 1 and name == plan.baseline:
-            found.append(f"{name}: every seed gave the same result. The task must use run.seed for whatever it draws.")
+            place = f" ({variant.place})" if variant.place else ""
+            found.append(f"{name}: every seed gave the same result{place}. The task must use run.seed for whatever it draws.")
     return found
 
 

@@ -254,8 +254,11 @@ class Run:
         self.log(**numbers)
         return numbers
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, *, where: str = "") -> dict[str, Any]:
         """The run's result, after the function has returned.
+
+        Args:
+            where: the file and line of the function, which warnings of what it does name.
 
         Raises:
             TaskError: the metric was never logged, the run's gradients were not its regularizer's, or its length was never asked for.
@@ -291,7 +294,7 @@ class Run:
             **self._logged(),
             "seconds": self._seconds(),
             "diverged": diverged,
-            "warnings": self._warnings(),
+            "warnings": self._warnings(where),
         }
 
     def _last_sharpness(self) -> dict[str, Any]:
@@ -331,14 +334,17 @@ class Run:
                 "integration trains with, count by run.count(callback)."
             )
 
-    def _warnings(self) -> list[str]:
-        length, found = self._length, list[str]()
+    def _warnings(self, where: str) -> list[str]:
+        length, found, place = self._length, list[str](), f" ({where})" if where else ""
         if length is not None and self._done() < length.total and length.looped:
-            found.append(f"returned after {self._done()} of {length.total} {length.unit}, so that compute is not matched")
+            found.append(
+                f"returned after {self._done()} of {length.total} {length.unit}, so that compute is not matched{place}. Leave the loop by "
+                f"its end, or call run.{length.unit} with the {length.unit} that it trains."
+            )
         logged = [record for record in self._records if self._metric.test in record]
         if logged and math.isnan(logged[-1][self._metric.test]) and math.isfinite(logged[-1].get("loss", 0.0)):
             found.append(
-                f"logged {self._metric.test}=nan, without a loss that is not finite: log 0.0, say, where the metric is not defined"
+                f"logged {self._metric.test}=nan, without a loss that is not finite{place}. Log 0.0, say, where the metric is not defined."
             )
         return [*found, *(f"could not measure {name} each time: {why}" for name, why in self._unmeasured.items())]
 

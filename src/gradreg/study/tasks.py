@@ -114,6 +114,11 @@ class Variant(ABC):
         return None
 
     @property
+    def place(self) -> str:
+        """The file and line of the task's function, which warnings name: ``mine.py, line 7``; empty if it has none."""
+        return ""
+
+    @property
     def code(self) -> Path | None:
         """The folder with the code that is the task's own, which workers must have; None if it has none."""
         return None
