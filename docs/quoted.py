@@ -7,6 +7,7 @@ A table is written into its page by ``tables.py``; a sentence is not, because a 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -263,6 +264,36 @@ def hacked_later() -> str:
     )
 
 
+def cosines_at_the_best_radii() -> str:
+    """The cosine of the first five epochs at the best radius of each method, and at a smaller one that is as good."""
+    best = {"sam": 0.3, "gnp": 0.3, "fgr": 1.0, "asam": 1.0}
+    found = {(run["method"], run["radius"]): run["cosine"][:5] for run in stored("choosing/signs.json")["runs"]}
+    means = {key: sum(cosines) / 5 for key, cosines in found.items()}
+    own = [means[each] for each in best.items()]
+    smaller = f"{means['fgr', 0.5]:.2f}".removeprefix("0")
+    return f"nearly the same cosine early on, {min(own):.2f} to {max(own):.2f}** (F-GR's 0.5, as good as 1, has {smaller})"
+
+
+def random_directions() -> str:
+    """What a random direction gains at most."""
+    gains = re.findall(r"^\| random-\S+ \| [^|]* \| [^|]* \| (\S+)", stored("choosing/cost-digits-cost.md"), flags=re.MULTILINE)
+    return f"random directions gain at most {max(map(float, gains)):.1f} points"
+
+
+def layerwise_over_sam() -> str:
+    """By how much the best loss of mup2_sam is below SAM's, over the widths."""
+    losses: dict[tuple[str, int, float], list[float]] = {}
+    for run in stored("layerwise_radii.json")["runs"]:
+        if run["radius"] is not None:
+            losses.setdefault((run["method"], run["width"], run["radius"]), []).append(run["loss"])
+    best: dict[tuple[str, int], float] = {}
+    for (method, width, _), values in losses.items():
+        best[method, width] = min(best.get((method, width), math.inf), sum(values) / len(values))
+    below = [best["SAM", width] - loss for (method, width), loss in best.items() if method != "SAM"]
+    low, high = (f"{value:.2f}".removeprefix("0") for value in (min(below), max(below)))
+    return f"At every width its best loss is also lower than SAM's, by {low} to {high}."
+
+
 QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("coming-from-sam.md", looksam_beside_another),
     ("language-models.md", minilm_accuracy),
@@ -277,6 +308,9 @@ QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("choosing.md", starts_on_digits),
     ("choosing.md", held_out_where_it_hurts),
     ("choosing.md", sam_by_the_same_target),
+    ("choosing.md", cosines_at_the_best_radii),
+    ("choosing.md", random_directions),
+    ("choosing.md", layerwise_over_sam),
     ("integrations.md", adapters),
     ("quick-start.md", cheaper_on_cifar),
     ("quick-start.md", pipeline),
