@@ -95,7 +95,7 @@ def test_a_block_with_another_name_is_replaced_whole():
         ),
         ("model: {name: mlp, x: .nan}", ValueError, r"model\.x must be finite; got nan"),
         ('data: {root: "\\uDCFF"}', ValueError, "data.root must be text that UTF-8 can hold"),
-        (f"optimizer: {{lr: 1{400 * '0'}}}", ValueError, "a number must be < 1.8e308"),
+        (f"optimizer: {{lr: 1{400 * '0'}}}", ValueError, "a value must be < 1.8e308"),
         ("seed: 4294967296", ValueError, r"seed must be < 2\*\*32; got 4294967296"),
     ],
 )
