@@ -170,6 +170,21 @@ def at_equal_seconds() -> str:
     )
 
 
+def digits_at_equal_seconds() -> str:
+    """What each penalty adds to plain training of as many seconds, on the demo's task."""
+    found = json.loads((ROOT / "docs" / "results" / "digits-seconds.json").read_text(encoding="utf-8"))
+    told: list[str] = []
+    for row in found["table"]:
+        if gain := row.get("seconds_difference"):
+            ratio = found["seconds"][row["variant"]]["ratio"]
+            interval = f"{gain['difference']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]"
+            told.append(f"{NAMES[row['variant']]} ({ratio:.2f} times the seconds) {interval}")
+    return f"{', '.join(told)} points over plain training of as many seconds."
+
+
+NAMES = {"sam": "SAM", "gnp": "GNP", "fgr": "F-GR", "bgr": "B-GR"}
+
+
 def sharpness_beside_others() -> str:
     """Memory, time and error of the largest eigenvalue beside other packages."""
     rows = {(row["model"], row["what"]): row for row in stored("sharpness_peers.json")["rows"]}
@@ -304,6 +319,7 @@ QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("training.md", loop),
     ("comparing.md", left_of_the_gain),
     ("comparing.md", at_equal_seconds),
+    ("comparing.md", digits_at_equal_seconds),
     ("choosing.md", held_out_on_digits),
     ("choosing.md", starts_on_digits),
     ("choosing.md", held_out_where_it_hurts),

@@ -31,7 +31,7 @@ ENGINE = (
     "--ignore=tests/torch/test_fsdp.py",
 )
 """The tests of the engine that need one process."""
-EACH = ("torch/test_microbatches.py", "-mnot slow")
+EACH = ("torch/test_microbatches.py",)
 TAIL = ("test_tail.py",)
 HELD_OUT = ("test_held_out.py", "torch/test_held_out.py")
 AUTO_RADIUS = ("test_auto_radius.py", "torch/test_auto_radius.py", "torch/test_auto_radius_guards.py")

@@ -87,6 +87,7 @@ def added(problem: Problem, penalty: GradientPenalty) -> Counter[str]:
     return +extra
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [FEW, MANY])
 @pytest.mark.parametrize("penalty", FINITE_BASE.values(), ids=FINITE_BASE)
 def test_at_most_16_operations_whatever_the_number_of_tensors(penalty: GradientPenalty, layers: int) -> None:

@@ -60,6 +60,7 @@ def losses_of(problem: Problem, parts: int = PARTS) -> list[twins.Loss]:
     return [twins.loss_of(problem.model, problem.x[rows_of(i)], problem.y[rows_of(i)]) for i in range(parts)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", EACH.values(), ids=EACH)
 @pytest.mark.parametrize("earlier", [False, True])
 def test_the_mean_of_what_each_micro_batch_gives(penalty: GradientPenalty, earlier: bool) -> None:

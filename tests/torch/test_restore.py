@@ -95,6 +95,7 @@ def test_random_models(dtype: torch.dtype, blocks: list[str], unused: bool, seed
     }
 
 
+@pytest.mark.slow
 @each_trait
 @pytest.mark.parametrize("gradient_present", [False, True], ids=["no-gradient", "gradient-present"])
 @pytest.mark.parametrize("inside", ["closure", "backward"])

@@ -87,6 +87,7 @@ def test_resume_while_a_layer_is_frozen_that_was_trained_and_will_be(penalty: Gr
     assert_same_bits(values(resumed.model), values(straight.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaler"])
 @each_trait
 def test_resume(penalty: GradientPenalty, scaled: bool) -> None:

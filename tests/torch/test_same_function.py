@@ -226,6 +226,7 @@ def test_a_vanishing_radius_is_plain_training(module: Stateful, parts: Sequence[
         assert_same_step(ours, theirs, 1e-6, number)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gradients_of_fresh_passes")
 @pytest.mark.parametrize(("module", "penalty"), PAIRS)
 def test_every_pass_starts_where_the_first_did(module: Stateful, penalty: GradientPenalty) -> None:

@@ -14,6 +14,7 @@ from gradreg.train.arguments import CommandParser
 from gradreg.train.recipe import configuration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", recipes.shipped())
 def test_every_shipped_recipe_builds_all_its_variants(name):
     recipe = recipes.load(name)
