@@ -223,6 +223,7 @@ STUDY_KEYS = [
     "trials",
 ]
 STUDY_KEYS += ["search", "confirm", "storage", "seed", "epochs", "data.root", "threads", "partial"]
+STUDY_KEYS += ["weight-decay", "batch-size", "samples", "momentum", "to-lr", "to-batch-size", "to-samples"]
 
 
 @pytest.mark.parametrize("cases", CASES, ids=IDS)
@@ -238,7 +239,7 @@ def test_command_lines_of_studies(cases, nowhere, tmp_path, capsys, monkeypatch)
         ["tune", "digits-noisy-labels"],
         ["sharpness", str(tmp_path)],
         ["sharpness"],
-        ["l2", "clock"],
+        ["l2", "clock", "--lr", "0.1", "--weight-decay", "1e-3", "--batch-size", "100", "--samples", "1000"],
         ["l2"],
     ]
     for begin in beginnings[:2]:  # they import what takes seconds

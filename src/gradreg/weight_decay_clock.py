@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from gradreg import checks
 from gradreg.weight_decay import check_momentum
+
+_TOO_MANY = 2**63
+"""Examples, beyond which their ratios are no numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +45,14 @@ class DecayClock:
         object.__setattr__(self, "learning_rate", checks.positive("learning_rate", self.learning_rate))
         object.__setattr__(self, "weight_decay", checks.positive("weight_decay", self.weight_decay, remedy=remedy))
         object.__setattr__(self, "momentum", check_momentum(self.momentum))
-        checks.whole("batch_size", self.batch_size, minimum=1)
-        checks.whole("samples", self.samples, minimum=1)
+        for name in ("batch_size", "samples"):
+            if checks.whole(name, number := getattr(self, name), minimum=1) >= _TOO_MANY:
+                raise ValueError(f"{name} must be < 2**63; got {checks.describe(number)}. Count examples.")
+        if not 0.0 < self.rate < math.inf or 1 / self.rate == math.inf:
+            raise ValueError(
+                f"learning_rate * weight_decay must be a share, > 0 and finite in floating point, as must be its inverse; got "
+                f"{self.learning_rate:g} * {self.weight_decay:g}. Check their units."
+            )
 
     @property
     def rate(self) -> float:

@@ -166,6 +166,10 @@ def test_clock_prints_the_timescale_and_transfers(capsys):
     [
         ("clock --lr 0.1 --weight-decay -1e-3 --batch-size 100 --samples 50000", "weight_decay must be finite and > 0; got -0.001."),
         ("clock --lr x --weight-decay 1e-3 --batch-size 100 --samples 50000", "argument --lr: invalid float value: 'x'"),
+        (f"clock --lr 0.1 --weight-decay 1e-3 --batch-size {'9' * 400} --samples 50000", "batch_size must be < 2**63; got 99"),
+        (f"clock --lr 0.1 --weight-decay 1e-3 --batch-size 100 --samples {'9' * 400}", "samples must be < 2**63; got 99"),
+        ("clock --lr 1e-200 --weight-decay 1e-200 --batch-size 100 --samples 5", "must be a share, > 0 and finite"),
+        ("clock --lr 1e300 --weight-decay 1e300 --batch-size 100 --samples 5", "must be a share, > 0 and finite"),
         ("clok", "unknown action of gradreg l2 'clok'. Did you mean 'clock'? Known: probe, clock."),
     ],
 )

@@ -126,7 +126,7 @@ class FunctionTask(Task):
         for key in options:
             if key not in self._options:
                 raise ValueError(checks.unknown(f"option of task {self.name!r}:", key, self._options))
-        return FunctionVariant(self.reference(), self.name, self.metric, penalty, self.typed(options), _line_of(self.function))
+        return FunctionVariant(self.reference(), self.name, self.metric, penalty, self.typed(options))
 
     def typed(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options, with the defaults of those that ``options`` leaves out, checked against their types."""
@@ -274,7 +274,6 @@ class FunctionVariant(Variant):
     metric: Metric
     penalty: GradientPenalty | None
     options: Mapping[str, Any]
-    line: str = ""
 
     @property
     def method(self) -> str:
@@ -294,7 +293,7 @@ class FunctionVariant(Variant):
 
     @property
     def place(self) -> str:
-        return self.line
+        return _line_of(self.reference.resolve().function)
 
     @property
     def code(self) -> Path | None:
@@ -334,11 +333,12 @@ class FunctionVariant(Variant):
         run = Run(self.penalty, seed, folder, metric=self.metric, stretch=stretch, on_progress=on_progress)
         try:
             train.function(run, **self.options)
-            result = files.tied(run.finish(where=self.line), folder / CONFIGURATION)
+            result = run.finish()
         except TaskError as error:
             raise TaskError(f"{error} ({_line_in(train.function, error)})") from error
+        result["warnings"] = [f"{text} ({_line_of(train.function)})" for text in result["warnings"]]
         files.write_json(folder / "environment.json", environment.describe())
-        files.write_json(folder / RESULT, result)
+        files.write_json(folder / RESULT, files.tied(result, folder / CONFIGURATION))
         return result
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gradreg import checks, files
-from gradreg.command_lines import Parser, convertible
+from gradreg.command_lines import Parser
 from gradreg.weight_decay_clock import DecayClock
 
 USAGE = """usage: gradreg l2 probe RECIPE --budget-epochs N ...
@@ -54,8 +54,7 @@ def clock(argv: Sequence[str]) -> int:
     parser.add_argument("--to-lr", type=float, help="learning rate of another run")
     parser.add_argument("--to-batch-size", type=int, help="batch size of another run")
     parser.add_argument("--to-samples", type=int, help="training examples of another run")
-    with convertible():
-        options = parser.parse_args(_joined(argv))
+    options = parser.parse_args(_joined(argv))
     here = DecayClock(
         learning_rate=options.lr,
         weight_decay=options.weight_decay,

@@ -12,16 +12,13 @@ from typing import Any
 
 from gradreg import checks, files
 from gradreg.penalties import GradientPenalty
-from gradreg.sharpness.measures import PREFIX
 from gradreg.study.counted import CountedValueAndGrad
+from gradreg.study.ending import ending
 from gradreg.study.history import METRICS
 from gradreg.study.tasks import Metric, OnProgress, TaskError
 
 _OFTEN = 0.5
 """Seconds between two reports of progress."""
-
-_BOOKKEEPING = ("epoch", "step", "gradient_evaluations", "seconds", "loss")
-"""What a record has beside what a study compares."""
 
 _ended: list[tuple[weakref.ref[Any], int]] = []
 """The regularizers of earlier runs in this process, and the steps that they had done when their run ended."""
@@ -254,63 +251,22 @@ class Run:
         self.log(**numbers)
         return numbers
 
-    def finish(self, *, where: str = "") -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """The run's result, after the function has returned.
-
-        Args:
-            where: the file and line of the function, which warnings of what it does name.
 
         Raises:
             TaskError: the metric was never logged, the run's gradients were not its regularizer's, or its length was never asked for.
         """
-        test, validation = self._metric.test, self._metric.validation
         self._check_regularizers()
-        logged = [record for record in self._records if test in record]
-        if not logged:
-            names = sorted({name for record in self._records for name in record} - {"epoch", "step", "gradient_evaluations", "seconds"})
-            raise TaskError(
-                f"the task must log its metric as {test}; got {', '.join(names) or 'no metrics at all'}. "
-                f"Write run.log({test}=...) after each epoch."
-            )
-        last = logged[-1]
-        losses = [record["loss"] for record in self._records if "loss" in record]
-        diverged = not math.isfinite(last[test]) or any(not math.isfinite(loss) for loss in losses[-1:])
-        selected = [r for r in logged if math.isfinite(r.get(validation, math.nan)) and math.isfinite(r[test])]
-        best = None
-        for record in selected:
-            if best is None or self._metric.is_better(record[validation], best[validation]):
-                best = record
         return {
             "epochs": self._epochs_done(),
             "steps": self._steps_done(),
             "length": None if self._length is None else self._length.total,
             "gradient_evaluations": self._evaluations(),
-            test: None if diverged else last[test],
-            validation: None if diverged else last.get(validation),
-            "best": None
-            if diverged or best is None
-            else {"epoch": best["epoch"], "by": validation, validation: best[validation], test: best[test]},
-            **self._last_sharpness(),
-            **self._logged(),
+            **ending(self._records, self._metric),
             "seconds": self._seconds(),
-            "diverged": diverged,
-            "warnings": self._warnings(where),
+            "warnings": self._warnings(),
         }
-
-    def _last_sharpness(self) -> dict[str, Any]:
-        """The last sharpness that was logged, and when."""
-        for record in reversed(self._records):
-            found = {name: value if math.isfinite(value) else None for name, value in record.items() if name.startswith(PREFIX)}
-            if found:
-                return {f"{PREFIX}epoch": record["epoch"], **found}
-        return {}
-
-    def _logged(self) -> dict[str, Any]:
-        """What else was logged, by name: the last value of each, None if it is not finite."""
-        known = {*_BOOKKEEPING, self._metric.test, self._metric.validation}
-        found = {name: value for record in self._records for name, value in record.items() if name not in known}
-        found = {name: value if math.isfinite(value) else None for name, value in found.items() if not name.startswith(PREFIX)}
-        return {"logged": found} if found else {}
 
     def _check_regularizers(self) -> None:
         stolen = [made for made, steps in ((ref(), steps) for ref, steps in _ended) if made is not None and made.step != steps]
@@ -334,17 +290,17 @@ class Run:
                 "integration trains with, count by run.count(callback)."
             )
 
-    def _warnings(self, where: str) -> list[str]:
-        length, found, place = self._length, list[str](), f" ({where})" if where else ""
+    def _warnings(self) -> list[str]:
+        length, found = self._length, list[str]()
         if length is not None and self._done() < length.total and length.looped:
             found.append(
-                f"returned after {self._done()} of {length.total} {length.unit}, so that compute is not matched{place}. Leave the loop by "
+                f"returned after {self._done()} of {length.total} {length.unit}, so that compute is not matched. Leave the loop by "
                 f"its end, or call run.{length.unit} with the {length.unit} that it trains."
             )
         logged = [record for record in self._records if self._metric.test in record]
         if logged and math.isnan(logged[-1][self._metric.test]) and math.isfinite(logged[-1].get("loss", 0.0)):
             found.append(
-                f"logged {self._metric.test}=nan, without a loss that is not finite{place}. Log 0.0, say, where the metric is not defined."
+                f"logged {self._metric.test}=nan, without a loss that is not finite. Log 0.0, say, where the metric is not defined."
             )
         return [*found, *(f"could not measure {name} each time: {why}" for name, why in self._unmeasured.items())]
 

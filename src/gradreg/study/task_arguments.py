@@ -84,14 +84,13 @@ def _culprit(parser: Any, argv: Sequence[str]) -> str:
     from argparse import ArgumentError
 
     for i, word in enumerate(argv):
-        alone = [word] if "=" in word else list(argv[i : i + 2])
-        if not word.startswith("--") or alone[0] in ("-h", "--help"):
+        option, joined, value = word.partition("=")
+        if not option.startswith("--") or option == "--help":
             continue
         try:
-            parser.parse_args(alone)
+            parser.parse_args([word] if joined else [*argv[i : i + 2]])
         except (LookupError, AttributeError, RecursionError, OverflowError):
-            option, _, value = word.partition("=") if "=" in word else (word, "", alone[-1])
-            return f"{option} {checks.describe(value)}"
+            return f"{option} {checks.describe(value if joined else argv[i + 1])}"
         except ArgumentError:
             continue
     return "a value"
