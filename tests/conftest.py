@@ -32,6 +32,7 @@ SLOW = {
         "patches",
         "peft",
         "timm",
+        "training_steps",
         "transformers",
         "trl",
     ),
@@ -59,7 +60,7 @@ SLOW = {
         "weight_decay",
     ),
     "sharpness": ("data_parallel", "differences", "eigenvalues", "jax", "traces", "unchanged"),
-    "study": ("compare", "executors", "functions", "l2", "probing", "ray", "report", "search", "seconds", "slurm", "until"),
+    "study": ("broken_tasks", "compare", "executors", "functions", "l2", "probing", "ray", "report", "search", "seconds", "slurm", "until"),
     "theory": ("command", "diagonal_network", "edge", "flooding", "kernel_decay", "stability"),
     "torch": (
         "auto_radius_guards",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
+import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+
+from gradreg import GradientPenalty
 
 BATCH = 64
 
@@ -37,3 +41,33 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     assert one.keys() == other.keys()
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+Weights = dict[str, Tensor]
+
+
+def check_a_penalty_of_any_kind(
+    penalty: GradientPenalty,
+    trained: Callable[[GradientPenalty], Weights],
+    by_hand: Callable[[GradientPenalty | None], Weights],
+    *,
+    last: int,
+    within: float,
+) -> None:
+    """A framework's training with ``penalty`` is that by hand; one that is decoupled is refused.
+
+    Args:
+        penalty: of any kind.
+        trained: the weights after the framework's training.
+        by_hand: those after the loop by hand, with a penalty or without.
+        last: the last step, at which most penalties act.
+        within: the largest difference that rounding explains.
+    """
+    if penalty.decoupled:
+        with pytest.raises(ValueError, match="penalty must not be decoupled under"):
+            trained(penalty)
+        return
+    found = trained(penalty)
+    assert largest_difference(found, by_hand(penalty)) <= within
+    if penalty.strength_at(last) != 0:
+        assert largest_difference(found, by_hand(None)) > within

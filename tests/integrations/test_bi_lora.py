@@ -20,8 +20,9 @@ from gradreg.integrations.transformers import RegularizedTrainer
 from gradreg.torch import GradientRegularizer
 
 from .digits import largest_difference
-from .test_transformers import SAVING, arguments
+from .test_transformers import SAVING
 from .text import examples, language_model
+from .trainers import arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated")
 

@@ -57,8 +57,8 @@ def with_accelerate(rank: int, world: int, scope: Any) -> dict[str, Tensor]:
 
 
 def with_transformers(rank: int, world: int, scope: Any, folder: str) -> dict[str, Tensor]:
-    from .test_transformers import trained
     from .text import language_model
+    from .trainers import trained
 
     launched(rank, world)
     model = language_model(dropout=0.0)
@@ -68,8 +68,9 @@ def with_transformers(rank: int, world: int, scope: Any, folder: str) -> dict[st
 
 def resumed_with_transformers(rank: int, world: int, folder: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A run of a penalty with state, whole and resumed."""
-    from .test_transformers import SAVING, STATEFUL, trained
+    from .test_transformers import SAVING, STATEFUL
     from .text import language_model
+    from .trainers import trained
 
     launched(rank, world)
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "ddp_backend": "gloo", **SAVING}

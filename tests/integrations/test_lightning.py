@@ -21,7 +21,7 @@ from gradreg.integrations.lightning import GradientRegularization
 from gradreg.torch import GradientRegularizer
 from tests.penalties import each_trait
 
-from .digits import digits, largest_difference, network, weights
+from .digits import check_a_penalty_of_any_kind, digits, largest_difference, network, weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -150,14 +150,13 @@ def test_training_is_the_hand_written_loop(name: str, options: dict[str, Any], t
 
 @each_trait
 def test_with_a_penalty_of_every_kind_too(penalty: GradientPenalty, tmp_path: Path):
-    if penalty.decoupled:
-        with pytest.raises(ValueError, match="penalty must not be decoupled under Lightning"):
-            fit(tmp_path, penalty)
-        return
-    trained = network_weights(fit(tmp_path, penalty).lightning_module)
-    assert largest_difference(trained, network_weights(by_hand(penalty))) == 0.0
-    if penalty.strength_at(8) != 0:
-        assert largest_difference(trained, network_weights(by_hand(None))) > 0
+    check_a_penalty_of_any_kind(
+        penalty,
+        lambda p: network_weights(fit(tmp_path, p).lightning_module),
+        lambda p: network_weights(by_hand(p)),
+        last=8,
+        within=0.0,
+    )
 
 
 def test_without_a_penalty_it_is_plain_training_logs_included(tmp_path: Path):

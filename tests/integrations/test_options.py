@@ -32,9 +32,10 @@ from gradreg.torch import GradientRegularizer
 from . import launched_fsdp, test_lightning
 from .digits import batch, largest_difference, network, weights
 from .test_lightning import Digits, fit, loader
-from .test_transformers import arguments, by_hand, trained
+from .test_transformers import by_hand
 from .test_trl import COMMON
 from .text import examples, language_model, text, tokenizer
+from .trainers import arguments, trained
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated"),

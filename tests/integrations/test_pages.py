@@ -26,9 +26,9 @@ import gradreg
 from gradreg.torch import GradientRegularizer
 
 from .digits import batch, largest_difference, network, weights
-from .test_transformers import arguments
 from .test_trl import COMMON, different_words, prompts
 from .text import examples, language_model, text, tokenizer
+from .trainers import arguments
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*deprecated"),
