@@ -48,8 +48,8 @@ class HeldOut:
     batch, and h that of the held-out loss at the same parameters: positive where regularizing lowers the held-out loss more than the
     plain step does. (Not their cosine: dividing by the length of each correction can turn the sign of the mean, where few batches
     make most of it.) One such product is mostly noise, of the two batches, so what counts is the average of the last ``memory`` ones
-    and its standard error. The size of the products falls by a hundred in the course of a training, as gradients and their noise do, so
-    each counts in units of the average size of those before it (over a quarter of ``memory``); else those of the first epochs would hide
+    and its standard error. The size of the products can fall by a hundred in the course of a training, as gradients and their noise do,
+    so each counts in units of the average size of those before it (over a quarter of ``memory``); else those of the first epochs would hide
     for hundreds of steps what the later ones say. With m and e of the products in these units::
 
         off where   m < −off · e          on again where   m > on · e
