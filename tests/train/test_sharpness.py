@@ -290,11 +290,3 @@ def test_the_seconds_of_a_run_do_not_count_the_measurement(tmp_path: Path, monke
         run.log(test_rmse=1.0)
     assert run._records[-1]["seconds"] == 5.0
     assert clock[0] > 106.0
-
-
-def test_numbers_of_ones_own_are_taken_up_too(tmp_path: Path):
-    """As a JAX task logs them."""
-    run = study.Run(None, 0, tmp_path, metric=study.tasks.Metric("rmse", "min"))
-    for _ in run.epochs(2):
-        run.log(test_rmse=1.0, sharpness_trace=3.0, sharpness_trace_error=float("nan"))
-    assert run._last_sharpness() == {"sharpness_epoch": 2, "sharpness_trace": 3.0, "sharpness_trace_error": None}
