@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
 from gradreg import checks
-from gradreg.schedules import Operations, Schedule, Value, as_schedule, inside, register
+from gradreg.schedules import Operations, Schedule, Value, inside, register
 
 _MEMORY = 0.9
 """The decay of the share of steps at which the loss rises."""
@@ -265,5 +265,6 @@ def with_radius(ops: Operations, radius: Any) -> Operations:
 
 def auto_radius_in(value: Value | None) -> AutoRadius | None:
     """The ``AutoRadius`` that ``value`` is or is a multiple of; None if there is none."""
-    found = [] if value is None else [s for s in inside(as_schedule(value)) if isinstance(s, AutoRadius)]
-    return found[0] if found else None
+    if not isinstance(value, Schedule):
+        return None
+    return next((s for s in inside(value) if isinstance(s, AutoRadius)), None)

@@ -1,5 +1,6 @@
 """Dropout: all passes of a step see one mask, and the step leaves the generators where one plain forward pass leaves them."""
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradreg import GradientPenalty
+from gradreg.torch import rng
 
 from . import twins
 from .cases import (
@@ -134,6 +136,26 @@ def test_layers_that_draw(module: Callable[[], nn.Module]) -> None:
     torch.manual_seed(9)
     regularizer_at(100, model, PENALTIES["sam"]).backward(ours.closure())
     assert_close(gradients(model), expected)
+
+
+@pytest.mark.parametrize("words", [624, 600], ids=["where CPython holds them", "elsewhere"])
+@pytest.mark.parametrize(
+    "draw",
+    [random.random, lambda: random.gauss(0.0, 1.0), lambda: random.shuffle(list(range(1000))), lambda: random.seed(random.random())],
+    ids=["number", "one of a pair", "many", "seed"],
+)
+def test_pythons_numbers_come_again(draw: Callable[[], object], words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rng._Python, "_WORDS", words)
+    sources = rng.RandomSources([])
+    for _ in range(2):  # the second of a pair of normal numbers is held back, and drawn the second time
+        before, captured = random.getstate(), sources.capture()
+        draw()
+        after = random.getstate()
+        assert after != before
+        sources.restore(captured)
+        assert random.getstate() == before
+        draw()
+        assert random.getstate() == after
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -28,10 +28,15 @@ def is_sharded(tensor: Tensor) -> bool:
     return dtensor is not None and isinstance(tensor, dtensor)
 
 
+def _any_is(tensors: Sequence[Tensor], dtensor: Any) -> bool:
+    """Whether any of ``tensors`` is a ``DTensor``: asked several times in a step, of the few types that there are."""
+    return dtensor is not None and any(issubclass(kind, dtensor) for kind in set(map(type, tensors)))
+
+
 def local_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The part of each tensor that this rank holds: of a ``DTensor`` its local shard, of any other tensor all of it."""
     dtensor = dtensor_class()
-    if dtensor is None:
+    if not _any_is(tensors, dtensor):
         return list(tensors)
     with torch.no_grad():
         return [cast(Any, t).to_local() if isinstance(t, dtensor) else t for t in tensors]
@@ -40,7 +45,7 @@ def local_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
 def placed_like(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
     """The gradients with the placements of their parameters: partial sums over ranks are reduced, as the direction needs."""
     dtensor = dtensor_class()
-    if dtensor is None:
+    if not _any_is(gradients, dtensor):
         return list(gradients)
     placed: list[Tensor] = []
     for gradient, parameter in zip(gradients, parameters, strict=True):
@@ -52,7 +57,7 @@ def placed_like(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> li
 def reducing_groups(tensors: Sequence[Tensor]) -> list[tuple[tuple[Any, ...], list[int]]]:
     """Indices into ``tensors`` by the process groups over which sums over local shards must be reduced; ``()`` for whole tensors."""
     dtensor = dtensor_class()
-    if dtensor is None or not any(isinstance(t, dtensor) for t in tensors):
+    if not _any_is(tensors, dtensor):
         return [((), list(range(len(tensors))))]
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, tensor in enumerate(cast("Sequence[Any]", tensors)):
