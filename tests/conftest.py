@@ -60,7 +60,21 @@ SLOW = {
         "weight_decay",
     ),
     "sharpness": ("data_parallel", "differences", "eigenvalues", "jax", "traces", "unchanged"),
-    "study": ("broken_tasks", "compare", "executors", "functions", "l2", "probing", "ray", "report", "search", "seconds", "slurm", "until"),
+    "study": (
+        "broken_tasks",
+        "compare",
+        "executors",
+        "functions",
+        "l2",
+        "probing",
+        "ray",
+        "report",
+        "search",
+        "seconds",
+        "slurm",
+        "study_signals",
+        "until",
+    ),
     "theory": ("command", "diagonal_network", "edge", "flooding", "kernel_decay", "stability"),
     "torch": (
         "auto_radius_guards",
@@ -72,6 +86,7 @@ SLOW = {
         "identities",
         "interrupts",
         "models",
+        "resume",
     ),
     "train": ("interruptions", "options", "own", "processes", "recipes", "sharpness_command", "signals", "start_up", "trackers"),
     "train/data": ("streaming",),
@@ -103,8 +118,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    helper = (
+        HERE in collection_path.parents and collection_path.suffix == ".py" and not collection_path.name.startswith(("test_", "__init__"))
+    )
     slow = collection_path in SLOW_FILES or ADAPTERS in collection_path.parents
-    return True if config.getoption("markexpr") == "not slow" and slow else None
+    return True if helper or (slow and config.getoption("markexpr") == "not slow") else None  # helpers would be imported for docstrings
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker

@@ -88,16 +88,19 @@ def traits(penalty: GradientPenalty) -> set[object]:
 
 def of_each_trait() -> dict[str, GradientPenalty]:
     """Few penalties that together have all the traits that any has."""
-    missing = set[object]().union(*map(traits, PENALTIES.values()))
+    found = {name: traits(penalty) for name, penalty in PENALTIES.items()}
+    missing = set[object]().union(*found.values())
     chosen: dict[str, GradientPenalty] = {}
     while missing:
-        name = max(PENALTIES, key=lambda name: len(traits(PENALTIES[name]) & missing))
+        name = max(found, key=lambda name: len(found[name] & missing))
         chosen[name] = PENALTIES[name]
-        missing -= traits(PENALTIES[name])
+        missing -= found[name]
     return chosen
 
 
-each_trait = pytest.mark.parametrize("penalty", of_each_trait().values(), ids=of_each_trait())
+OF_EACH_TRAIT = of_each_trait()
+
+each_trait = pytest.mark.parametrize("penalty", OF_EACH_TRAIT.values(), ids=OF_EACH_TRAIT)
 """For contracts that are multiplied with other factors: every plan and every part, but not every product of them."""
 
 

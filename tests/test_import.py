@@ -45,6 +45,7 @@ def test_public_names_are_those_of_all() -> None:
         assert getattr(gradreg, name).__module__.startswith("gradreg.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "package", "extra"),
     [

@@ -12,7 +12,7 @@ import pytest
 import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import grad, value_and_grad
-from tests.penalties import PENALTIES, each_trait, of_each_trait
+from tests.penalties import OF_EACH_TRAIT, PENALTIES, each_trait
 
 from .cases import Counted, arrays, assert_close, assert_same_bits, first_state, problem, squared_error
 from .twin import Twin
@@ -40,7 +40,7 @@ def loss_and_params() -> tuple[Any, Any]:
     return (lambda at: squared_error(at, x, y)), params
 
 
-EAGER = [pytest.param(penalty, False, id=f"{name}-int") for name, penalty in of_each_trait().items()]
+EAGER = [pytest.param(penalty, False, id=f"{name}-int") for name, penalty in OF_EACH_TRAIT.items()]
 TRACED = [pytest.param(penalty, True, id=f"{name}-traced") for name, penalty in PENALTIES.items()]
 
 

@@ -12,7 +12,7 @@ import gradreg
 from gradreg import GradientPenalty
 from gradreg.jax import grad, value_and_grad
 from gradreg.schedules import Constant, Product, Traced
-from tests.penalties import PENALTIES, of_each_trait
+from tests.penalties import OF_EACH_TRAIT, PENALTIES
 
 from .cases import assert_close, first_state, problem, squared_error
 
@@ -146,7 +146,7 @@ def test_a_negative_step_is_an_error_or_not_finite(name: str) -> None:
 STRICT = {**PENALTIES, "unit-ramp": gradreg.gnp(r=0.3, alpha=0.8, mixing="unit").warmup("strength", steps=9)}
 
 
-@pytest.mark.parametrize("name", [*of_each_trait(), "fgr-log-time", "unit-ramp"])
+@pytest.mark.parametrize("name", [*OF_EACH_TRAIT, "fgr-log-time", "unit-ramp"])
 @pytest.mark.parametrize("double", [False, True], ids=["x32", "x64"])
 def test_strict_promotion_of_dtypes(name: str, double: bool) -> None:
     """Also float32 parameters where the default is float64, and leaves of two dtypes."""

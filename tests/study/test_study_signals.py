@@ -52,7 +52,6 @@ def logged(file: Path) -> Any:
     return [untimed(json.loads(line)) for line in file.read_text().splitlines()]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(7200)  # of a hundred
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="finds the workers in /proc")
 @pytest.mark.parametrize(("count", "pairs"), [(5, 1), pytest.param(100, 20, marks=pytest.mark.soak)])
@@ -96,7 +95,6 @@ def catches_interrupts(process: int) -> bool:
     return any(line.startswith("SigCgt:") and int(line.split()[1], 16) >> (signal.SIGINT - 1) & 1 for line in lines)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="finds the workers in /proc")
 @pytest.mark.parametrize(
     ("number", "status", "answer"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradreg import Gradient, GradientPenalty, Plain, Unit
-from tests.penalties import PENALTIES, each_trait, every_penalty, of_each_trait
+from tests.penalties import OF_EACH_TRAIT, PENALTIES, each_trait, every_penalty
 
 __all__ = ["PENALTIES", "each_trait", "every_penalty"]  # for the tests that import all their cases from here
 
@@ -49,7 +49,6 @@ every_penalty_that_takes_ascent = _each(TAKES_ASCENT)
 every_finite_difference_unperturbed_first = _each({name: penalty for name, penalty in FINITE.items() if name in UNPERTURBED_FIRST})
 every_finite_difference = _each(FINITE)
 
-OF_EACH_TRAIT = of_each_trait()
 each_trait_unperturbed_first = _each({name: penalty for name, penalty in OF_EACH_TRAIT.items() if name in UNPERTURBED_FIRST})
 each_finite_trait = _each({name: penalty for name, penalty in OF_EACH_TRAIT.items() if name in FINITE})
 each_finite_trait_unperturbed_first = _each({n: p for n, p in OF_EACH_TRAIT.items() if n in FINITE and n in UNPERTURBED_FIRST})

@@ -66,7 +66,6 @@ class Training:
             part.load_state_dict(state[name])
 
 
-@pytest.mark.slow
 @every_penalty
 def test_resume_while_a_layer_is_frozen_that_was_trained_and_will_be(penalty: GradientPenalty) -> None:
     def unfreeze_on_the_way(training: Training) -> None:
@@ -87,7 +86,6 @@ def test_resume_while_a_layer_is_frozen_that_was_trained_and_will_be(penalty: Gr
     assert_same_bits(values(resumed.model), values(straight.model))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaler"])
 @each_trait
 def test_resume(penalty: GradientPenalty, scaled: bool) -> None:

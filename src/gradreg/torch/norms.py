@@ -139,6 +139,13 @@ def ratio_or_zero(numerator: float | Tensor, norm: Tensor) -> Tensor:
     return (numerator / norm).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
+def quotient(norm: Tensor, by: float | Tensor) -> float | Tensor:
+    """``norm / by``: a number where it can be read without a device sync, since operations on tensors take longer there."""
+    if isinstance(by, Tensor):
+        return norm / by
+    return norm if by == 1.0 else (float(norm) if reading_is_free(norm) else norm) / by
+
+
 def _squared(norm: Tensor) -> Tensor:
     """``norm²``, in float64 on a CPU, because the square of a small norm underflows like those of its elements."""
     return (norm.double() if reading_is_free(norm) else norm).square()

@@ -20,7 +20,7 @@ from gradreg.torch.held_out import HelpMeasurement
 from gradreg.torch.masks import CoordinateMask
 from gradreg.torch.metrics import Alignment
 from gradreg.torch.mixing import MixingInputs, add_reused, mix, orthogonal_part, weigh_plain
-from gradreg.torch.norms import gradient_norm, local_shards, reading_is_free, tensor_norms
+from gradreg.torch.norms import gradient_norm, local_shards, quotient, tensor_norms
 from gradreg.torch.perturbation import Perturbation
 from gradreg.torch.state import AVERAGE, REUSED, State
 
@@ -300,10 +300,7 @@ class _Work:
         self.measurement = RadiusMeasurement(step.radius, step.evaluator, step.gradients, parameters, this.weight, copies=not stays)
 
     def _unweighted(self, norm: Tensor, weight: float) -> Tensor | float:
-        evaluator = self.step.evaluator
-        if evaluator.scaler is None and reading_is_free(norm):
-            return float(norm) / (abs(weight) * evaluator.share)  # operations on a number are a tenth as dear as on a tensor
-        return evaluator.unscaled(norm if weight == 1.0 else norm / abs(weight))
+        return quotient(norm, abs(weight) * self.step.evaluator.scale(norm))
 
     def _make_first(self, i: int, this: Pass) -> None:
         """A pass whose gradient gives the direction, or is held apart."""
