@@ -7,6 +7,7 @@ import json
 import math
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from table import markdown
 
@@ -367,6 +368,12 @@ def stored_rows(name: str) -> dict[str, list[str]]:
     lines = stored_file(name).read_text(encoding="utf-8").splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     return {row[0]: row for row in rows}
+
+
+def stored(name: str) -> Any:
+    """The content of a stored result."""
+    path = ROOT / "benchmarks" / "results" / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else path.read_text(encoding="utf-8")
 
 
 def stored_file(name: str) -> Path:
