@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import statistics
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from table import markdown
 
@@ -89,6 +91,29 @@ def strengths() -> str:
         header,
         [(label, value, equal, decision) for label, value, equal, *_, decision in cells("digits-strengths") if "epochs" not in label],
     )
+
+
+def diagonal_network() -> str:
+    """What B-GR, DB and F-GR do to α and to the recovery, from the stored flows."""
+    rows = stored("papers/diagonal-network.json")["seeds"]
+    names = {"none": "none", "B-GR": "B-GR, ε = 0.05", "DB": "DB", "F-GR, 0.02": "F-GR, ε = 0.02", "F-GR": "F-GR, ε = 0.05"}
+
+    def averaged(key: str) -> float:
+        return sum(row[key] for row in rows) / len(rows)
+
+    cells = [(label, f"{averaged(f'{name}, recovery error'):.4f}", f"{averaged(name):.3f}") for name, label in names.items()]
+    return markdown(("penalty", "‖β − β*‖²", "mean ln(α/α₀)"), cells)
+
+
+def kernel_decay() -> str:
+    """How near the kernels of two widths are to the theorem's, from the stored flows."""
+    rows = stored("papers/kernel-decay.json")["seeds"]
+    cells: list[tuple[str, ...]] = []
+    for width in ("512", "4096"):
+        ratios = [row[f"ratio {width}"] for row in rows]
+        deviation = 100 * sum(abs(ratio - 1) for ratio in ratios) / len(ratios)
+        cells.append((width, f"{statistics.mean(ratios):.3f} ± {statistics.stdev(ratios):.3f}", f"{deviation:.1f} %"))
+    return markdown(("width", "‖Θ_t‖/‖Θ₀‖ over the prediction, ± sd", "mean deviation"), cells)
 
 
 def edge() -> str:
@@ -367,6 +392,12 @@ def stored_rows(name: str) -> dict[str, list[str]]:
     lines = stored_file(name).read_text(encoding="utf-8").splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     return {row[0]: row for row in rows}
+
+
+def stored(name: str) -> Any:
+    """The content of a stored result."""
+    path = ROOT / "benchmarks" / "results" / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else path.read_text(encoding="utf-8")
 
 
 def stored_file(name: str) -> Path:

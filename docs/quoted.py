@@ -11,13 +11,11 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from from_results import AUTO, AUTO_ELSEWHERE, accuracies
+import quoted_theory
+from from_results import AUTO, AUTO_ELSEWHERE, ROOT, accuracies, stored
 
 from gradreg.study.statistics import paired_difference
-
-ROOT = Path(__file__).parents[1]
 
 
 def outdated(root: Path = ROOT) -> Iterator[str]:
@@ -28,12 +26,6 @@ def outdated(root: Path = ROOT) -> Iterator[str]:
             yield f"docs/{page} must say, from its stored result: {wanted}"
 
 
-def stored(name: str) -> Any:
-    """The content of a stored result."""
-    path = ROOT / "benchmarks" / "results" / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else path.read_text(encoding="utf-8")
-
-
 def loop() -> str:
     """The training loop against a bare one."""
 
@@ -42,12 +34,13 @@ def loop() -> str:
         low, high = found["ratio_quartiles"]
         return f"{found['ratio']:.3f}", f"{low:.3f}–{high:.3f}"
 
-    (mlp, around), (cnn, around_cnn), (small, around_small) = (
-        of(name) for name in ("MLP 784-512-512-512-10, MNIST", "CNN 16-32-128-10, MNIST", "MLP 64-256-256-10, digits")
-    )
+    names = "MLP 784-512-512-512-10, MNIST", "CNN 16-32-128-10, MNIST", "MLP 64-256-256-10, digits"
+    (mlp, around), (cnn, around_cnn), (small, around_small) = (of(name) for name in names)
+    smallest = stored("loop_throughput.json")["workloads"][names[-1]]
+    bare, own = (1000 * 128 / smallest[f"{which}_images_per_second"] for which in ("bare", "loop"))  # a batch has 128 images
     return (
         f"MLP 784-512-512-512-10 {mlp} (quartiles {around}), CNN of 280,000 weights {cnn} ({around_cnn}), MLP 64-256-256-10, whose step "
-        f"takes 1.4 ms, {small} ({around_small})"
+        f"takes {bare:.1f} ms, {small} ({around_small}), which is {own - bare:.1f} ms of Python per step"
     )
 
 
@@ -67,26 +60,6 @@ def data_parallel() -> str:
         f"{found['F-GR, scope local'][1]}, SAM global {found['SAM, scope global'][1]}, plain DDP with two all-reduces "
         f"{found['plain, two passes, two all-reduces'][1]}."
     )
-
-
-def predicted() -> str:
-    """The predicted weight decay on MNIST."""
-    found = stored("weight-decay/budget.json")["mnist"]
-    own, best = found["rows"]["predicted"], found["rows"][found["best constant"]]
-    reached, grid = (f"{one['accuracy']:.2f} ± {one['sd']:.2f}" for one in (own, best))
-    return f"{reached} %, against {grid} for the best of seven values (3 seeds)"
-
-
-def longer_and_smaller() -> str:
-    """Law 2."""
-    found = stored("weight-decay/law-l2.json")
-    at: dict[float, dict[int, float]] = {}
-    for run in found["runs"]:
-        reached = [i for i, step in enumerate(found["steps"]) if run["lr"] * run["l2"] * step <= 1.02 * 4]
-        at.setdefault(run["l2"], {})[run["seed"]] = 100 * run["accuracies"][reached[-1]]
-    gains = [paired_difference(at[small], at[large]) for large, small in ((0.05, 0.025), (0.025, 0.0125))]
-    first, second = (f"{gain.mean:.1f}" for gain in gains if gain is not None)
-    return f"{first} points from λ = 0.05 to 0.025, and {second} from 0.025 to 0.0125"
 
 
 def best_by_early_stopping() -> str:
@@ -284,14 +257,17 @@ def hacked_later() -> str:
     """That a hundred times the strength delays it."""
     ways = stored("language-models/grpo.json")["found"]["ways"]
 
-    def at_20(name: str, key: str) -> float:
-        own = [way[key][way["step"].index(20)] for way in ways if way["variant"] == name]
-        return sum(own) / len(own)
+    def means(name: str, step: int) -> tuple[float, float]:
+        own = [[way[key][way["step"].index(step)] for key in ("reward", "test_true_score")] for way in ways if way["variant"] == name]
+        reward, score = (sum(one) / len(own) for one in zip(*own, strict=True))
+        return reward, score
 
-    strong, plain = (tuple(at_20(name, key) for key in ("reward", "test_true_score")) for name in ("fgr-100", "none"))
+    strong, plain = means("fgr-100", 20), means("none", 20)
+    assert means("fgr-100", 50)[0] > 0.99
+    assert means("fgr-100", 50)[1] < means("none", 50)[1]
     return (
         f"at step 20 the reward is {strong[0]:.2f} and the true score {strong[1]:.2f}, against {plain[0]:.2f} and {plain[1]:.2f} of plain "
-        "GRPO"
+        "GRPO; at step 50 nothing of that is left."
     )
 
 
@@ -329,6 +305,80 @@ def layerwise_over_sam() -> str:
     return f"At every width its best loss is also lower than SAM's, by {low} to {high}."
 
 
+def jax_convolution() -> str:
+    """How slow a convolution is inside ``cond``."""
+    inside, outside = (jax_step("CNN", f'the same, over, branch="{branch}"') for branch in ("cond", "select"))
+    return f"the small network of `benchmarks/jax_step_cost.py` took {inside / outside:.0f} times as long inside `cond`"
+
+
+def jax_exact() -> str:
+    """What the exact penalty costs in JAX."""
+    first, second, third = (
+        f"{jax_step(name, 'gradreg exact') / jax_step(name, 'one plain gradient'):.1f}" for name in ("MLP", "CNN", "ViT")
+    )
+    return f"forward over reverse: {first}, {second} and {third} plain gradients in this table"
+
+
+def jax_step(model: str, step: str) -> float:
+    """Processor time of a step in JAX, in units of two plain gradients."""
+    found = stored("jax_step_cost.json")["models"]
+    return next(one for name, one in found.items() if name.split()[0] == model)["ratio in processor time"][step]
+
+
+def equal_seconds() -> str:
+    """How a table names the baseline of as many seconds as SAM."""
+    found = json.loads((ROOT / "docs" / "results" / "digits-seconds.json").read_text(encoding="utf-8"))
+    return next(f'("{row["label"]}")' for row in found["table"] if "equal seconds of sam" in row["label"])
+
+
+def seeds_that_would_tell() -> str:
+    """Which penalties the demo shows to help, and the seeds that it names for the others."""
+    rows = json.loads((ROOT / "docs" / "results" / "digits-noisy-labels.json").read_text(encoding="utf-8"))["table"]
+    own = {row["variant"]: row["difference"] for row in rows if row["variant"] in NAMES and row["budget"] == "epochs"}
+    (helps,) = (name for name, one in own.items() if one["decision"] == "helps")
+    assert own[helps]["difference"] == min(one["difference"] for one in own.values())
+    needed = [one["needed"] for name, one in own.items() if name != helps]
+    assert len(needed) == 3
+    return (
+        f"{NAMES[helps]} helps, though its gain is the smallest, and for the other three five seeds cannot tell. The demo says that "
+        f"{min(needed)} to {max(needed)} would."
+    )
+
+
+def flattest() -> str:
+    """Which method's minima are the flattest on the digits."""
+    found = json.loads((ROOT / "docs" / "results" / "sharpness-digits.json").read_text(encoding="utf-8"))["sharpness"]["table"]
+    sharp = {row["label"]: row["largest_eigenvalue"]["mean"] for row in found}
+    first, second = sorted(sharp, key=sharp.__getitem__)[:2]
+    return (
+        f"{NAMES[first]}'s minima are the flattest, and {NAMES[second]}'s, with {sharp[second] / sharp[first]:.2f} times the largest "
+        "eigenvalue, score as much"
+    )
+
+
+def alignment_of_the_best_radii() -> str:
+    """The cosines of ``cosines_at_the_best_radii``, where a probe looks for them."""
+    found = [float(one) for one in re.findall(r"\d?\.\d\d", cosines_at_the_best_radii())]
+    return f"(`docs/choosing.md`: {min(found):.2f} to {max(found):.2f} early on)"
+
+
+def barely_shown() -> str:
+    """How far correlations of sharpness with accuracy exclude 0, over all runs."""
+    found = json.loads((ROOT / "docs" / "results" / "sharpness-digits.json").read_text(encoding="utf-8"))["sharpness"]["correlations"]
+    shown = [one for one in found if one["measure"] in ("largest_eigenvalue", "trace", "m_sharpness")]
+    overall, within = ([one for one in shown if (one["over"] == "over all runs") == every] for every in (True, False))
+    assert sum(-0.1 < one["high"] < 0 for one in overall) == 2
+    assert sum(one["high"] > 0 for one in overall) == 1
+    assert all(one["low"] < 0 < one["high"] for one in within)
+    return "two of the three intervals barely exclude 0 and one does not. Within variants nothing is shown: the intervals contain 0"
+
+
+def best_radius_of_sam() -> str:
+    """The best radius of SAM on the digits."""
+    (best,) = re.findall(r"^\| SAM: ρ \| (\S+) \|", stored("choosing/radius-digits-cost.md"), flags=re.MULTILINE)
+    return f"The best of a sweep over the same digits is {best} (`docs/choosing.md`)."
+
+
 QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("coming-from-sam.md", looksam_beside_another),
     ("language-models.md", minilm_accuracy),
@@ -351,10 +401,17 @@ QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("integrations.md", adapters),
     ("quick-start.md", cheaper_on_cifar),
     ("quick-start.md", pipeline),
-    ("quick-start.md", predicted),
     ("quick-start.md", best_by_early_stopping),
     ("pytorch.md", data_parallel),
     ("sharpness.md", sharpness_beside_others),
-    ("weight-decay.md", longer_and_smaller),
+    ("sharpness.md", flattest),
+    ("sharpness.md", barely_shown),
+    ("jax.md", jax_convolution),
+    ("jax.md", jax_exact),
+    ("comparing.md", equal_seconds),
+    ("quick-start.md", seeds_that_would_tell),
+    ("tuning.md", alignment_of_the_best_radii),
+    ("tuning.md", best_radius_of_sam),
+    *quoted_theory.QUOTED,
 )
 """Page -> the sentence that it must have."""
