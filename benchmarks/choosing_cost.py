@@ -102,8 +102,11 @@ def table(found: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["cost"])
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as the table of docs/choosing.md."""
+HEADER = ("variant", "evaluations a step", "test accuracy, %", "over plain, points", "gain kept, %")
+
+
+def cells(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The rows as those of a table with ``HEADER``."""
     lines: list[tuple[str, ...]] = []
     for row in rows:
         failed = f" ({row['diverged']} diverged)" if row["diverged"] else ""
@@ -113,7 +116,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         gain = "" if row["gain"] is None else f"{row['gain'].mean:+.2f} {row['gain']}"
         spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
         lines.append((row["name"], f"{row['cost']:.2f}", f"{row['accuracy']:.2f}{spread}{failed}", gain, row["kept"]))
-    return tables.markdown(("variant", "evaluations a step", "test accuracy, %", "over plain, points", "gain kept, %"), lines)
+    return lines
 
 
 def draw(task: str, rows: list[dict[str, Any]]) -> None:
@@ -140,7 +143,7 @@ def draw(task: str, rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     found = choosing.found_by_command("cost", __doc__, measure, task_help="a recipe with the variants none and fgr")
     rows = table(found)
-    choosing.show(f"cost-{found['task']}", markdown(rows))
+    choosing.show(f"cost-{found['task']}", tables.markdown(HEADER, cells(rows)))
     if any(row.get("kept") for row in rows):
         draw(found["task"], rows)
 
