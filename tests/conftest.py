@@ -93,8 +93,6 @@ SLOW = {
     "train/models": ("create", "parameters"),
 }
 """The files of each folder, as tests/FOLDER/test_NAME.py, that are slow throughout; other files mark their slow tests themselves."""
-ADAPTERS = HERE.parent / "src" / "gradreg" / "integrations"
-"""Whose examples in docstrings are left out with the slow files: importing their frameworks takes longer than most tests."""
 SLOW_FILES = {HERE / folder / f"test_{name}.py" for folder, names in SLOW.items() for name in names}
 
 
@@ -121,7 +119,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     helper = (
         HERE in collection_path.parents and collection_path.suffix == ".py" and not collection_path.name.startswith(("test_", "__init__"))
     )
-    slow = collection_path in SLOW_FILES or ADAPTERS in collection_path.parents
+    slow = collection_path in SLOW_FILES
     return True if helper or (slow and config.getoption("markexpr") == "not slow") else None  # helpers would be imported for docstrings
 
 
