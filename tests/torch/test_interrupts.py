@@ -33,7 +33,7 @@ def test_an_interrupt_at_some_lines(name: str, moment: str) -> None:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("name", ["sam", "gsam", "friendly", "looksam"])
+@pytest.mark.parametrize("name", ["sam", "gsam", "friendly", "looksam", "exact", "exact-norm"])
 def test_memory_exhausted_at_some_allocations(name: str, moment: str) -> None:
     check(Allocations, PENALTIES[name], moment, a_few(4, name))
 

@@ -1,6 +1,7 @@
 """Dropout: all passes of a step see one mask, and the step leaves the generators where one plain forward pass leaves them."""
 
 import random
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -138,15 +139,20 @@ def test_layers_that_draw(module: Callable[[], nn.Module]) -> None:
     assert_close(gradients(model), expected)
 
 
-@pytest.mark.parametrize("words", [624, 600], ids=["where CPython holds them", "elsewhere"])
+@pytest.mark.parametrize(
+    ("words", "locked"), [(624, True), (600, True), (624, False)], ids=["where CPython holds them", "elsewhere", "beside other threads"]
+)
 @pytest.mark.parametrize(
     "draw",
     [random.random, lambda: random.gauss(0.0, 1.0), lambda: random.shuffle(list(range(1000))), lambda: random.seed(random.random())],
     ids=["number", "one of a pair", "many", "seed"],
 )
-def test_pythons_numbers_come_again(draw: Callable[[], object], words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pythons_numbers_come_again(draw: Callable[[], object], words: int, locked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rng._Python, "_WORDS", words)
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: locked, raising=False)
     sources = rng.RandomSources([])
+    if sys.implementation.name == "cpython":
+        assert (sources._python._memory is not None) == (words == 624 and locked)
     for _ in range(2):  # the second of a pair of normal numbers is held back, and drawn the second time
         before, captured = random.getstate(), sources.capture()
         draw()

@@ -23,10 +23,10 @@ from gradreg.sharpness.space import Space, Vector
 from gradreg.torch.buffers import ForwardState, Snapshot
 from gradreg.torch.closures import Closure, as_closures
 from gradreg.torch.gradients import Gradients
+from gradreg.torch.masks import check_memory
 from gradreg.torch.norms import dtensor_class, local_shards
 from gradreg.torch.parallel import Parallelism
 from gradreg.torch.perturbation import Perturbation
-from gradreg.torch.watch import check_memory
 
 Mode: TypeAlias = Literal["train", "eval"]
 Work: TypeAlias = Callable[[int, Tensor, Any], None]

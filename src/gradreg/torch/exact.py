@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import Plan
 from gradreg.torch.closures import Evaluator, total
+from gradreg.torch.gradients import Gradients, Stash
 from gradreg.torch.norms import gradient_norm, is_sharded, safe_ratio
 from gradreg.torch.step import Result
 
@@ -29,31 +30,37 @@ class DoubleBackward:
 
     Args:
         evaluator: evaluates the closures.
+        gradients: reads and writes ``.grad``.
         perturbed: the parameters counted in the norm.
         average_direction: under data parallelism, average the first gradient over the ranks before it becomes the direction.
         averages: whether the last backward pass averages the gradients over the ranks.
     """
 
     evaluator: Evaluator
+    gradients: Gradients
     perturbed: list[nn.Parameter]
     average_direction: bool
     averages: bool = True
 
     def run(self, penalty: GradientPenalty, strength: float, plan: Plan) -> Result:
-        """Double backward of ⟨g(θ), d⟩ with d held fixed, added to the loss: its gradient is g + strength·H·d."""
+        """Double backward of ⟨g(θ), d⟩ with d held fixed, added to the loss: its gradient is g + strength·H·d.
+
+        Raises whatever a closure raises; ``.grad`` is then restored.
+        """
         if any(is_sharded(p) for p in self.perturbed):
             raise ValueError(
                 "difference='exact' needs whole parameters, because the graph of a backward pass does not reach shards; got DTensors. "
                 "Use gradreg.cgr(gamma=..., epsilon=...), or fgr, which need only first derivatives."
             )
         try:
-            if self.evaluator.number == 1:
-                return self._double_backward(penalty, strength, None)
-            with self.evaluator.sharing_state(plan):  # the direction comes from all closures, so each is evaluated twice
-                direction, auxiliary = self._summed_gradient()
-                result = self._double_backward(penalty, strength, direction)
-                result.aux = self.evaluator.aux_of(auxiliary)
-                return result
+            with self.gradients.stashed(overwritten=False) as earlier:
+                if self.evaluator.number == 1:
+                    return self._double_backward(penalty, strength, None, earlier)
+                with self.evaluator.sharing_state(plan):  # the direction comes from all closures, so each is evaluated twice
+                    direction, auxiliary = self._summed_gradient()
+                    result = self._double_backward(penalty, strength, direction, earlier)
+                    result.aux = self.evaluator.aux_of(auxiliary)
+                    return result
         except RuntimeError as error:
             if any(words in str(error) for words in ("derivative for", "double backward", "differentiate twice")):
                 raise RuntimeError(
@@ -64,7 +71,7 @@ class DoubleBackward:
                 raise RuntimeError(_HIDDEN) from error
             raise
 
-    def _double_backward(self, penalty: GradientPenalty, strength: float, direction: Direction | None) -> Result:
+    def _double_backward(self, penalty: GradientPenalty, strength: float, direction: Direction | None, earlier: Stash) -> Result:
         evaluator = self.evaluator
         losses: list[Tensor] = []
         auxiliary: list[Any] = []
@@ -88,6 +95,8 @@ class DoubleBackward:
                     # `backward` may divide the loss by a factor of the objective, which γ/2·‖g‖² must be divided by twice. The gradient
                     # that arrives here is that factor.
                     correction.register_hook(lambda received: received * evaluator.unscaled(received))
+                if i == evaluator.number - 1:
+                    self.gradients.add(earlier)  # before the backward pass, so that both are averaged over the ranks
                 unreached = [p for p, g in zip(self.perturbed, gradients, strict=True) if g is None and p.grad is None]
                 evaluator.backpropagate(loss + correction, 1.0)
                 self._check_unreached(unreached)
@@ -99,8 +108,6 @@ class DoubleBackward:
         """Raise if ``backward`` reached parameters that ``autograd.grad`` did not: their penalty would be missing."""
         if self.evaluator.parallelism.averages or all(p.grad is None for p in unreached):
             return
-        for p in self.evaluator.trainable:
-            p.grad = None
         raise RuntimeError(_HIDDEN)
 
     def _averaged(self, direction: Direction) -> Direction:

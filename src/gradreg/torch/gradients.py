@@ -33,7 +33,7 @@ class Gradients:
     @contextmanager
     def stashed(self, *, overwritten: bool) -> Iterator[Stash]:
         """A context in which ``.grad`` is empty; its value is what was there, which is restored if anything is raised."""
-        stash: Stash = [p.grad for p in self._trainable]  # before anything is emptied, so that it is complete at any interrupt
+        stash = self.present()  # before anything is emptied, so that it is complete at any interrupt
         try:
             stash = self._emptied(stash, overwritten)
             yield stash
@@ -43,7 +43,11 @@ class Gradients:
 
     def stash(self, *, overwritten: bool) -> Stash:
         """Empty ``.grad`` and return what was there; ``overwritten``: ranks average gradients before it is added again."""
-        return self._emptied([p.grad for p in self._trainable], overwritten)
+        return self._emptied(self.present(), overwritten)
+
+    def present(self) -> Stash:
+        """What ``.grad`` holds."""
+        return [p.grad for p in self._trainable]
 
     def _emptied(self, stash: Stash, overwritten: bool) -> Stash:
         if overwritten and self._parallelism.reuses_gradients:
@@ -57,7 +61,7 @@ class Gradients:
             p.grad = None
 
     def restore(self, stash: Stash) -> None:
-        """Set ``.grad`` to what ``stash`` returned."""
+        """Set ``.grad`` to what ``stash`` or ``present`` returned."""
         for p, gradient in zip(self._trainable, stash, strict=True):
             p.grad = gradient
 

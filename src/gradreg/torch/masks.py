@@ -1,20 +1,80 @@
-"""Which parameters or coordinates are perturbed: one function per mask."""
+"""Which parameters and coordinates are perturbed: those that are selected, and one function per mask."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradreg.masks import Mask, OnlyNorms, Sparse
+from gradreg.penalties import GradientPenalty
 from gradreg.registry import check_known
 from gradreg.torch.draws import chosen
-from gradreg.torch.norms import local_shards, reducing_groups
+from gradreg.torch.norms import is_sharded, local_shards, reducing_groups
 from gradreg.torch.state import MASK, State
+
+
+def perturbed_parameters(
+    model: nn.Module, penalty: GradientPenalty | None, parameters: Callable[[str, nn.Parameter], bool] | None
+) -> dict[nn.Parameter, str]:
+    """The parameters that are perturbed and counted in the norm, with their names: those that ``parameters`` and the mask select.
+
+    Raises:
+        ValueError: there are none, or two of them share memory.
+        TypeError: a part of the penalty is not defined for one of them.
+    """
+    named = list(model.named_parameters())
+    selected = {p: name for name, p in named if parameters is None or parameters(name, p)}
+    if not selected:
+        raise ValueError(
+            f"parameters must select at least one of the model's {len(named)} parameters; got none. Their names look like {named[0][0]!r}."
+        )
+    mask = None if penalty is None else penalty.mask
+    if mask is not None and mask.level == "parameters":
+        kept = selected_parameters(mask, model, selected)
+        selected = {p: name for p, name in selected.items() if p in kept}
+    _check_real(penalty, selected)
+    check_memory(selected)
+    return selected
+
+
+def _check_real(penalty: GradientPenalty | None, selected: dict[nn.Parameter, str]) -> None:
+    """Raise for complex parameters where a part of the penalty is not defined for them."""
+    names = [name for p, name in selected.items() if p.is_complex()]
+    if penalty is None or not names:
+        return
+    for what, real in (
+        (f"direction {penalty.direction}", penalty.direction.needs_real),
+        (f"mask {penalty.mask}", penalty.mask is not None and penalty.mask.needs_gradient),
+        ("difference='exact'", penalty.difference == "exact"),
+    ):
+        if real:
+            raise TypeError(
+                f"{what} cannot be used with complex parameters, of which it has no definition; got {names[0]!r}. Leave them out: "
+                "parameters=lambda name, p: not p.is_complex(), or use gradreg.sam(rho=...)."
+            )
+
+
+def check_memory(selected: dict[nn.Parameter, str]) -> None:
+    """Raise if two perturbed parameters lie in the same memory, which would be perturbed twice."""
+    whole = [
+        p
+        for p in selected
+        if p.requires_grad and p.layout is torch.strided and p.device.type != "meta" and not is_sharded(p) and p.is_contiguous()
+    ]
+    ordered = sorted(((p.data_ptr(), p) for p in whole if p.numel() > 0), key=itemgetter(0)) if len(whole) > 1 else []
+    for (start, p), (following, q) in pairwise(ordered):
+        if following < start + p.numel() * p.element_size():
+            raise ValueError(
+                f"parameters must each have memory of their own; got {selected[p]!r} and {selected[q]!r}, which share theirs. Tie layers "
+                "by giving them the same torch.nn.Parameter object."
+            )
 
 
 @singledispatch

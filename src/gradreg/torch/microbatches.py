@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gradreg.torch.closures import total
-from gradreg.torch.gradients import ByParameter
+from gradreg.torch.closures import Evaluator, total
+from gradreg.torch.gradients import ByParameter, Gradients
 from gradreg.torch.norms import ratio_or_zero
 from gradreg.torch.step import Result
 
 
-def restore_gradients(parameters: Sequence[nn.Parameter], held: Sequence[Tensor | None]) -> None:
-    """Set ``.grad`` of ``parameters`` to ``held``."""
-    for p, gradient in zip(parameters, held, strict=True):
-        p.grad = gradient
-
-
-def combined(results: Sequence[Result], *, in_sequence: bool) -> Result:
-    """The result of a step whose micro-batches had steps of their own: losses add up; norms, cosines and shares are means.
+def each_by_itself(evaluators: Sequence[Evaluator], gradients: Gradients, step: Callable[[Evaluator, bool], Result]) -> Result:
+    """The result of a step of its own for each micro-batch, all of which add to ``.grad``; if one raises, ``.grad`` is restored.
 
     Args:
-        results: those of the micro-batches, in order.
-        in_sequence: whether the closures were given as a sequence, whose aux are a list.
+        evaluators: of the micro-batches, in order.
+        gradients: writes ``.grad``.
+        step: makes one step, given whether it is the last.
     """
+    before = gradients.present()
+    try:
+        results = [step(evaluator, evaluator is evaluators[-1]) for evaluator in evaluators]
+    except BaseException:
+        gradients.restore(before)
+        raise
+    return _combined(results)
+
+
+def _combined(results: Sequence[Result]) -> Result:
+    """The result of a step whose micro-batches had steps of their own: losses add up; norms, cosines and shares are means."""
     aux: Any = [result.aux for result in results]
     loss = total([result.loss for result in results])
     norm, cosine = _mean([r.norm for r in results]), _mean([r.cosine for r in results])
-    return Result(loss, aux if in_sequence else aux[0], norm, cosine, lengths=_lengths([r.lengths for r in results if r.lengths]))
+    return Result(loss, aux, norm, cosine, lengths=_lengths([r.lengths for r in results if r.lengths]))
 
 
 def _lengths(found: Sequence[ByParameter]) -> ByParameter:

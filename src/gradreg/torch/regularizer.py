@@ -25,15 +25,15 @@ from gradreg.torch.directions import ascent_direction
 from gradreg.torch.exact import DoubleBackward
 from gradreg.torch.gradients import Gradients
 from gradreg.torch.held_out import HelpControl, HelpMeasurement
-from gradreg.torch.masks import CoordinateMask, check_mask, selected_parameters
+from gradreg.torch.masks import CoordinateMask, check_mask, perturbed_parameters
 from gradreg.torch.metrics import Metrics
-from gradreg.torch.microbatches import combined, restore_gradients
+from gradreg.torch.microbatches import each_by_itself
 from gradreg.torch.mixing import check_mixing
 from gradreg.torch.parallel import Parallelism
 from gradreg.torch.perturbation import Perturbation
 from gradreg.torch.state import State, own_names, remembered_kinds
 from gradreg.torch.step import Result, Step
-from gradreg.torch.watch import Watch, check_memory, check_real
+from gradreg.torch.watch import Watch
 
 
 class GradientRegularizer:
@@ -126,18 +126,8 @@ class GradientRegularizer:
                 f"model must have at least one parameter with requires_grad=True; got {len(named)} parameters, none trainable. "
                 "Unfreeze what is to be trained before building the regularizer."
             )
-        selected = {p: name for name, p in named if parameters is None or parameters(name, p)}
-        if not selected:
-            raise ValueError(
-                f"parameters must select at least one of the model's {len(named)} parameters; got none. "
-                f"Their names look like {named[0][0]!r}."
-            )
+        selected = perturbed_parameters(model, penalty, parameters)
         mask = None if penalty is None else penalty.mask
-        if mask is not None and mask.level == "parameters":
-            chosen = selected_parameters(mask, model, selected)
-            selected = {p: name for p, name in selected.items() if p in chosen}
-        check_real(penalty, selected)
-        check_memory(selected)
         self._layers = adapted_layers(model, selected) if penalty is not None and penalty.direction.perturbs_adapted_layers else []
         self.model = model
         self.penalty = penalty
@@ -329,7 +319,7 @@ class GradientRegularizer:
             step: the optimizer step, ≥ 0, for loops that keep their own count: this step uses it, and the clock is then ``step + 1``.
 
         A gradient already in ``.grad`` is added to, and never enters the norm; with ``.grad is None`` that costs nothing.
-        After it returns or raises, the parameters are bit for bit what they were before; if a finite difference raises, so is ``.grad``.
+        After it returns or raises, the parameters are bit for bit what they were before; if a penalized step raises, so is ``.grad``.
 
         Returns:
             The detached loss of the first pass, summed over the closures: what plain training would log. With ``has_aux``
@@ -448,18 +438,14 @@ class GradientRegularizer:
         self, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan, held_out: HelpMeasurement | None = None
     ) -> Result:
         """The result of the step, whose micro-batches have steps of their own where there are several evaluators."""
+
+        def step(evaluator: Evaluator, last: bool) -> Result:
+            return self._result(evaluator, perturbed, values, plan, averages=last, held_out=held_out)
+
         first, *others = self._evaluators
         if not others:
-            return self._result(first, perturbed, values, plan, averages=True, held_out=held_out)
-        before = [p.grad for p in first.trainable]
-        try:
-            results = [
-                self._result(e, perturbed, values, plan, averages=e is self._evaluators[-1], held_out=held_out) for e in self._evaluators
-            ]
-        except BaseException:
-            restore_gradients(first.trainable, before)
-            raise
-        return combined(results, in_sequence=True)
+            return step(first, True)
+        return each_by_itself(self._evaluators, Gradients(first.trainable, self._parallelism), step)
 
     def _result(
         self,
@@ -471,17 +457,18 @@ class GradientRegularizer:
         averages: bool,
         held_out: HelpMeasurement | None,
     ) -> Result:
-        penalty = self.penalty
+        penalty, gradients = self.penalty, Gradients(evaluator.trainable, self._parallelism)
         if plan.exact and penalty is not None and values is not None:
             if perturbed:
-                return DoubleBackward(evaluator, perturbed, self.scope == "global", averages).run(penalty, values.strength, plan)
+                double = DoubleBackward(evaluator, gradients, perturbed, self.scope == "global", averages)
+                return double.run(penalty, values.strength, plan)
             plan = PLAIN  # without perturbed parameters an exact penalty does not depend on anything
         step = Step(
             penalty=penalty,
             values=values,
             plan=plan,
             evaluator=evaluator,
-            gradients=Gradients(evaluator.trainable, self._parallelism),
+            gradients=gradients,
             perturbed=perturbed,
             indices=self._indices,
             perturbation=self._perturbation,

@@ -61,7 +61,7 @@ class _Python:
 
     ``random.getstate()`` and ``setstate()`` handle 625 numbers each, which together take a fifth of what a step of a small network costs
     beyond its passes. A copy of the memory of the words takes a microsecond. Where they lie is checked against ``getstate()`` first;
-    where they lie elsewhere (another interpreter), the whole state is captured.
+    where they lie elsewhere (another interpreter), or other threads may draw during the copy (no global lock), the whole state is captured.
     """
 
     _WORDS = 624
@@ -70,7 +70,8 @@ class _Python:
         self._generator: Any = getattr(random.getstate, "__self__", None)  # what the functions of ``random`` are methods of
         self._memory: Any = None
         after_header, size = object.__basicsize__, 4 * (1 + self._WORDS)
-        if sys.implementation.name == "cpython" and type(self._generator).__basicsize__ >= after_header + size:
+        locked = getattr(sys, "_is_gil_enabled", lambda: True)()
+        if sys.implementation.name == "cpython" and locked and type(self._generator).__basicsize__ >= after_header + size:
             self._memory = (ctypes.c_char * size).from_address(id(self._generator) + after_header)
             if self._state(self.capture()) != random.getstate():
                 self._memory = None

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, pairwise
-from operator import is_, itemgetter, methodcaller
+from itertools import chain
+from operator import is_, methodcaller
 
 import torch
 from torch import nn
 
-from gradreg.penalties import GradientPenalty
-from gradreg.torch.norms import is_sharded
 from gradreg.torch.perturbation import Perturbation
 
 _HOOKS = ("_post_accumulate_grad_hooks", "_in_backward_optimizers")
@@ -76,36 +74,3 @@ class Watch:
                     "Step the optimizer after regularizer.backward(), or use penalty=None."
                 )
         self.first = False
-
-
-def check_real(penalty: GradientPenalty | None, selected: dict[nn.Parameter, str]) -> None:
-    """Raise for complex parameters where a part of the penalty is not defined for them."""
-    names = [name for p, name in selected.items() if p.is_complex()]
-    if penalty is None or not names:
-        return
-    for what, real in (
-        (f"direction {penalty.direction}", penalty.direction.needs_real),
-        (f"mask {penalty.mask}", penalty.mask is not None and penalty.mask.needs_gradient),
-        ("difference='exact'", penalty.difference == "exact"),
-    ):
-        if real:
-            raise TypeError(
-                f"{what} cannot be used with complex parameters, of which it has no definition; got {names[0]!r}. Leave them out: "
-                "parameters=lambda name, p: not p.is_complex(), or use gradreg.sam(rho=...)."
-            )
-
-
-def check_memory(selected: dict[nn.Parameter, str]) -> None:
-    """Raise if two perturbed parameters lie in the same memory, which would be perturbed twice."""
-    whole = [
-        p
-        for p in selected
-        if p.requires_grad and p.layout is torch.strided and p.device.type != "meta" and not is_sharded(p) and p.is_contiguous()
-    ]
-    ordered = sorted(((p.data_ptr(), p) for p in whole if p.numel() > 0), key=itemgetter(0)) if len(whole) > 1 else []
-    for (start, p), (following, q) in pairwise(ordered):
-        if following < start + p.numel() * p.element_size():
-            raise ValueError(
-                f"parameters must each have memory of their own; got {selected[p]!r} and {selected[q]!r}, which share theirs. Tie layers "
-                "by giving them the same torch.nn.Parameter object."
-            )
