@@ -17,6 +17,7 @@ from gradreg.study.statistics import (
     rank_correlation,
     seeds_needed,
     sign_flip_p,
+    t_quantile,
 )
 
 
@@ -73,6 +74,23 @@ def test_sign_flips_count_every_flip_by_hand():
     assert (sign_flip_p([0.0] * 5), sign_flip_p([3.0])) == (1.0, 1.0)
     assert sign_flip_p([1.0] * 10) == pytest.approx(2 / 1024)
     assert sign_flip_p([1.0] * 30) == pytest.approx(2 / 10000), "of 9,999 drawn flips and the observed one"
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 13, 14, 20])
+def test_sign_flips_are_scipys_permutation_test(n):
+    rng = np.random.default_rng(n)
+    for differences in (rng.normal(0.3, 1.0, n), rng.integers(-2, 4, n).astype(float)):  # the second with ties
+        theirs = stats.permutation_test(
+            (differences,), lambda sample, axis: sample.mean(axis=axis), permutation_type="samples", n_resamples=9999, vectorized=True,
+            rng=np.random.default_rng(0),
+        )  # fmt: skip
+        assert sign_flip_p(differences) == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+@pytest.mark.parametrize("df", [1, 2, 4, 30])
+def test_quantiles_are_those_of_students_t(df):
+    for tail in (0.25, 0.025, 1e-6):
+        assert t_quantile(tail, df) == pytest.approx(stats.t.isf(tail, df), rel=1e-12)
 
 
 def test_bca_is_scipys_from_eight_seeds_on_and_the_same_each_time():

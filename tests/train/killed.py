@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from gradreg import cli
-from gradreg.train import command, run_folder, trackers  # noqa: F401  # children inherit what is imported here
+from gradreg.train import command, run_to_folder, trackers  # noqa: F401  # children inherit what is imported here
 
 
 def child(words: list[str]) -> int:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from gradreg.train.devices import Devices
 from gradreg.train.recipe import configuration
-from gradreg.train.run_folder import RunFolder
+from gradreg.train.run_to_folder import run_to_folder
 
 if __name__ == "__main__":
     devices = None
     for folder, settings in json.loads(Path(sys.argv[1]).read_text()):
         config = configuration(settings)
         devices = Devices(config)
-        RunFolder(Path(folder)).run(config, devices=devices)
+        run_to_folder(Path(folder), config, devices=devices)
     if devices is not None:
         devices.close()

@@ -20,7 +20,7 @@ from pathlib import Path
 import torchvision  # noqa: F401  # children inherit what is imported here
 
 from gradreg import cli
-from gradreg.train import command, run_folder, trackers  # noqa: F401  # likewise
+from gradreg.train import command, run_to_folder, trackers  # noqa: F401  # likewise
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL, signal.SIGINT, signal.SIGSTOP)
 EXITS = {signal.SIGTERM: {143, -15}, signal.SIGHUP: {129, -1}, signal.SIGINT: {130}, signal.SIGKILL: {-9}, signal.SIGSTOP: set()}

@@ -19,6 +19,7 @@ import torch
 from gradreg import cli
 from gradreg.train.recipe import configuration
 from gradreg.train.run_folder import RunFolder
+from gradreg.train.run_to_folder import run_to_folder
 
 # 203 images in batches of 40 leave a batch of 3 for two processes; nothing draws but the augmentation, which is the same for any number.
 BASE: dict[str, Any] = {
@@ -68,7 +69,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     for name, changes in RUNS.items():
         alone = configuration({**BASE, **changes, "parallel": "ddp"})
-        RunFolder(folder / "one" / name).run(alone, track=False)
+        run_to_folder(folder / "one" / name, alone, track=False)
     launch(folder, [(folder / "two" / name, {**BASE, **changes}) for name, changes in TOGETHER.items()])
     for name in TOGETHER:
         shutil.copytree(folder / "two" / name, folder / "again" / name)

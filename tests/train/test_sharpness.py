@@ -18,6 +18,7 @@ from gradreg.train.loop import load_data, train
 from gradreg.train.outcome import Epoch
 from gradreg.train.recipe import configuration
 from gradreg.train.run_folder import RunFolder
+from gradreg.train.run_to_folder import run_to_folder
 from gradreg.train.sharpness_recorder import SharpnessRecorder, closures_of
 
 BASE: dict[str, Any] = {
@@ -154,7 +155,7 @@ def test_several_processes_must_be_able_to_share_the_samples():
 
 def test_a_folder_that_is_older_than_the_block_goes_on(tmp_path: Path):
     config = configuration({**BASE, "epochs": 1})
-    RunFolder(tmp_path / "run").run(config, track=False)
+    run_to_folder(tmp_path / "run", config, track=False)
     file = tmp_path / "run" / "config.yaml"
     lines = file.read_text().splitlines(keepends=True)
     first = next(i for i, line in enumerate(lines) if line.startswith("sharpness:"))

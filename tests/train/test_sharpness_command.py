@@ -11,7 +11,8 @@ from gradreg import cli, sharpness
 from gradreg.train import models, sharpness_command
 from gradreg.train.devices import Devices
 from gradreg.train.loop import load_data
-from gradreg.train.run_folder import WEIGHTS, RunFolder, load_weights
+from gradreg.train.run_folder import WEIGHTS, RunFolder
+from gradreg.train.run_to_folder import load_weights
 
 WORDS = ["digits-noisy-labels", "--epochs", "2", "--data.train_size", "200", "--data.validation", "60", "--model.hidden", "[12]"]
 FAST = ["--samples", "90", "--batch", "40", "--vectors", "3"]

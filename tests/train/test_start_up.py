@@ -14,6 +14,9 @@ SLOW = {
 }
 """Packages and modules of which each takes a tenth of a second to import, or many seconds."""
 
+SHORT = "digits-noisy-labels --penalties none sam --rivals epochs --seeds 2 --epochs 1 --data.train_size 300 --workers 1"
+"""A comparison of a few seconds."""
+
 
 def loaded_after(*words: str) -> set[str]:
     """What a fresh interpreter has imported when ``gradreg`` has run ``words``."""
@@ -35,6 +38,19 @@ def test_training_on_digits_imports_pytorch_and_little_else(variant, trackers, t
     options = ["--variant", variant, "--epochs", "1", "--trackers", trackers, "--device", "cpu", "--out", str(tmp_path / "run")]
     allowed = {"accelerate"} if trackers != "[]" else set()
     assert not loaded_after("train", "digits-noisy-labels", *options) & (SLOW - allowed)
+
+
+def test_a_finished_comparison_is_read_without_pytorch(tmp_path):
+    words = SHORT.split()
+    assert loaded_after("compare", *words, "--out", str(tmp_path)) >= {"scipy.special"}
+    before = (tmp_path / "table.md").read_text()
+    assert not loaded_after("compare", *words, "--out", str(tmp_path)) & {*SLOW - {"plotly", "scipy"}, "torch", "scipy.stats"}
+    assert (tmp_path / "table.md").read_text() == before
+
+
+def test_the_first_step_of_a_weighted_penalty_does_not_import_sympy(tmp_path):
+    options = ["--variant", "gnp", "--epochs", "1", "--trackers", "[]", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert "sympy" not in loaded_after("train", "digits-noisy-labels", *options)
 
 
 def test_the_keys_load_without_pytorch():

@@ -57,10 +57,16 @@ class Difference:
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
+def t_quantile(tail: float, df: int) -> float:
+    """What Student's t exceeds with chance ``tail``."""
+    from scipy import special  # not scipy.stats, whose import takes a second
+
+    return -float(special.stdtrit(df, tail))
+
+
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
     """``values − reference`` over the seeds that both have; None if there is none."""
     import numpy as np
-    from scipy import stats
 
     seeds = sorted(values.keys() & reference.keys())
     if not seeds:
@@ -69,7 +75,7 @@ def paired_difference(values: Mapping[int, float], reference: Mapping[int, float
     mean = float(differences.mean())
     if len(seeds) < 2:
         return Difference(mean, None, None, len(seeds))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1) * stats.sem(differences))
+    half = t_quantile((1 - CONFIDENCE) / 2, len(seeds) - 1) * float(differences.std(ddof=1)) / math.sqrt(len(seeds))
     return Difference(mean, mean - half, mean + half, len(seeds))
 
 
@@ -168,44 +174,31 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p of the sign-flip permutation test of one study's mean difference: exact up to 13 seeds, of 9,999 drawn flips beyond.
 
     Under "the penalty changes nothing" variant and baseline could be exchanged at each seed, whatever the distribution. The smallest p
-    that it can give is 2/2ⁿ: .25 at 3 seeds, .0625 at 5, .002 at 10.
+    that it can give is 2/2ⁿ: .25 at 3 seeds, .0625 at 5, .002 at 10. The same number as ``scipy.stats.permutation_test``, without the
+    import of ``scipy.stats``, which takes longer than all else that a finished comparison is read with.
     """
     import numpy as np
-    from scipy import stats
 
     values = np.asarray(differences, dtype=float)
     if len(values) < 2 or not values.any():
         return 1.0
-    if 2 ** len(values) > FLIPS:
-        return _drawn_flips_p(values)
-    found = stats.permutation_test(
-        (values,),
-        lambda sample, axis: sample.mean(axis=axis),
-        permutation_type="samples",
-        n_resamples=FLIPS,
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    )
-    return float(found.pvalue)
-
-
-def _drawn_flips_p(values: NDArray[Any]) -> float:
-    """``scipy.stats.permutation_test`` with drawn flips, which are the same for all variants and need not be drawn for each."""
-    import numpy as np
-
     flips = _flips(len(values))
     rows = max(1, _AT_ONCE // len(values))
     null = np.concatenate([(flips[i : i + rows] * values).mean(axis=-1) for i in range(0, len(flips), rows)])
     observed = values.mean()
     near = abs(observed) * _TIES
-    tails = [(null <= observed + near).sum() + 1, (null >= observed - near).sum() + 1]
-    return float(min(1.0, 2 * min(tails) / (len(null) + 1)))
+    own = 0 if 2 ** len(values) <= FLIPS else 1  # where flips are drawn, the study's own counts as one more
+    tails = [(null <= observed + near).sum() + own, (null >= observed - near).sum() + own]
+    return float(min(1.0, 2 * min(tails) / (len(null) + own)))
 
 
 @lru_cache(maxsize=4)
 def _flips(n: int) -> NDArray[Any]:
-    """The signs that SciPy's permutation test draws for n values, [resamples, n]."""
+    """The flips of n values as signs, [flips, n]: all of them, or those that SciPy's permutation test draws."""
     import numpy as np
+
+    if 2**n <= FLIPS:
+        return (1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)).astype(np.int8)
     from scipy import stats
 
     found: list[NDArray[Any]] = []
@@ -228,11 +221,12 @@ def bca_interval(differences: Sequence[float], *, level: float = CONFIDENCE) -> 
     Source: Efron 1987, Better bootstrap confidence intervals, JASA 82; by ``scipy.stats.bootstrap``.
     """
     import numpy as np
-    from scipy import stats
 
     values = np.asarray(differences, dtype=float)
     if len(values) < FEWEST_FOR_BOOTSTRAP or np.ptp(values) <= ROUNDING * np.abs(values).max():
         return None
+    from scipy import stats
+
     generator = np.random.default_rng(0)
     found = stats.bootstrap((values,), np.mean, confidence_level=level, method="BCa", rng=generator).confidence_interval
     return float(found.low), float(found.high)
@@ -244,11 +238,11 @@ def detectable_difference(n: int, sd: float, *, alpha: float, power: float = POW
     ``sd/√n`` times the noncentrality at which Student's t exceeds its critical value with that chance (the other tail's share is
     neglected: it is below 10⁻³ at a power of .8).
     """
-    from scipy import special, stats
+    from scipy import special
 
     if n < 2:
         return None
-    critical = stats.t.isf(alpha / 2, n - 1)
+    critical = t_quantile(alpha / 2, n - 1)
     return float(special.nctdtrinc(n - 1, 1 - power, critical)) * sd / math.sqrt(n)
 
 

@@ -240,12 +240,10 @@ class Sample:
 
     def interval(self, level: float) -> tuple[float, float] | None:
         """Student's t interval of the mean difference (variant − baseline); None without a spread."""
-        from scipy import stats
-
         test = self.test
         if test.n < 2 or test.sd == 0:
             return None
-        half = float(stats.t.isf((1 - level) / 2, test.n - 1) * test.se)
+        half = statistics.t_quantile((1 - level) / 2, int(test.n) - 1) * float(test.se)
         center = self.sign * float(test.mean)
         return center - half, center + half
 

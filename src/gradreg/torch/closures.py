@@ -241,15 +241,12 @@ class Evaluator:
     def backpropagate(self, loss: Tensor, weight: float | Tensor) -> None:
         """Add ``weight`` times the scaled loss's gradient to ``.grad``."""
         try:
+            # By a product, not backward(weight): a gradient that is given makes PyTorch import SymPy at the first step, half a second.
             if self.backward is not None:
-                self.backward(loss if isinstance(weight, float) and weight == 1.0 else loss * weight)
+                self.backward(_times(loss, weight))
                 self._refuse_graphs()
-                return
-            scaled = self.scaled(loss)
-            if isinstance(weight, Tensor):
-                scaled.backward(weight.to(scaled.device, scaled.dtype).expand_as(scaled))
             else:
-                scaled.backward(None if weight == 1.0 else torch.full_like(scaled, weight))
+                _times(self.scaled(loss), weight).backward()
         except RuntimeError as error:
             if self.repeats_pass and "second time" in str(error):
                 raise RuntimeError(
@@ -279,6 +276,12 @@ class Evaluator:
     def scale(self, like: Tensor) -> float | Tensor:
         """What multiplies the gradients of the loss that is penalized: the loss scale, on the device of ``like``, times ``share``."""
         return self.share if self.scaler is None else self.share * self.scaler.scale(torch.ones((), dtype=like.dtype, device=like.device))
+
+
+def _times(loss: Tensor, weight: float | Tensor) -> Tensor:
+    if isinstance(weight, Tensor):
+        return loss * weight.to(loss.device, loss.dtype)
+    return loss if weight == 1.0 else loss * weight
 
 
 def total(losses: Sequence[Tensor]) -> Tensor:

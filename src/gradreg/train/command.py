@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
     from gradreg.train.checkpoints.policy import Stopped
     from gradreg.train.devices import Devices
     from gradreg.train.outcome import Epoch
-    from gradreg.train.run_folder import CONFIGURATION, RunFolder
+    from gradreg.train.run_folder import CONFIGURATION
+    from gradreg.train.run_to_folder import run_to_folder
 
     devices = Devices(config)
     if devices.processes > 1 and folder is None:
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_, **__: report(f"warning: {message}")
-                result = RunFolder(folder).run(config, show, report=report, devices=devices)
+                result = run_to_folder(folder, config, show, report=report, devices=devices)
         except Stopped as stopped:
             begun = (folder / CONFIGURATION).is_file()
             then = f"Resume with: gradreg train --resume {shlex.quote(str(folder))}" if begun else "Start it with the same command"

@@ -100,7 +100,7 @@ def _evaluated(config: Config, weights: Path, split: str, devices: Devices) -> t
     from gradreg.train import models
     from gradreg.train.evaluation import evaluate
     from gradreg.train.loop import load_data
-    from gradreg.train.run_folder import load_weights
+    from gradreg.train.run_to_folder import load_weights
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)

@@ -66,6 +66,7 @@ def train(
     if resume_from is not None:
         run.state.load(resume_from, run.devices)
     progress = run.state.progress
+    run.best = best_of(progress.history, config.objective.judged)
     if saver is not None:
         saver.begin()
     on_start(progress.history)
@@ -135,6 +136,8 @@ class Run:
             ema=ema,
             divided=devices.processes > 1 and config.parallel == "fsdp",
         )
+        self.best: Epoch | None = None
+        """The epoch with the best metric so far."""
         self.evaluation_batch_size: int = config.evaluation_batch_size or (1000 if self.data.in_memory else config.batch_size)
 
     def train_epoch(self, saver: Saver | None, on_step: OnStep | None) -> None:
@@ -325,10 +328,11 @@ class Run:
         )
         metric = self.config.objective.judged
         record.check(metric)
-        history = state.progress.history
-        best_before = best_of(history, metric)
-        history.append(record)
-        better = best_before is None or metric.is_better(record.judged_by(metric)[1], best_before.judged_by(metric)[1])
-        if self.config.checkpoint.best and record.finite and better:
+        best = best_of([*([] if self.best is None else [self.best]), record], metric)
+        state.progress.history.append(record)
+        if best is self.best:
+            return
+        self.best = best
+        if self.config.checkpoint.best:
             weights = state.weights()
             state.best = weights if self.devices.main else None

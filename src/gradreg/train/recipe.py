@@ -214,6 +214,9 @@ def _parser() -> ArgumentParser:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     from jsonargparse import ArgumentParser
 
+    for schema in (Config, *(kind for kind in _types(Config).values() if is_dataclass(kind))):
+        # Annotations that are text make jsonargparse run the TYPE_CHECKING blocks of their modules, which import PyTorch.
+        schema.__init__.__annotations__ |= _types(schema)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Config)
     return parser

@@ -93,7 +93,8 @@ def _measured(run: str, config: Config, weights: Path, options: Mapping[str, Any
     from gradreg.train import models
     from gradreg.train.devices import Devices
     from gradreg.train.loop import load_data
-    from gradreg.train.run_folder import RunFolder, load_weights
+    from gradreg.train.run_folder import RunFolder
+    from gradreg.train.run_to_folder import load_weights
     from gradreg.train.sharpness_recorder import closures_of
 
     if config.threads is not None:

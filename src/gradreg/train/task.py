@@ -106,11 +106,11 @@ class RecipeVariant(Variant):
 
     def run(self, folder: Path, seed: int, stretch: Fraction, on_progress: OnProgress) -> dict[str, Any]:
         from gradreg.train.checkpoints.policy import Stopped
-        from gradreg.train.run_folder import RunFolder
+        from gradreg.train.run_to_folder import run_to_folder
 
         config = self._configuration(seed, stretch)
         try:
-            return RunFolder(folder).run(config, on_epoch=lambda epoch: on_progress(epoch.epoch / config.epochs), track=False)
+            return run_to_folder(folder, config, on_epoch=lambda epoch: on_progress(epoch.epoch / config.epochs), track=False)
         except Stopped as stopped:  # the run is saved, and this worker has been told to end
             os._exit(128 + stopped.signal_number)
 
