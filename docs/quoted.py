@@ -15,6 +15,7 @@ from pathlib import Path
 import quoted_theory
 from from_results import AUTO, AUTO_ELSEWHERE, ROOT, accuracies, stored
 
+from gradreg.study.probing import Climb, Probe
 from gradreg.study.statistics import paired_difference
 
 
@@ -379,6 +380,15 @@ def best_radius_of_sam() -> str:
     return f"The best of a sweep over the same digits is {best} (`docs/choosing.md`)."
 
 
+def printed_by_the_probe() -> str:
+    """What ``gradreg tune digits-noisy-labels --probe --penalty sam fgr`` says of SAM, from the ``probe.json`` that it wrote."""
+    found = dict(next(one for one in stored("probe-digits.json")["probes"] if one["penalty"] == "sam"))
+    del found["start"], found["range"]
+    found["climbs"] = [Climb(**climb) for climb in found["climbs"]]
+    found["losses"] = [(one["epoch"], one["loss"]) for one in found["losses"]]
+    return " ".join(Probe("digits-noisy-labels", **found).sentences())
+
+
 QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("coming-from-sam.md", looksam_beside_another),
     ("language-models.md", minilm_accuracy),
@@ -412,6 +422,7 @@ QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("quick-start.md", seeds_that_would_tell),
     ("tuning.md", alignment_of_the_best_radii),
     ("tuning.md", best_radius_of_sam),
+    ("tuning.md", printed_by_the_probe),
     *quoted_theory.QUOTED,
 )
 """Page -> the sentence that it must have."""
