@@ -278,6 +278,7 @@ AUTO = {
     "MNIST, 30 % wrong": "mnist-cost",
     "MNIST, right": "mnist-cost-clean",
     "CIFAR-10, 30 % wrong": "cifar10-cost",
+    "CIFAR-10, right": "cifar10-cost-clean",
 }
 AUTO_ELSEWHERE = {
     "digits, AdamW": "digits-cost-adamw",
