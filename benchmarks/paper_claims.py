@@ -124,7 +124,7 @@ def values(result: Mapping[str, Any], variant: str, *, key: str = "test_accuracy
     found: dict[int, float] = {}
     for run in result["runs"]:
         if run["variant"] == variant and run.get("budget", "epochs") == budget:
-            found[run["seed"]] = scale * (run[key] if not run.get("diverged") and run[key] is not None else 1 / result.get("classes", 10))
+            found[run["seed"]] = scale * (1 / result.get("classes", 10) if run.get("diverged") else run[key])
     return found
 
 

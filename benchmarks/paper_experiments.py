@@ -121,7 +121,7 @@ EXPERIMENTS: tuple[Comparison | Measurement, ...] = (
         "fgr-mlp",
         "fgr-mlp-cifar10",
         MLP,
-        5,
+        3,
         {
             **SMALL,
             "data.train_size": 6000,

@@ -105,6 +105,15 @@ def held_out_where_it_hurts() -> str:
     return f"on `cifar10-underfit` {held} points with it, {rows['fgr auto 0.95']} without ({seeds_of('auto-cifar10-underfit-held-out')})"
 
 
+def held_out_where_nothing_helps() -> str:
+    """What held-out images cost on a convolutional network with right labels, where no radius helps."""
+    name = "auto-cifar10-cost-clean-held-out"
+    found = accuracies(name)
+    gain = {variant: paired_difference(found[variant], found["none"]) for variant in ("fgr auto 0.95", "fgr auto 0.95 held out")}
+    without, held = (f"{one.mean:+.2f} {one}" for one in gain.values() if one is not None)
+    return f"On CIFAR-10 with right labels it is {held} points with it and {without} without ({seeds_of(name)})"
+
+
 def seeds_of(name: str) -> str:
     """The number of seeds of a stored comparison of docs/choosing.md, in words."""
     return f"{len(stored(f'choosing/{name}.json')['seeds'])} seeds"
@@ -404,6 +413,7 @@ QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("choosing.md", auto_beside_the_best),
     ("choosing.md", starts_on_digits),
     ("choosing.md", held_out_where_it_hurts),
+    ("choosing.md", held_out_where_nothing_helps),
     ("choosing.md", sam_by_the_same_target),
     ("choosing.md", cosines_at_the_best_radii),
     ("choosing.md", random_directions),

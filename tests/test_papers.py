@@ -60,8 +60,11 @@ def test_a_difference_is_paired_by_seed_and_a_pick_is_by_validation():
     picked = paper_claims.over_picked(("good", "bad"), ("plain",), ("x", "y"))(result)  # validation prefers the worse one on test
     assert picked.text.startswith("x (alone) 40.00 ± 0.00")
     diverged = study(plain=[0.5, 0.6], bad=[0.5, 0.6])
-    diverged["runs"][2]["test_accuracy"] = None
-    assert paper_claims.values(diverged, "bad") == {0: 10.0, 1: 60.0}
+    diverged["runs"][2] = {"variant": "bad", "seed": 0, "budget": "epochs", "test_accuracy": None, "diverged": True}  # as they are stored
+    for key in ("test_accuracy", "validation_accuracy"):
+        assert paper_claims.values(diverged, "bad", key=key)[0] == 10.0
+    assert paper_claims.values(diverged, "bad")[1] == 60.0
+    assert " 35.00 ±" in paper_claims.over_picked(("bad",), ("plain",), ("x", "y"))(diverged).text
 
 
 def test_the_interval_of_a_median_holds_it_as_often_as_it_says():
