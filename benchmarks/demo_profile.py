@@ -11,6 +11,8 @@ seconds of the processor, because other programs may share the machine; medians 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import math
 import os
 import resource
@@ -37,6 +39,7 @@ from rounds import interleaved
 from tables import markdown
 
 RECIPE = "digits-noisy-labels"
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def jobs(seeds: int) -> list[Job]:
@@ -123,13 +126,24 @@ def typed(seeds: int) -> dict[str, float]:
     return found
 
 
+def _adopt() -> None:
+    """Let the processes that outlive the command become this one's: it does not wait for that from which its workers are forked."""
+    if sys.platform == "linux" and ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1):
+        raise OSError("prctl refused to let this process adopt what the command leaves")
+
+
 def _children() -> float:
+    """Seconds of all processes that were started here, with those that they started; waits for the last one's end."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def measure(rounds: int, seeds: int) -> dict[str, Any]:
     torch.set_num_threads(1)
+    _adopt()
     runs = jobs(seeds)
     bare(runs[:1])
     candidates: dict[str, Callable[[], Any]] = {"typed": lambda: typed(seeds), "parts": lambda: parts(runs), "bare": lambda: bare(runs)}

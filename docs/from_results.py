@@ -285,6 +285,7 @@ AUTO_ELSEWHERE = {
     "digits, width 64": "digits-cost-width-64",
     "digits, width 512": "digits-cost-width-512",
     "digits, width 1024": "digits-cost-width-1024",
+    "digits, width 2048": "digits-cost-width-2048",
     "`cifar10-underfit`": "cifar10-underfit-held-out",
 }
 """What docs/choosing.md calls a task and its labels -> the stored results of benchmarks/auto_radius.py; the mean is over the first list."""

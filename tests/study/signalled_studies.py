@@ -30,8 +30,8 @@ def start(words: list[str], out: Path, said: Path) -> int:
 
 
 def workers(group: int) -> list[int]:
-    """The worker processes of a study, which lie in its group."""
-    return [process for process, words in members(group) if "spawn_main" in words]
+    """The worker processes of a study, which lie in its group, and the one that they are forked from."""
+    return [process for process, words in members(group) if "spawn_main" in words or "forkserver" in words]
 
 
 def disturb(folder: Path, name: str, words: list[str], number: signal.Signals, lasts: float, randomness: random.Random) -> str:

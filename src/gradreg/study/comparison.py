@@ -215,7 +215,8 @@ def run_study(
     """
     executor = usable(plan.task, list(plan.variants.values()), executor or LocalExecutor())
     with opened(out) as (folder, mirror):
-        site = Site(folder.resolve(), None if mirror is None else mirror.url, plan.variants[plan.baseline].code, plan.task)
+        plain = plan.variants[plan.baseline]
+        site = Site(folder.resolve(), None if mirror is None else mirror.url, plain.code, plan.task, plain.imports)
         found = _Found(plan, folder / "runs", reading=mirror is not None)
         stored = StoredPlan.of(folder, plan)
         plan = found.plan = stored.timed(plan)

@@ -167,16 +167,13 @@ class Searcher:
             RuntimeError: a worker died.
         """
         with locked(Path(self._signature["folder"]), purpose="--out"):
-            site = Site(self.folder.resolve(), None, self._code(), self.search.task.name)
+            plain = self.search.task.variant(None, {})
+            site = Site(self.folder.resolve(), None, plain.code, self.search.task.name, plain.imports)
             wanted = lambda: self._jobs(max(1, executor.at_a_time()))  # noqa: E731
             jobs = run_jobs(wanted, site.folder / "trials", executor=executor, site=site, on_progress=on_progress)
             with contextlib.closing(jobs) as ended:
                 for job, result in ended:
                     self._take(job, result)
-
-    def _code(self) -> Path | None:
-        """The folder with the task's own code."""
-        return self.search.task.variant(None, {}).code
 
     def findings(self) -> list[Finding]:
         """All trials, of all processes, in the order in which they began."""

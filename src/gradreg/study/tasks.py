@@ -124,6 +124,11 @@ class Variant(ABC):
         return None
 
     @property
+    def imports(self) -> str:
+        """A module that every run imports, which raises nothing where it cannot be; "" for none."""
+        return ""
+
+    @property
     def seed(self) -> int:
         """The first seed of a study."""
         return 0

@@ -84,6 +84,10 @@ class RecipeVariant(Variant):
         return files[0].parent if files else None
 
     @property
+    def imports(self) -> str:
+        return "gradreg.train.preloaded"
+
+    @property
     def seed(self) -> int:
         return self.config.seed
 

@@ -96,12 +96,14 @@ class Site:
         url: where its results are, if that is not the folder.
         code: the folder with the task's own code; None where it has none, or is installed.
         name: of the task.
+        imports: a module that every run imports, which workers of one machine may import once for all; "" for none.
     """
 
     folder: Path
     url: str | None = None
     code: Path | None = None
     name: str = "study"
+    imports: str = ""
 
 
 class Session(ABC):
