@@ -23,6 +23,7 @@ from gradreg import files
 from gradreg.train.configuration import Config
 from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
+from gradreg.train.task import RecipeVariant
 
 TASK, CLASSES = "digits-cost", 10
 WATCHED = ("cosine", "gradient_norm")
@@ -88,7 +89,8 @@ def main() -> None:
         found: list[dict[str, Any]] = []
         for method, radius, job in jobs(TASK, 1, None):
             if radius is not None:
-                found.append({"method": method, "radius": radius, **watch(job.config)})
+                assert isinstance(job.variant, RecipeVariant)
+                found.append({"method": method, "radius": radius, **watch(job.variant.config)})
                 print(method, radius, found[-1]["test_accuracy"], flush=True)
         content = json.dumps({"task": TASK, "runs": found})  # on one line: thousands of numbers
         files.write_text(choosing.RESULTS / "signs.json", content + "\n")

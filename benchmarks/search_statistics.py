@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from gradreg.study.executors.local import LocalExecutor
 from gradreg.study.search import winner
 from gradreg.study.search_space import arms
 from gradreg.study.searcher import Searcher, open_storage
@@ -86,6 +87,10 @@ class MadeUp(Variant):
         return {}
 
     @property
+    def seed(self) -> int:
+        return 100 * self.study  # every search proposes other values
+
+    @property
     def worth(self) -> float:
         """The mean of its metric."""
         of_lr = self.world.by_lr * math.log(self.lr / 0.05) ** 2
@@ -136,7 +141,7 @@ def simulate(world: World, searches: int, folder: Path) -> dict[str, Any]:
         task = MadeUpTask(world, study)
         search = plan_search(task, arms(task, ["sam"], world.search), trials=TRIALS, seeds=SEEDS, confirm=FRESH)
         searcher = Searcher(search, folder, open_storage("memory", folder))
-        searcher.run(workers=0)
+        searcher.run(executor=LocalExecutor(0))
         findings = searcher.findings()
         runs += sum(len(one.scores) for one in findings)
         chosen = {}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import gradreg
 from gradreg import cli, own_code, study
 from gradreg.folders import locked
 from gradreg.registry import CONSTRUCTORS
+from gradreg.study.executors.local import LocalExecutor
 from gradreg.study.functions import load_task
 from gradreg.study.search import Finding, is_behind
 from gradreg.study.search_space import STRENGTHS, arms
@@ -73,6 +75,21 @@ def runs_of(mine: Path) -> list[str]:
 
 
 # ---- what is varied
+
+
+def test_a_search_with_other_seeds_proposes_other_values_and_one_with_the_same_the_same(mine: Path) -> None:
+    def proposed(first: int, folder: str) -> list[dict]:
+        task = load_task(str(mine))
+        planned = plan_search(task, arms(task, ["sam"], {}), trials=3, seeds=1, confirm=2)
+        search = replace(planned, seeds=range(first, first + 1))
+        (mine.parent / folder).mkdir()
+        searcher = Searcher(search, mine.parent / folder, open_storage("memory", mine.parent))
+        searcher.run(executor=LocalExecutor(0))
+        return [dict(one.values) for one in searcher.findings()]
+
+    one, again, other = proposed(0, "one"), proposed(0, "again"), proposed(5, "other")
+    assert one == again
+    assert not any(value in other for value in one)
 
 
 def test_every_penalty_has_strengths_and_both_ends_build(mine: Path) -> None:

@@ -43,6 +43,35 @@ def test_a_mapping_at_once_replaces_the_mapping():
     assert typed("--flooding.level", "0.5", "--flooding.name", "batch").flooding == {"name": "batch", "level": 0.5}
 
 
+@pytest.mark.parametrize(
+    ("text", "block"),
+    [
+        ("sam:rho=0.3", {"name": "sam", "rho": 0.3}),
+        ("fgr:gamma=0.1,epsilon=0.1", {"name": "fgr", "gamma": 0.1, "epsilon": 0.1}),
+        ("sam:rho=0.3,warmup={kind: zero, steps: 3}", {"name": "sam", "rho": 0.3, "warmup": {"kind": "zero", "steps": 3}}),
+        ("sam", {"name": "sam"}),
+        ("none", None),
+    ],
+)
+def test_a_penalty_may_be_written_as_a_comparison_has_it(text, block):
+    assert typed("--penalty", text).penalty == typed(f"--penalty={text}").penalty == block
+    assert typed("--penalty", text, "--penalty.every", "2").penalty == {**(block or {}), "every": 2} if block else True
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sam:rho", "must be written NAME:KEY=VALUE"),
+        ("sam:rho=0.3@lr=0.1", "--penalty must be a penalty alone; got 'sam:rho=0.3@lr=0.1', which changes lr too. Write --KEY VALUE"),
+        ("{name: sam", "--penalty must be valid YAML"),
+        ("smam", "unknown penalty 'smam'"),
+    ],
+)
+def test_a_penalty_written_otherwise_is_told_in_words(text, told):
+    with pytest.raises((ValueError, TypeError), match=re.escape(told)):
+        typed("--penalty", text)
+
+
 def test_options_may_come_with_their_block():
     config = typed("--optimizer", "{name: adamw, options: {betas: [0.5, 0.6]}}")
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.options) == ("adamw", 0.2, {"betas": [0.5, 0.6]})
@@ -67,7 +96,7 @@ def test_under_another_name_no_key_of_the_recipes_is_left():
         (["--model.hidden"], ValueError, "--model.hidden must be followed by its value; got nothing."),
         (["--model.hidden", "--epochs", "3"], ValueError, "--model.hidden must be followed by its value; got '--epochs'."),
         (["--model.hidden", "[3"], ValueError, "--model.hidden must be valid YAML; got this from the parser:"),
-        (["--penalty", "sam"], TypeError, "penalty must be a mapping of keys to values; got 'sam' (str)."),
+        (["--penalty", "3"], TypeError, "penalty must be a mapping of keys to values; got 3."),
         (["--model", "null"], TypeError, "model must not be null. Leave it out for its default."),
         (["--model.when", "2020-13-45"], ValueError, "--model.when must be valid YAML; got this from the parser: month must be in 1..12"),
         (["--optimizer", "sgd"], ValueError, "optimizer must be a mapping of keys to values. Write --optimizer.KEY VALUE"),

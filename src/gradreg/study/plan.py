@@ -350,7 +350,7 @@ def make_plan(
         if baseline in variants:
             raise ValueError(
                 f"{baseline!r} must be plain training, to which the others are compared; got a variant of that name with "
-                f"{variants[baseline].method}. Rename the variant."
+                f"{variants[baseline].method}. Rename the variant; if its penalty comes from --penalty, give that as --penalties."
             )
     plain = variants.get(baseline) or named.get(baseline) or task.variant(None, {})
     variants = {baseline: plain, **{name: variant for name, variant in variants.items() if name != baseline}}

@@ -288,9 +288,10 @@ class Searcher:
         study = self._studies[arm.name]
         trial = study.ask()
         trial.set_user_attr("process", self._signature)
-        # Seeded by the trial's place, so that a search that is taken up again proposes what it would have, and two processes differ.
+        # Seeded by the trial's place, so that a search that is taken up again proposes what it would have, and two processes differ; and by
+        # the first seed of the runs, so that a search repeated with other seeds does not propose the same once more.
         place = sum(one.state.name != "FAIL" for one in study.get_trials(deepcopy=False)[: trial.number])
-        seed = int.from_bytes(hashlib.sha256(f"{arm.name} {place}".encode()).digest()[:4], "big")
+        seed = int.from_bytes(hashlib.sha256(f"{arm.name} {self.search.seeds[0]} {place}".encode()).digest()[:4], "big")
         study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, self.search.trials // 4), constant_liar=True)
         for key, one in arm.space.items():
             suggest(trial, key, one)

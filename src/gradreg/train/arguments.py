@@ -9,6 +9,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from gradreg import checks, own_code
 from gradreg.command_lines import Parser
+from gradreg.study.variants import parse_penalty
 from gradreg.train.configuration import Config
 from gradreg.train.data.configuration import DataConfig
 from gradreg.train.recipe import FREE
@@ -155,7 +156,8 @@ def separate(argv: Sequence[str], taken: Sequence[str] = ()) -> tuple[list[str],
         if not has_value and text.startswith("--"):
             raise ValueError(f"{option} must be followed by its value; got {'nothing' if text == '--' else repr(text)}.")
         if mapping is not None:
-            found.append(Typed(mapping, tuple(key.removeprefix(mapping).split(".")[1:]), read_yaml(option, text)))
+            value = _penalty(option, text) if key == "penalty" else read_yaml(option, text)
+            found.append(Typed(mapping, tuple(key.removeprefix(mapping).split(".")[1:]), value))
             continue
         block, *inside = key.split(".")
         value = text if inside or block not in _BLOCKS else _block(block, read_yaml(option, text))
@@ -209,6 +211,29 @@ def _block(name: str, value: Any) -> Any:
     if value is not None and not isinstance(value, Mapping):
         raise ValueError(f"{name} must be a mapping of keys to values. Write --{name}.KEY VALUE (gradreg train --help explains every key)")
     return value
+
+
+def _penalty(option: str, text: str) -> Any:
+    """The block ``penalty``, in YAML or as ``gradreg compare --penalties`` has it: ``sam:rho=0.1``, or ``none``.
+
+    Raises:
+        ValueError: neither, or with options of the task.
+    """
+    written = text.strip().startswith("{")
+    try:
+        value = read_yaml(option, text)
+    except ValueError:
+        if written:
+            raise
+        value = text
+    if not isinstance(value, str):
+        return value
+    block, changes = parse_penalty(text)
+    if changes:
+        raise ValueError(
+            f"{option} must be a penalty alone; got {text!r}, which changes {', '.join(changes)} too. Write --KEY VALUE for each."
+        )
+    return block
 
 
 def _with(before: Any, path: tuple[str, ...], value: Any) -> Any:
