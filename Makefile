@@ -44,6 +44,7 @@ lint: $(STAMP) ## check format, lint, types, and the tables of the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/pyright -p benchmarks
 	$(BIN)/python docs/typing_for_users.py
 	$(BIN)/python docs/tables.py --check
 

@@ -56,10 +56,10 @@ def bare(runs: list[Job]) -> float:
         config = job.variant._configuration(job.seed, job.stretch)  # type: ignore[attr-defined]
         torch.manual_seed(config.seed)
         data = load(config.data, config.augmentation, seed=config.seed, device=torch.device("cpu"))
-        whole = next(data.train.batches(1, len(data.train)))
+        whole: Any = next(data.train.batches(1, len(data.train)))
         images, labels = whole.images, whole.labels
         assert data.validation is not None
-        held = [(batch.images, batch.labels) for part in (data.test, data.validation) for batch in part.batches(len(part))]
+        held = [batch.labeled() for part in (data.test, data.validation) for batch in part.batches(len(part))]
         model = models.create(config.model, classes=10, image_shape=(1, 8, 8)).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=config.optimizer.lr, momentum=config.optimizer.momentum)
         steps = config.epochs * math.ceil(len(labels) / config.batch_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch._C._profiler import _EventType
@@ -26,7 +27,8 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         event = pending.pop()
         pending.extend(event.children)
         if event.tag == _EventType.Allocation:
-            allocations.append((event.start_time_ns, event.extra_fields.alloc_size))
+            fields: Any = event.extra_fields  # of an allocation
+            allocations.append((event.start_time_ns, fields.alloc_size))
     held = peak = 0
     for _, size in sorted(allocations):
         held += size

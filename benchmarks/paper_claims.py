@@ -364,7 +364,7 @@ def law_slope(result: Any) -> Measured:
     best = {(run["l2"], run["seed"]): int(steps[int(np.argmax(run["accuracies"]))]) for run in result["runs"]}
     late = {l2 for (l2, _), step in best.items() if step > 0.9 * steps[-1]}
     kept = {key: step for key, step in best.items() if key[0] not in late}
-    fit = stats.linregress(np.log([l2 for l2, _ in kept]), np.log(list(kept.values())))
+    fit: Any = stats.linregress(np.log([l2 for l2, _ in kept]), np.log(list(kept.values())))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(kept) - 2) * fit.stderr)
     low, high = float(fit.slope) - half, float(fit.slope) + half
     seeds = len({seed for _, seed in kept})

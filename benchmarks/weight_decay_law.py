@@ -83,7 +83,7 @@ def without_peak(group: list[dict[str, Any]], axis: str) -> set[float]:
 
 def slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """Log-log slope with its 95 % interval (Student's t over all runs)."""
-    fit = stats.linregress(np.log(x), np.log(y))
+    fit: Any = stats.linregress(np.log(x), np.log(y))
     half = float(stats.t.ppf(0.975, len(x) - 2) * fit.stderr)
     return float(fit.slope), float(fit.slope) - half, float(fit.slope) + half
 
