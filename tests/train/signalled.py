@@ -53,12 +53,15 @@ def wait(process: int, seconds: float = 60) -> int:
 
 
 def nobody_left(group: int) -> None:
-    """Until no process of the group runs, for 5 seconds at most."""
+    """Until no process of the group runs, for 5 seconds at most. One that has ended may wait longer for process 1 to notice."""
     until = time.monotonic() + 5
     while time.monotonic() < until:
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
+            return
+        found = members(group)
+        if found and all(words.startswith("Z") for _, words in found):
             return
         time.sleep(0.01)
     left = [words for process, words in members(group)]

@@ -23,7 +23,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -150,10 +149,13 @@ class _Pool(Session):
         return ProcessPoolExecutor(self._workers, mp_context=self._context, initializer=_start_worker, initargs=initial)
 
     def _start_fork_server(self) -> None:
-        """Wait until it has imported what it is to, by a process that does nothing.
+        """Wait until the server has imported what it is to: until it has forked a process that does nothing.
 
-        Workers that it forks only then find this process dead and what they share gone, and say so, if this process is killed meanwhile.
+        Requests for workers would wait in its queue meanwhile; were this process killed, the workers would be forked nevertheless, find
+        what they share gone, and print tracebacks.
         """
+        from multiprocessing import forkserver
+
         with _waiting_for(signal.SIGINT), _few_threads(self._threads):
             forkserver.ensure_running()
         try:
