@@ -101,9 +101,11 @@ def catches_interrupts(process: int) -> bool:
     [(signal.SIGINT, 130, ["gradreg: interrupted"]), (signal.SIGHUP, 129, []), (signal.SIGTERM, 143, [])],
     ids=["SIGINT", "SIGHUP", "SIGTERM"],
 )
-def test_a_signal_to_all_while_workers_start_is_answered_without_tracebacks(number, status, answer, tmp_path):
+@pytest.mark.parametrize(("task", "starting"), [("mine.py", "spawn_main"), ("recipe.yaml", "forkserver")])
+def test_a_signal_to_all_while_workers_start_is_answered_without_tracebacks(number, status, answer, task, starting, tmp_path):
     (tmp_path / "mine.py").write_text(TASK)
-    words = ["compare", str(tmp_path / "mine.py"), "--penalties", "none", "sam", "--workers", "2", "--out", str(tmp_path / "out")]
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    words = ["compare", str(tmp_path / task), "--penalties", "none", "sam", "--workers", "2", "--out", str(tmp_path / "out")]
     # Ignored, in a shell's background jobs or by nohup, they would be ignored here too.
     handled = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
     handled = {which: signal.signal(which, handler) for which, handler in handled.items()}
@@ -115,7 +117,7 @@ def test_a_signal_to_all_while_workers_start_is_answered_without_tracebacks(numb
         for which, handler in handled.items():
             signal.signal(which, handler)
     try:
-        while not any("spawn_main" in line and catches_interrupts(worker) for worker, line in members(process.pid)):
+        while not any(starting in line and catches_interrupts(worker) for worker, line in members(process.pid)):
             assert process.poll() is None
             time.sleep(0.001)
         os.killpg(process.pid, number)
