@@ -177,9 +177,10 @@ def table(results: dict[str, Any]) -> str:
             )
         runs = float(np.mean([row["runs"] for row in side["searches"]]))
         notes.append(
-            f"{side['title']}: the oracle, {side['oracle']:.3g}, {np.mean(oracle):.2f} %; plain training as the recipe has it "
-            f"{np.mean(side['plain']):.2f} %. The searches lie {np.mean(below):+.2f} from the oracle in the mean, at "
-            f"{100 * runs / side['grid_runs']:.0f} % of the grid's runs; the grid's own choices {np.mean(chosen):+.2f}."
+            f"- {side['title']}: the oracle, {side['oracle']:.3g}, {np.mean(oracle):.2f} %; plain training as the recipe has it "
+            f"{np.mean(side['plain']):.2f} %. The searches lie {np.mean(below):+.2f} from the oracle in the mean, "
+            f"{sum(one >= -0.3 for one in below)} of {len(below)} within 0.3, at {100 * runs / side['grid_runs']:.0f} % of the grid's "
+            f"runs; the grid's own choices {np.mean(chosen):+.2f}, {sum(one >= -0.3 for one in chosen)} of {len(chosen)} within 0.3."
         )
     header = (
         "searched",
@@ -192,7 +193,7 @@ def table(results: dict[str, Any]) -> str:
         "against the oracle",
         "runs",
     )
-    return "\n".join([markdown(header, rows), *notes, signature(results, "optuna")]) + "\n"
+    return "\n".join([markdown(header, rows), "", *notes, "", signature(results, "optuna")]) + "\n"
 
 
 if __name__ == "__main__":
