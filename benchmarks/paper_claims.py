@@ -163,7 +163,10 @@ def over_picked(ours: Sequence[str], others: Sequence[str], names: tuple[str, st
 
     def measure(result: Any) -> Measured:
         sides = [picked(result, group) for group in (ours, others)]
-        labels = [f"{name} ({side.partition(':')[2] or 'alone'})" for name, side in zip(names, sides, strict=True)]
+        labels: list[str] = []
+        for name, side, group in zip(names, sides, (ours, others), strict=True):
+            setting = side.partition(":")[2] or (side if len(group) > 1 else "")
+            labels.append(f"{name} ({setting})" if setting else name)
         return difference(*((label, values(result, side)) for label, side in zip(labels, sides, strict=True)))
 
     return measure
