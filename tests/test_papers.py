@@ -58,7 +58,7 @@ def test_a_difference_is_paired_by_seed_and_a_pick_is_by_validation():
     assert (found.low, found.high) == (pytest.approx(1.0), pytest.approx(1.0))  # though the seeds differ by twenty points
     assert found.text.startswith("a 61.00 ± 10.00, b 60.00 ± 10.00: +1.00")
     picked = paper_claims.over_picked(("good", "bad"), ("plain",), ("x", "y"))(result)  # validation prefers the worse one on test
-    assert picked.text.startswith("x (alone) 40.00 ± 0.00")
+    assert picked.text.startswith("x (bad) 40.00 ± 0.00, y 60.00")
     diverged = study(plain=[0.5, 0.6], bad=[0.5, 0.6])
     diverged["runs"][2] = {"variant": "bad", "seed": 0, "budget": "epochs", "test_accuracy": None, "diverged": True}  # as they are stored
     for key in ("test_accuracy", "validation_accuracy"):
