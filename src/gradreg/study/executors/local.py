@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -159,7 +160,13 @@ class _Pool(Session):
         with _waiting_for(signal.SIGINT), _few_threads(self._threads):
             forkserver.ensure_running()
         try:
-            self._context.Process(target=_nothing, daemon=True).start()  # type: ignore[attr-defined]
+            try:
+                self._context.Process(target=_nothing, daemon=True).start()  # type: ignore[attr-defined]
+            except ConnectionRefusedError:  # one that was killed a moment ago was taken for alive
+                time.sleep(1.0)
+                with _waiting_for(signal.SIGINT), _few_threads(self._threads):
+                    forkserver.ensure_running()
+                self._context.Process(target=_nothing, daemon=True).start()  # type: ignore[attr-defined]
         except (EOFError, OSError) as error:
             raise RuntimeError(
                 "the process that imports what all workers need died meanwhile, perhaps for lack of memory. Run the command again; with "
