@@ -52,7 +52,7 @@ def measure(task: str, seeds: int, root: str | None, runs: Path, workers: int) -
     for name, group in wanted.items():
         ended = [RunFolder(runs / job.folder).result() or {} for job in group]
         variants[name] = {
-            "cost": float(np.mean([job.evaluations or 0 for job in group])) / unit,
+            "cost": float(np.mean([float(job.evaluations) for job in group])) / unit,
             "test_accuracies": [None if r["diverged"] else r["test_accuracy"] for r in ended],
         }
     return {"task": task, "seeds": [job.seed for job in wanted[PLAIN]], "variants": variants}

@@ -75,7 +75,7 @@ def run(task: str, root: str | None) -> None:
                 {
                     "variant": variant,
                     "seed": seed,
-                    "test": [round(e.test_accuracy or 0.0, 6) for e in history],
+                    "test": [round(float(e.test_accuracy), 6) for e in history],
                     "validation": [round(e.validation_accuracy or 0.0, 6) for e in history],
                     "weight decay": [e.weight_decay for e in history],
                 }

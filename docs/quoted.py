@@ -138,6 +138,7 @@ def auto_beside_the_best() -> str:
             assert difference is not None
             assert difference.high is not None
             assert (difference.high > -0.3) == (title != "digits, width 2048"), title
+            assert (difference.mean < -1) == (title == "digits, width 2048"), title
             assert (difference.high < 0) == (title in ("digits, width 512", "digits, width 1024", "digits, width 2048")), title
     return "up to width 1024 no interval lies below -0.3 as a whole"
 

@@ -69,6 +69,21 @@ def new_folder(stem: Path) -> Path:
     raise AssertionError("the numbers do not end")
 
 
+def keep_aside(folder: Path, *, purpose: str) -> None:
+    """Rename a folder that is there, after the time, so that another can take its place.
+
+    Raises:
+        FolderInUse: another process writes it.
+    """
+    with suppress(FileNotFoundError):
+        if folder.exists():
+            with locked(folder, purpose=purpose):  # nobody writes it
+                pass
+            stem = folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+            taken = itertools.chain([stem], (stem.with_name(f"{stem.name}-{i}") for i in itertools.count(2)))
+            folder.rename(next(path for path in taken if not path.exists()))
+
+
 def _acquired(folder: Path, purpose: str) -> int:
     """The descriptor of the folder's lock, held."""
     for left in itertools.count(_TRIES, -1):

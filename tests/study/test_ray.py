@@ -55,7 +55,9 @@ def words(mine: Path, out: str, *more: str) -> list[str]:
 
 
 def complete(folder: Path) -> dict[Path, int]:
-    return {file: file.stat().st_mtime_ns for file in (folder / "runs").rglob("result.json")}
+    # rglob raises where a folder vanishes meanwhile, as that of a run which another worker takes over.
+    files = [Path(place) / "result.json" for place, _, names in os.walk(folder / "runs") if "result.json" in names]
+    return {file: file.stat().st_mtime_ns for file in files}
 
 
 def wait_for(found, process: subprocess.Popen[str]) -> None:

@@ -315,6 +315,27 @@ def test_more_trials_are_added_to_a_search(mine: Path) -> None:
     assert len(more.findings) == 6
 
 
+def test_where_more_trials_choose_another_winner_the_comparison_of_the_old_one_is_kept_aside(mine: Path) -> None:
+    def comparisons() -> list[Path]:
+        return sorted((mine.parent / "out").glob("confirmation*"))
+
+    few = tuned(mine)
+    (old,) = comparisons()
+    table = (old / "table.md").read_text()
+    runs = len(runs_of(mine))
+    assert tuned(mine).chosen == few.chosen  # nothing is run again, and nothing moved
+    assert (comparisons(), len(runs_of(mine))) == ([old], runs)
+    trials = 4
+    while (more := tuned(mine, trials=(trials := trials + 1))).chosen["sam"].values == few.chosen["sam"].values:
+        assert comparisons() == [old]
+    new, aside = comparisons()
+    assert (new, (aside / "table.md").read_text()) == (old, table)
+    assert more.comparison is not None
+    assert (new / "table.md").read_text() != table
+    tuned(mine, trials=trials)
+    assert comparisons() == [new, aside]
+
+
 # ---- what is told
 
 

@@ -55,7 +55,7 @@ def test_a_mapping_at_once_replaces_the_mapping():
 )
 def test_a_penalty_may_be_written_as_a_comparison_has_it(text, block):
     assert typed("--penalty", text).penalty == typed(f"--penalty={text}").penalty == block
-    assert typed("--penalty", text, "--penalty.every", "2").penalty == {**(block or {}), "every": 2} if block else True
+    assert typed("--penalty", "bgr", "--penalty", text).penalty == block
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gradreg import checks
+from gradreg.folders import keep_aside
 from gradreg.study import task_arguments
 from gradreg.study.executors.executor import command_options, from_command
 from gradreg.study.plan import RIVALS, make_plan
@@ -57,7 +57,7 @@ def _compare(argv: Sequence[str]) -> int:
     executor = from_command(options)
     out = options["out"] or f"runs/{plan.task}"
     if options["fresh"]:
-        keep_aside(out)
+        begin_afresh(out)
 
     from rich.console import Console
 
@@ -111,17 +111,16 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in ("seeds", "rivals", "margin", "until", "max_seeds")}
 
 
-def keep_aside(out: Path | str) -> None:
-    """Rename a folder that is there, after the time, so that another can take its place.
+def begin_afresh(out: Path | str) -> None:
+    """Keep a folder that is there aside.
 
     Raises:
         ValueError: a URL.
+        FolderInUse: another process writes it.
     """
-    folder = Path(out)
     if is_url(str(out)):
         raise ValueError(f"--fresh must go with a folder, which is renamed; got {str(out)!r}. Name another --out.")
-    if folder.exists():
-        folder.rename(folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    keep_aside(Path(out), purpose="--out")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradreg.study import task_arguments
-from gradreg.study.command import ended_by_signals, keep_aside
+from gradreg.study.command import begin_afresh, ended_by_signals
 from gradreg.study.executors.executor import command_options, from_command
 from gradreg.study.search_space import SYNTAX, arms, parse_search
 
@@ -79,7 +79,7 @@ def _tune(argv: Sequence[str]) -> int:
     executor = from_command(options)
     folder = search_folder(options["out"], task)
     if options["fresh"]:
-        keep_aside(folder)
+        begin_afresh(folder)
 
     from rich.console import Console
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gradreg import checks, files
+from gradreg.folders import keep_aside
 from gradreg.study.comparison import Comparison, resolve_task, run_study, usable
 from gradreg.study.executors.executor import Executor, as_executor
 from gradreg.study.executors.local import LocalExecutor, refuse_where_a_worker_imports_it
@@ -20,6 +22,8 @@ from gradreg.study.tasks import Task
 from gradreg.study.urls import is_url
 
 RESULTS = "search.json"
+CONFIRMATION, CHOSEN = "confirmation", "chosen.json"
+"""The folder of the comparison of what was chosen, and the file there that says what that was."""
 SCHEMA = 1
 
 
@@ -232,7 +236,19 @@ def run_search(
         return found
     chosen = {arm.name: winner(findings, arm, search.task.metric) for arm in search.searched}
     variants = {arm.name: arm.variant(search.task, chosen[arm.name].values if arm.space else {}) for arm in search.arms}
-    comparison = run_study(search.confirmation(variants), folder / "confirmation", executor=executor, command=command, on_record=on_record)
+    confirmation = _confirmation(folder, {name: dict(one.values) for name, one in chosen.items()})
+    comparison = run_study(search.confirmation(variants), confirmation, executor=executor, command=command, on_record=on_record)
     found = Tuning(search, findings, chosen, comparison, folder)
     found.report()
     return found
+
+
+def _confirmation(folder: Path, chosen: Mapping[str, Any]) -> Path:
+    """The folder in which these choices are compared; one with others, made before trials were added, is kept aside."""
+    confirmation = folder / CONFIRMATION
+    held, text = confirmation / CHOSEN, json.dumps(chosen, indent=2, sort_keys=True) + "\n"
+    if confirmation.exists() and not (held.is_file() and held.read_text(encoding="utf-8", errors="replace") == text):
+        keep_aside(confirmation, purpose="--out")
+    files.make_directory(confirmation, purpose="--out")
+    files.write_text(held, text)
+    return confirmation

@@ -1,7 +1,7 @@
 """``--executor local``: runs in worker processes of this machine, none of which outlives this process; or one by one in this process.
 
 On Linux workers are forked from a process of their own that has imported what every run imports (``Site.imports``), once for all of them:
-PyTorch takes seconds of the processor, and 150 MB. Elsewhere, and where a task says nothing of its imports, each begins from nothing.
+PyTorch takes seconds of the processor. Elsewhere, and where a task says nothing of its imports, each begins from nothing.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ _LOST = 255
 """What multiprocessing takes for the exit code of a worker whose fork server has died, which ends it."""
 _TOLD_TO_END = (-signal.SIGTERM, 128 + signal.SIGTERM, 0, _LOST)
 """Exit codes of workers that did not die by themselves."""
+
+_DYING = 10.0
+"""Seconds that a process which was killed may take to end."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of glibc's mallopt."""
@@ -157,21 +160,21 @@ class _Pool(Session):
         """
         from multiprocessing import forkserver
 
-        with _waiting_for(signal.SIGINT), _few_threads(self._threads):
-            forkserver.ensure_running()
-        try:
+        until = time.monotonic() + _DYING
+        while True:
+            with _waiting_for(signal.SIGINT), _few_threads(self._threads):
+                forkserver.ensure_running()
             try:
                 self._context.Process(target=_nothing, daemon=True).start()  # type: ignore[attr-defined]
-            except ConnectionRefusedError:  # one that was killed a moment ago was taken for alive
-                time.sleep(1.0)
-                with _waiting_for(signal.SIGINT), _few_threads(self._threads):
-                    forkserver.ensure_running()
-                self._context.Process(target=_nothing, daemon=True).start()  # type: ignore[attr-defined]
-        except (EOFError, OSError) as error:
-            raise RuntimeError(
-                "the process that imports what all workers need died meanwhile, perhaps for lack of memory. Run the command again; with "
-                "--workers 0 the runs go on in one process."
-            ) from error
+                return
+            except (EOFError, OSError) as error:
+                # One that was killed a moment ago refuses, and is taken for alive until the system has cleaned up after it.
+                if not isinstance(error, ConnectionRefusedError) or time.monotonic() > until:
+                    raise RuntimeError(
+                        "the process that imports what all workers need died meanwhile, perhaps for lack of memory. Run the command again; "
+                        "with --workers 0 the runs go on in one process."
+                    ) from error
+            time.sleep(0.05)
 
     def submit(self, works: Sequence[Work]) -> None:
         for work in works:
@@ -324,7 +327,7 @@ def _keep_freed_memory() -> None:
     """Let glibc keep up to 64 MB of freed memory instead of giving it back, from the first step on.
 
     It comes to that by itself once a block of 32 MB has been freed. The largest tensors of a small network are smaller, and their pages
-    would be given back and zeroed anew in every step: measured, 3 % of the processor's time in `gradreg compare digits-noisy-labels`.
+    would be given back and zeroed anew in every step.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
