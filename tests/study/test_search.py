@@ -18,11 +18,10 @@ from scipy import stats
 import gradreg
 from gradreg import cli, own_code, study
 from gradreg.folders import locked
-from gradreg.registry import CONSTRUCTORS
 from gradreg.study.executors.local import LocalExecutor
 from gradreg.study.functions import load_task
 from gradreg.study.search import Finding, is_behind
-from gradreg.study.search_space import STRENGTHS, arms
+from gradreg.study.search_space import arms
 from gradreg.study.searcher import Searcher, open_storage, opened_storage
 from gradreg.study.tasks import TaskError
 from gradreg.study.tuning import plan_search
@@ -74,7 +73,7 @@ def runs_of(mine: Path) -> list[str]:
     return (mine.parent / "runs.txt").read_text().splitlines()
 
 
-# ---- what is varied
+# ---- what is proposed
 
 
 def test_a_search_with_other_seeds_proposes_other_values_and_one_with_the_same_the_same(mine: Path) -> None:
@@ -90,52 +89,6 @@ def test_a_search_with_other_seeds_proposes_other_values_and_one_with_the_same_t
     one, again, other = proposed(0, "one"), proposed(0, "again"), proposed(5, "other")
     assert one == again
     assert not any(value in other for value in one)
-
-
-def test_every_penalty_has_strengths_and_both_ends_build(mine: Path) -> None:
-    assert set(STRENGTHS) == set(CONSTRUCTORS) - {"auto"}  # whose radius sets itself
-    found = arms(load_task(str(mine)), list(STRENGTHS), {})
-    assert [arm.name for arm in found] == ["none", *STRENGTHS]
-    assert not found[0].space
-    assert all(arm.space for arm in found[1:])
-
-
-def test_gamma_follows_epsilon_unless_it_is_given_or_searched(mine: Path) -> None:
-    task = load_task(str(mine))
-    _, both, given, searched = arms(task, ["fgr", "fgr:gamma=0.1", "fgr:epsilon=0.3"], {})
-    assert both.variant(task, {"penalty.epsilon": 0.2}).penalty == gradreg.fgr(gamma=0.2, epsilon=0.2)
-    assert given.variant(task, {"penalty.epsilon": 0.2}).penalty == gradreg.fgr(gamma=0.1, epsilon=0.2)
-    assert not searched.space  # γ follows the given ε
-    assert searched.variant(task, {}).penalty == gradreg.fgr(gamma=0.3, epsilon=0.3)
-    _, arm = arms(task, ["fgr"], {"gamma": "log:0.01:1"})
-    assert set(arm.space) == {"penalty.gamma", "penalty.epsilon"}
-    assert arm.variant(task, {"penalty.epsilon": 0.2, "penalty.gamma": 0.4}).penalty == gradreg.fgr(gamma=0.4, epsilon=0.2)
-
-
-def test_options_are_searched_on_both_sides_and_modifiers_kept(mine: Path) -> None:
-    task = load_task(str(mine))
-    plain, arm = arms(task, ["sam:every=2@width=8"], {"lr": "log:0.01:1", "rho": "0.1:0.2"})
-    assert set(plain.space) == {"lr"}
-    assert set(arm.space) == {"lr", "penalty.rho"}
-    variant = arm.variant(task, {"lr": 0.3, "penalty.rho": 0.15})
-    assert (variant.penalty, variant.options["lr"], variant.options["width"]) == (gradreg.sam(rho=0.15).every(2), 0.3, 8)
-    assert plain.variant(task, {"lr": 0.3}).options["width"] == 4
-
-
-@pytest.mark.parametrize(
-    ("penalties", "search", "told"),
-    [
-        (["sma"], {}, "unknown penalty 'sma'"),
-        (["none"], {}, "one that is tuned; got 'none'"),
-        ([], {}, "at least one"),
-        (["sam"], {"momentum": "0:1"}, "unknown option of task 'mine': 'momentum'"),
-        (["sam"], {"width": "0.5:2.5"}, "none, searched at width=0.5.*width"),
-        (["sam"], {"rho": "-1:1"}, "sam, searched at penalty.rho=-1: .*rho"),
-    ],
-)
-def test_what_cannot_be_searched_is_said_before_anything_is_trained(mine: Path, penalties, search, told: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=told):
-        arms(load_task(str(mine)), penalties, search)
 
 
 # ---- what is dropped

@@ -141,6 +141,25 @@ def test_where_the_process_that_forks_them_dies_the_runs_are_lost_and_not_to_bla
 
 
 @on_linux
+def test_where_a_killed_process_is_still_taken_for_alive_it_is_waited_for(monkeypatch):
+    """As in the moment between the end of its sockets and that of the process, which cannot be met on purpose."""
+    from multiprocessing import context
+
+    start, refused = context.ForkServerProcess.start, list[str]()
+
+    def refusing(process):
+        if len(refused) < 3:
+            refused.append(process.name)
+            raise ConnectionRefusedError
+        start(process)
+
+    monkeypatch.setattr(context.ForkServerProcess, "start", refusing)
+    (one,) = carried_out([Work("about", partial(about_itself, ()))], workers=1)
+    assert one["imported"]
+    assert len(refused) == 3
+
+
+@on_linux
 def test_a_process_that_dies_while_it_imports_is_told_in_words(tmp_path):
     (tmp_path / "fatal.py").write_text("import os\nos._exit(3)\n")
     script = (
