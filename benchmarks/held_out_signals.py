@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import choosing
 import gradreg
+from gradreg.torch import GradientRegularizer
 from gradreg.train import recipe as recipes
 from gradreg.train.devices import Devices
 from gradreg.train.loop import Run
@@ -47,7 +48,8 @@ def signals(task: str, seed: int, root: str | None) -> tuple[dict[str, list[floa
     penalty = {**gradreg.auto().to_dict(), "held_out": SHARE}
     run = Run(config := configuration({**choosing.base_of(recipes.load(task), root), "penalty": penalty, "seed": seed}), Devices(config))
     found: dict[str, list[float]] = {name: [] for name in SIGNALS}
-    regularizer, model = run.state.regularizer, run.state.model
+    model = run.state.model
+    regularizer = run.state.regularizer = GradientRegularizer(model, run.penalty.penalty)  # acts from the first step on
     penalized = regularizer.backward
 
     def backward(closures: Sequence[Callable[[], Tensor]], *, held_out: Callable[[], Tensor], **options: Any) -> Any:

@@ -5,7 +5,9 @@
 Every round runs one step of every method in a random order, each on its own copy of the model, in one process; the reported time of
 a method is the median over rounds of its ratio to "two" in the same round, so that a machine whose speed drifts disturbs all alike. "two"
 is two forward and backward passes with the gradients set to None in between and one optimizer step: the floor for a method of two passes.
-"accumulating" is the same with gradients that add up, the floor for GNP and F-GR, whose result is a sum of two gradients.
+"accumulating" is the same with gradients that add up, the floor for GNP and F-GR, whose result is a sum of two gradients. F-GR
+does not need the norm of the gradient, which ``metrics`` tell all the same: "no norm" is without (``measure_norm=False``), as
+``gradreg train`` runs it except for the last step of an epoch.
 ``--clock processor`` counts the processor time of all threads instead of the wall clock's, for machines on which others work too.
 
 ``--keep-freed-memory`` tells glibc's allocator to keep what is freed, as PyTorch's own on a GPU and jemalloc do. By default it may hand a
@@ -63,6 +65,7 @@ METHODS: dict[str, steps.Build] = {
     "two": partial(steps.plain, passes=2),
     ACCUMULATING: partial(steps.plain, passes=2, accumulating=True),
     **{name: partial(steps.regularized, penalty=penalty) for name, penalty in OURS.items()},
+    "F-GR, no norm": partial(steps.regularized, penalty=OURS["F-GR"], measure_norm=False),
     "pytorch_optimizer SAM": their_sam,
 }
 

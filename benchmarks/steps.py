@@ -44,9 +44,10 @@ def plain(model: nn.Module, *, passes: int, accumulating: bool = False) -> Updat
     return update
 
 
-def regularized(model: nn.Module, *, penalty: GradientPenalty) -> Update:
-    """SGD with gradreg's ``penalty``."""
-    regularizer, optimizer = GradientRegularizer(model, penalty), torch.optim.SGD(model.parameters(), **SGD)
+def regularized(model: nn.Module, *, penalty: GradientPenalty, measure_norm: bool = True) -> Update:
+    """SGD with gradreg's ``penalty``; see ``GradientRegularizer`` for ``measure_norm``."""
+    regularizer = GradientRegularizer(model, penalty, measure_norm=measure_norm)
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
 
     def update(loss: Loss) -> None:
         regularizer.backward(loss)

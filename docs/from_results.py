@@ -291,6 +291,26 @@ AUTO_ELSEWHERE = {
 """What docs/choosing.md calls a task and its labels -> the stored results of benchmarks/auto_radius.py; the mean is over the first list."""
 
 
+HELD_OUT = {
+    "digits, 30 % wrong, 5 % held out": "digits-cost",
+    "MNIST, 30 % wrong, 5 %": "mnist-cost",
+    "CIFAR-10, 30 % wrong, 2 %": "cifar10-cost",
+    "CIFAR-10, right, 2 %": "cifar10-cost-clean",
+    "`cifar10-underfit`, 2 %": "cifar10-underfit",
+}
+"""What docs/choosing.md calls a task and what is held out of it -> the stored results of ``benchmarks/auto_radius.py --held-out``."""
+
+
+def choosing_held_out() -> str:
+    """What held-out images save where a penalty hurts, and cost where it helps: a row for each task, from the stored runs."""
+    rows: list[tuple[str, ...]] = []
+    for title, name in HELD_OUT.items():
+        found = accuracies(f"auto-{name}-held-out")
+        plain, auto, held = found["none"], found["fgr auto 0.95"], found["fgr auto 0.95 held out"]
+        rows.append((title, str(len(plain)), f"{mean(list(plain.values())):.2f}", over(auto, plain), over(held, plain)))
+    return markdown(("task, labels", "seeds", "plain, %", "`auto()` over plain", "with held-out images"), rows)
+
+
 def choosing_auto() -> str:
     """Whether ``gradreg.auto()`` is as good as the best fixed radius of F-GR: a row for each task, from the stored runs."""
     rows: list[tuple[str, ...]] = []

@@ -28,6 +28,7 @@ from from_papers import frameworks, paper_count, paper_runs, papers
 from from_results import (
     STORED,
     choosing_auto,
+    choosing_held_out,
     choosing_seconds,
     choosing_shares,
     choosing_signs,
@@ -181,6 +182,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "edge": edge,
     "sharpness-methods": sharpness_methods,
     "choosing-auto": choosing_auto,
+    "choosing-held-out": choosing_held_out,
     "peer-suites": peer_suites,
     "choosing-seconds": choosing_seconds,
     "choosing-shares": choosing_shares,

@@ -78,7 +78,8 @@ def test_a_constant_factor_changes_nothing() -> None:
 
 
 def test_equal_products_decide_at_the_fifth() -> None:
-    assert [state.helps for state in after(HeldOut(memory=1000), [-0.1] * 6)] == [1, 1, 1, 1, 0, 0]
+    for memory in (4, 20, 1000):
+        assert [state.helps for state in after(HeldOut(memory=memory), [-0.1] * 6)] == [1, 1, 1, 1, 0, 0]
 
 
 def test_what_is_not_finite_changes_nothing() -> None:
@@ -107,13 +108,42 @@ def test_it_comes_back() -> None:
     assert 55 < back < 80  # the memory of 20 measurements
 
 
+@pytest.mark.parametrize(("samples", "met"), [(100, True), (10_000, False)])
+def test_the_second_condition_compares_the_mean_gradient_with_its_sampling_noise(samples: int, met: bool) -> None:
+    """Gradients of single samples are N(m, C) with tr(C) = 16 and ‖m‖² = 1, in batches of 20: r is .16 and .0016, above and below .05."""
+    draw, size, dimensions = random.Random(11), 20, 4
+    rule = HeldOut(steps_per_epoch=samples // size)
+    state = rule.waiting
+    assert state is not None
+    helps: list[float] = []
+    for _ in range(400):
+        g, h = ([draw.gauss(0.5, 2.0 / math.sqrt(size)) for _ in range(dimensions)] for _ in range(2))
+        excess = rule.excess(sum(a * a for a in g), sum(a * b for a, b in zip(g, h, strict=True)))
+        state = rule.update(state, excess, NUMBERS)
+        helps.append(state.helps)
+    assert helps[:4] == [0.0] * 4
+    assert sum(helps[50:]) / 350 == pytest.approx(float(met), abs=0.1)
+
+
+def test_the_second_condition_is_that_r_exceeds_the_noise() -> None:
+    rule = HeldOut(steps_per_epoch=8, noise=0.1)
+    for square, product in ((1.0, 0.5), (1.0, 0.6), (3.0, 2.0), (1.0, -0.2)):
+        r = math.inf if product <= 0 else (square - product) / (8 * product)
+        assert (rule.excess(square, product) > 0) == (r > 0.1)
+    assert HeldOut().waiting is None
+    assert rule.waiting == rule.initial._replace(helps=0.0)
+
+
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
         (lambda: HeldOut(every=0), ValueError, "^every must be >= 1; got 0"),
-        (lambda: HeldOut(memory=1), ValueError, "^memory must be >= 2; got 1"),
+        (lambda: HeldOut(memory=3), ValueError, "^memory must be >= 4; got 3"),
         (lambda: HeldOut(off=0.0), ValueError, "^off must be .*> 0; got 0"),
         (lambda: HeldOut(on=-1.0), ValueError, "^on must be .*>= 0; got -1"),
+        (lambda: HeldOut(steps_per_epoch=0), ValueError, "^steps_per_epoch must be >= 1; got 0"),
+        (lambda: HeldOut(steps_per_epoch=5, noise=0.0), ValueError, "^noise must be .*> 0; got 0.*Leave steps_per_epoch out"),
+        (lambda: HeldOut().excess(1.0, 1.0), ValueError, "^steps_per_epoch must be given for the second condition; got None"),
     ],
 )
 def test_what_it_refuses(build: Callable[[], object], error: type[Exception], message: str) -> None:

@@ -374,7 +374,7 @@ def auto(*, target: float = 0.95) -> GradientPenalty:
 
     With the radius set to one alignment, SAM and F-GR are the same within noise, and on digits with wrong labels as good as the best
     fixed radius of a sweep (docs/choosing.md). It does not know whether a penalty helps: where a network underfits, use none, or give
-    ``regularizer.backward`` held-out samples by ``held_out=``.
+    ``regularizer.backward`` held-out samples by ``held_out=``, with ``HeldOut(steps_per_epoch=...)``.
 
     Args:
         target: the alignment that the radius aims at, in (0, 1); smaller is stronger. See ``gradreg.AutoRadius``.

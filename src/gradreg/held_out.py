@@ -1,8 +1,9 @@
 """Whether a penalty helps: a switch that follows what its correction does to the loss of data that are held out of training.
 
 A step with gradient G in place of g changes a held-out loss, to first order, by −lr·⟨G − g, h⟩ more than the plain step, with h the
-gradient of that loss. ``HeldOut`` holds the rule by which these measurements switch the strength off and on. It is written once: its
-arithmetic is that of ``torch`` or of ``jax.numpy``, on scalars that stay on the accelerator, or of Python.
+gradient of that loss; and ⟨g, h⟩ against ‖g‖² tells whether the training set has been used up, so that there is overfitting to prevent.
+``HeldOut`` holds the rule by which these measurements switch the strength off and on. It is written once: its arithmetic is that of
+``torch`` or of ``jax.numpy``, on scalars that stay on the accelerator, or of Python.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ _LARGEST = 5.0
 
 
 class HelpState(NamedTuple):
-    """What is carried from one measurement to the next, as scalars: exponentially weighted sums, and the switch.
+    """What is carried from one measurement to the next of one kind, as scalars: exponentially weighted sums, and the switch.
 
     Args:
-        mean: of the measured inner products, each in units of the scale before it.
+        mean: of the measured numbers, each in units of the scale before it.
         square: of their squares, in the same units.
         weight: of 1: what ``mean`` must be divided by while there are few measurements.
         weight_squares: of the squared weights: weight² / weight_squares measurements of equal weight would be as good.
-        scale: the average size of the last products, 0 before the first.
-        helps: 1 while the penalty is on, 0 while it is off.
+        scale: the average size of the last ones, 0 before the first.
+        helps: 1 while they are for the penalty, 0 while they are against it.
     """
 
     mean: Any
@@ -54,21 +55,36 @@ class HeldOut:
 
         off where   m < −off · e          on again where   m > on · e
 
-    and nothing between them changes the switch. It begins on, and judges from five measurements on. A decision holds from the next
+    and nothing between them changes the switch. It judges from five measurements on. A decision holds from the next
     measurement on, so that nothing is waited for on an accelerator. While the penalty is off, steps are plain, and those that measure
     compute what it would do and give the plain gradient; so it comes back where it begins to help.
 
-    Its horizon is one step: what costs held-out loss now and pays later (a strong penalty at the start of training) counts as harm.
+    Its horizon is one step: what costs held-out loss now and pays later (a strong penalty at the start of training) counts as harm, and
+    what lowers it now and costs later (every step of a penalty on a network that underfits) as help. So there is a second condition,
+    with ``steps_per_epoch`` n: the penalty waits until there is something to prevent. A batch's gradient is the mean gradient ḡ and
+    noise, E‖g‖² = ‖ḡ‖² + tr(C)/B and E⟨g, h⟩ = ‖ḡ‖², so that::
+
+        r = (‖g‖² − ⟨g, h⟩) / (n·⟨g, h⟩)        estimates        tr(C)/N / ‖ḡ‖²
+
+    with N = nB training samples: what the accident of which were drawn adds to the squared length of the gradient over all of them, in
+    units of what is left without it. While r is small, following that gradient generalizes; where it is not, the samples themselves are
+    being learned. The penalty begins off, and is on where ‖g‖² − (1 + noise·n)·⟨g, h⟩ is positive on average, by the same rule. Where
+    nothing is seen twice n has no bound, and it stays off. Both gradients should be those of one loss: what only the training loss has
+    (augmentation, mixup, flooding) counts as noise.
 
     Args:
         every: penalized steps from one measurement to the next, ≥ 1.
-        memory: how many measurements the averages reach back, ≥ 2: their decay is 1 − 1 / memory.
+        memory: how many measurements the averages reach back, ≥ 4: their decay is 1 − 1 / memory.
         off: standard errors below 0 at which it switches off, > 0.
         on: standard errors above 0 at which it switches on again, ≥ 0.
+        steps_per_epoch: optimizer steps in which every training sample is seen once, ≥ 1; None for the first condition alone.
+        noise: what r must exceed, > 0. Chosen on other seeds than those reported (``docs/choosing.md``).
 
     Cost: 1 / ``every`` of an evaluation of the held-out loss a step, and while the penalty is off that share of its own passes. Memory, at
     steps that measure: four copies of the gradients.
-    Source: ours; Yu et al. 2024 (LETS, arXiv 2408.08222) adapt the radius by a hypergradient of the squared gap between two losses.
+    Source: ours; Yu et al. 2024 (LETS, arXiv 2408.08222) adapt the radius by a hypergradient of the squared gap between two losses, and
+    Mahsereci et al. 2017 (arXiv 1703.09580) stop training where the gradient is no longer than its sampling noise, which they measure
+    by the variance over a batch.
 
     Five products of −0.2 and −0.4 have the mean −0.28 and the standard error 0.05, here in units of 0.2:
 
@@ -85,24 +101,44 @@ class HeldOut:
     memory: int = 20
     off: float = 2.0
     on: float = 1.0
+    steps_per_epoch: int | None = None
+    noise: float = 0.07
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "every", checks.whole("every", self.every, minimum=1))
-        object.__setattr__(self, "memory", checks.whole("memory", self.memory, minimum=2))
+        object.__setattr__(self, "memory", checks.whole("memory", self.memory, minimum=4))
         object.__setattr__(self, "off", checks.positive("off", self.off, remedy="Leave held_out out to never switch off."))
         object.__setattr__(self, "on", checks.non_negative("on", self.on))
+        if self.steps_per_epoch is not None:
+            object.__setattr__(self, "steps_per_epoch", checks.whole("steps_per_epoch", self.steps_per_epoch, minimum=1))
+        object.__setattr__(self, "noise", checks.positive("noise", self.noise, remedy="Leave steps_per_epoch out to wait for nothing."))
 
     @property
     def initial(self) -> HelpState:
         """The state before the first measurement, as Python numbers."""
         return HelpState(0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
+    @property
+    def waiting(self) -> HelpState | None:
+        """The same for the second condition, which is not met before it has been measured; None without ``steps_per_epoch``."""
+        return None if self.steps_per_epoch is None else self.initial._replace(helps=0.0)
+
+    def excess(self, square: Any, product: Any) -> Any:
+        """What the second condition averages, from ‖g‖² and ⟨g, h⟩: positive where r exceeds ``noise``.
+
+        Raises:
+            ValueError: without ``steps_per_epoch``.
+        """
+        if self.steps_per_epoch is None:
+            raise ValueError("steps_per_epoch must be given for the second condition; got None. Pass the batches of an epoch.")
+        return square - (1.0 + self.noise * self.steps_per_epoch) * product
+
     def update(self, state: HelpState, product: Any, ops: Any) -> HelpState:
-        """The state after a measurement; one that is not finite (a zero correction, an overflow) changes nothing.
+        """The state of one condition after a measurement; one that is not finite (a zero correction, an overflow) changes nothing.
 
         Args:
             state: the state before it.
-            product: what it measured.
+            product: what it measured: ⟨G − g, h⟩, or ``excess``.
             ops: ``torch``, ``jax.numpy`` or ``gradreg.auto_radius.NUMBERS``; the numbers are its scalars.
         """
         known = ops.isfinite(product)

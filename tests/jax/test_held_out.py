@@ -119,6 +119,72 @@ def test_the_switch_follows_the_rule_over_many_steps() -> None:
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("branch", ["cond", "select"])
+@pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
+def test_a_penalty_that_waits_begins_off_and_measures_both(penalty: GradientPenalty, branch: Any) -> None:
+    params, x, y = problem()
+    rule = HeldOut(every=3, steps_per_epoch=7, noise=0.5)
+    g, h = flat(jax.grad(fit)(params, x, y)), flat(jax.grad(kept)(params, x, y))
+    alone = value_and_grad(fit, penalty, held_out=kept)
+    _, _, acting = alone(params, x, y, state=alone.init(params))
+    looking = value_and_grad(fit, penalty, held_out=kept, rule=rule, with_metrics=True, branch=branch)
+    state, run = looking.init(params), jax.jit(looking)
+    for step in range(4):
+        (_, metrics), found, state = run(params, x, y, state=state)
+        np.testing.assert_allclose(flat(found), g, rtol=1e-9, atol=1e-12)
+        assert float(metrics.strength) == 0.0
+        if step == 0:
+            switch = state["held_out"]
+            assert float(measured(switch)) == pytest.approx(float(measured(acting["held_out"])), rel=1e-9)
+            assert float(measured(switch["noise"])) == pytest.approx(g @ g - (1 + 0.5 * 7) * (g @ h), rel=1e-9)
+    assert (int(state["held_out"]["count"]), bool(state["held_out"]["helps_now"])) == (4, False)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("correction", [0.0, 1.0])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_the_penalty_is_on_where_both_conditions_hold(correction: float, noise: float) -> None:
+    params, x, y = problem()
+    looking = value_and_grad(fit, gradreg.sam(rho=0.3), held_out=kept, rule=HeldOut(every=3, steps_per_epoch=7), with_metrics=True)
+    state, firm = looking.init(params), {"mean": 0.0, "square": 1e6, "weight": 1.0, "weight_squares": 0.1, "scale": 1.0}
+    given = {**firm, "helps": correction, "noise": {**firm, "helps": noise}, "count": 0, "helps_now": correction * noise > 0}
+    state = {**state, "held_out": jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), state["held_out"], given)}
+    for _ in range(4):
+        (_, metrics), _, state = looking(params, x, y, state=state)
+        assert float(metrics.strength) == pytest.approx(0.3 * correction * noise)
+        assert float(state["held_out"]["noise"]["helps"]) == noise
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_loss_scale_weighs_neither_condition() -> None:
+    params, x, y = problem()
+    looking = value_and_grad(fit, gradreg.sam(rho=0.3), held_out=kept, rule=HeldOut(steps_per_epoch=7))
+    switches = [looking(params, x, y, state=looking.init(params), loss_scale=scale)[2]["held_out"] for scale in (1.0, 1024.0)]
+    for own, scaled in (switches, [switch["noise"] for switch in switches]):
+        assert float(measured(scaled)) == pytest.approx(float(measured(own)), rel=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("which", ["the training gradient", "the held-out gradient", "every common parameter"])
+def test_a_vector_that_is_zero_is_no_measurement(which: str) -> None:
+    """As in PyTorch, where such a product is NaN: no weight of it is in the averages of either condition."""
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+
+    def loss(p: Any) -> jax.Array:
+        return 0.5 * jnp.sum(p["a"] ** 2) * (which != "the training gradient")
+
+    def other(p: Any) -> jax.Array:
+        return jnp.sum(p["b" if which == "every common parameter" else "a"] ** 2) * (which != "the held-out gradient")
+
+    looking = value_and_grad(loss, gradreg.sam(rho=0.3), held_out=other, rule=HeldOut(steps_per_epoch=7))
+    _, _, state = looking(params, state=looking.init(params))
+    assert float(state["held_out"]["noise"]["weight"]) == 0.0
+    assert int(state["held_out"]["count"]) == 1
+    if which != "every common parameter":
+        assert float(state["held_out"]["weight"]) == 0.0
+
+
+@pytest.mark.usefixtures("x64")
 def test_rests_of_the_penalty_do_not_count() -> None:
     params, x, y = problem()
     looking = value_and_grad(fit, gradreg.sam(rho=0.3).every(2), held_out=kept)
@@ -163,6 +229,10 @@ def test_shards_agree() -> None:
     def theirs(p: Any, a: Any, b: Any) -> jax.Array:
         return squared_error(p, a[2:], b[2:])
 
+    rule = HeldOut(steps_per_epoch=7, noise=0.5)
+    waits = value_and_grad(mine, gradreg.sam(rho=0.3), held_out=theirs, rule=rule, axis_name="shards")
+    initial = waits.init(params)
+    _, _, waited = jax.vmap(lambda a, b: waits(params, a, b, state=initial), axis_name="shards")(xs, ys)
     looking = value_and_grad(mine, gradreg.sam(rho=0.3), held_out=theirs, axis_name="shards")
     state = looking.init(params)
     _, found, following = jax.vmap(lambda a, b: looking(params, a, b, state=state), axis_name="shards")(xs, ys)
@@ -173,6 +243,7 @@ def test_shards_agree() -> None:
     )
     switch = following["held_out"]
     np.testing.assert_allclose(measured(switch), 2 * [(G - g) @ h], rtol=1e-9)
+    np.testing.assert_allclose(measured(waited["held_out"]["noise"]), 2 * [g @ g - (1 + 0.5 * 7) * (g @ h)], rtol=1e-9)
     assert_close(jax.tree.map(lambda leaf: leaf[0], found), jax.tree.map(lambda leaf: leaf[1], found))
 
 

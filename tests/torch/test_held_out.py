@@ -21,7 +21,7 @@ from .cases import Problem, assert_close, assert_same_bits, dropout_batchnorm_pr
 from .ranks import run_ranks
 
 TRAIN, KEPT = slice(0, 5), slice(5, 8)
-EVERY = HeldOut(every=1, memory=2)
+EVERY = HeldOut(every=1, memory=4)
 
 PENALTIES = {
     "sam": gradreg.sam(rho=0.3),
@@ -97,7 +97,7 @@ def test_a_step_measures_the_product_and_is_unchanged(penalty: GradientPenalty, 
     if earlier:
         for p in problem.model.parameters():
             p.grad = torch.full_like(p, 3.0)
-    regularizer = GradientRegularizer(problem.model, penalty, held_out=HeldOut(memory=2))
+    regularizer = GradientRegularizer(problem.model, penalty, held_out=HeldOut(memory=4))
     regularizer.backward(problem.closure(TRAIN), held_out=problem.closure(KEPT))
     assert_close(gradients(problem.model), {name: v + 3.0 * earlier for name, v in expected.items()})
     regularizer.decoupled_step(torch.optim.SGD(problem.model.parameters(), lr=0.0))
@@ -127,6 +127,111 @@ def test_a_penalty_that_is_off_gives_the_plain_gradient(penalty: GradientPenalty
         spent.append(regularizer.metrics.evaluations - before)
     own = penalty.evaluations_at(0)
     assert spent == [own + 1, 1, 1, own + 1]
+
+
+WAITING = HeldOut(every=3, steps_per_epoch=7, noise=0.5)
+
+
+def excess_of(problem: Problem, rule: HeldOut = WAITING, train: slice = TRAIN, kept: slice = KEPT) -> float:
+    assert rule.steps_per_epoch is not None
+    g, h = gradient(problem, train), gradient(problem, kept)
+    return product_of(g, g) - (1 + rule.noise * rule.steps_per_epoch) * product_of(g, h)
+
+
+@pytest.mark.usefixtures("accelerated")
+@pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
+def test_a_penalty_that_waits_begins_off_and_measures_both(penalty: GradientPenalty) -> None:
+    problem = tanh_problem()
+    g, expected = gradient(problem, TRAIN), excess_of(problem)
+    alone = GradientRegularizer(problem.model, penalty, held_out=HeldOut(every=3))
+    alone.backward(problem.closure(TRAIN), held_out=problem.closure(KEPT))
+    alone.decoupled_step(torch.optim.SGD(problem.model.parameters(), lr=0.0))
+    problem.model.zero_grad()
+    regularizer = GradientRegularizer(problem.model, penalty, held_out=WAITING)
+    spent: list[float] = []
+    for _ in range(4):
+        before = regularizer.metrics.evaluations
+        problem.model.zero_grad()
+        regularizer.backward(problem.closure(TRAIN), held_out=problem.closure(KEPT))
+        assert_close(gradients(problem.model), g)
+        regularizer.decoupled_step(torch.optim.SGD(problem.model.parameters(), lr=1.0))
+        assert regularizer.metrics.strength == 0.0
+        spent.append(regularizer.metrics.evaluations - before)
+        if len(spent) == 1:
+            state = switch_of(regularizer)
+            assert measured(state) == pytest.approx(measured(switch_of(alone)), abs=1e-12)
+            assert measured(state["noise"]) == pytest.approx(expected, rel=1e-9)
+            assert (state["noise"]["helps"], state["helps"], state["count"]) == (0.0, 1.0, 1)
+    own = penalty.evaluations_at(0)
+    assert spent == [own + 1, 1, 1, own + 1]
+
+
+@pytest.mark.usefixtures("accelerated")
+@pytest.mark.parametrize(("correction", "noise"), [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
+def test_the_penalty_is_on_where_both_conditions_hold(correction: float, noise: float) -> None:
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.3), held_out=WAITING)
+    firm = {"mean": 0.0, "square": 1e6, "weight": 1.0, "weight_squares": 0.1, "scale": 1.0}  # errors that no measurement outweighs
+    state = {**firm, "helps": correction, "noise": {**firm, "helps": noise}, "count": 0, "helps_now": correction * noise > 0}
+    regularizer.load_state_dict({**regularizer.state_dict(), "held_out": state})
+    for _ in range(5):
+        regularizer.backward(problem.closure(TRAIN), held_out=problem.closure(KEPT))
+        assert regularizer.metrics.strength == 0.3 * correction * noise
+        assert switch_of(regularizer)["helps"] == correction
+        assert switch_of(regularizer)["noise"]["helps"] == noise
+
+
+def test_a_penalty_that_waits_needs_held_out_data() -> None:
+    problem = tanh_problem()
+    with pytest.raises(ValueError, match=r"^held_out must be given with HeldOut\(steps_per_epoch=\.\.\.\), .*; got none"):
+        GradientRegularizer(problem.model, gradreg.sam(rho=0.3), held_out=WAITING).backward(problem.closure(TRAIN))
+    GradientRegularizer(problem.model, None, held_out=WAITING).backward(problem.closure(TRAIN))
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.3), held_out=WAITING)
+    state = dict.fromkeys(["mean", "square", "weight", "weight_squares", "scale", "helps"], 0.0)
+    with pytest.raises(ValueError, match=r"^held_out must be the state of the same rule; got one of a HeldOut without steps_per_epoch"):
+        regularizer.load_state_dict({**regularizer.state_dict(), "held_out": {**state, "count": 0, "helps_now": True}})
+    other = GradientRegularizer(problem.model, gradreg.sam(rho=0.3))
+    with pytest.raises(ValueError, match=r"^held_out must be the state of the same rule; got one of a HeldOut with steps_per_epoch"):
+        other.load_state_dict({**other.state_dict(), "held_out": {**state, "noise": state, "count": 0, "helps_now": True}})
+    with pytest.raises(ValueError, match=r"^held_out\.noise must hold mean and square"):
+        regularizer.load_state_dict({**regularizer.state_dict(), "held_out": {**state, "noise": {}, "count": 0, "helps_now": True}})
+
+
+def of_a_regression(samples: int, steps: int, seed: int) -> list[float]:
+    """Of each tenth of the steps, how much of it the second condition held: 40 weights fitted to noisy labels, in batches of 20."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, 40, dtype=torch.float64, generator=draw)
+    y, size = x.sum(1) + 3 * torch.randn(samples, dtype=torch.float64, generator=draw), 20
+    model = nn.Linear(40, 1, bias=False, dtype=torch.float64)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    regularizer = GradientRegularizer(model, gradreg.sam(rho=0.01), held_out=HeldOut(every=2, steps_per_epoch=samples // size))
+    on: list[float] = []
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return (model(x).squeeze(1) - y).square().mean() / 2
+
+    for step in range(steps):
+        if step % (samples // size) == 0:
+            order = torch.randperm(samples, generator=draw)
+        rows = order[step % (samples // size) * size :][:size]
+        fresh = torch.randn(size, 40, dtype=torch.float64, generator=draw)
+        wanted = fresh.sum(1) + 3 * torch.randn(size, dtype=torch.float64, generator=draw)
+        optimizer.zero_grad()
+        regularizer.backward(lambda rows=rows: loss(x[rows], y[rows]), held_out=lambda a=fresh, b=wanted: loss(a, b))
+        on.append(switch_of(regularizer)["noise"]["helps"])
+        optimizer.step()
+    tenth = steps // 10
+    return [sum(on[i : i + tenth]) / tenth for i in range(0, steps, tenth)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_it_waits_until_the_samples_are_used_up(seed: int) -> None:
+    """40 samples for 40 weights are learned by heart; of 20,000, of which each is seen at most once, none is."""
+    few, many = (of_a_regression(samples, 200, seed) for samples in (40, 20_000))
+    assert min(few[2:]) > 0.9
+    assert max(many) < 0.1
 
 
 def test_a_decision_holds_from_the_next_measurement_on() -> None:
@@ -224,6 +329,21 @@ def test_a_loss_scale_does_not_enter_and_an_overflow_is_no_measurement() -> None
     assert switch_of(regularizer) == {**state, "count": 2}
 
 
+@pytest.mark.usefixtures("accelerated")
+def test_a_loss_scale_does_not_enter_the_second_condition() -> None:
+    problem = tanh_problem()
+    rule = HeldOut(every=1, memory=4, steps_per_epoch=7, noise=0.5)
+    expected = excess_of(problem, rule)
+
+    class Scaling:
+        def scale(self, outputs: Tensor) -> Tensor:
+            return 1024.0 * outputs
+
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=0.3), held_out=rule)
+    regularizer.backward(problem.closure(TRAIN), held_out=problem.closure(KEPT), scaler=Scaling())
+    assert measured(switch_of(regularizer)["noise"]) == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("penalty", "options", "message"),
     [
@@ -308,31 +428,37 @@ def test_it_comes_back_when_it_begins_to_help(seed: int) -> None:
     assert shares[2] > 0.9
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_ended() -> None:
+@pytest.mark.parametrize("rule", [HeldOut(every=5), HeldOut(every=5, steps_per_epoch=2)], ids=["acts", "waits"])
+def test_a_resumed_run_goes_on_as_if_it_had_not_ended(rule: HeldOut) -> None:
     """In the middle of a pause between two measurements, with a decision that does not hold yet."""
     found: list[dict[str, Any]] = []
     for stop in (None, 43, 45):
         draw, model = torch.Generator().manual_seed(0), Valley()
-        regularizer = GradientRegularizer(model, VALLEY["sam"], held_out=HeldOut(every=5))
+        regularizer = GradientRegularizer(model, VALLEY["sam"], held_out=rule)
         for step in range(90):
             if step == stop:
-                state, regularizer = regularizer.state_dict(), GradientRegularizer(model, VALLEY["sam"], held_out=HeldOut(every=5))
+                state, regularizer = regularizer.state_dict(), GradientRegularizer(model, VALLEY["sam"], held_out=rule)
                 regularizer.load_state_dict(state)
             noise, other = torch.randn(2, dtype=torch.float64, generator=draw)
             model.zero_grad()
             regularizer.backward(lambda m=model, n=noise: m.fit(n), held_out=lambda m=model, n=other: m.held_out(n, 3.0))
             torch.optim.SGD(model.parameters(), lr=0.05).step()
-        found.append({**values(model), **{k: torch.tensor(float(v)) for k, v in switch_of(regularizer).items()}})
+        switch = {**switch_of(regularizer)}
+        noise = {f"noise.{k}": v for k, v in switch.pop("noise", {}).items()}
+        found.append({**values(model), **{k: torch.tensor(float(v)) for k, v in {**switch, **noise}.items()}})
     assert_same_bits(found[1], found[0])
     assert_same_bits(found[2], found[0])
     assert found[0]["helps_now"] == 0.0
 
 
-def on_ranks(rank: int, world: int, penalty: GradientPenalty, scope: str, every_second: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def on_ranks(
+    rank: int, world: int, penalty: GradientPenalty, scope: str, every_second: bool, waits: bool = False
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     problem = tanh_problem()
     rows, kept = slice(rank * 2, rank * 2 + 2), slice(4 + rank * 2, 6 + rank * 2)
     here = Problem(DistributedDataParallel(problem.model), problem.x, problem.y)
-    regularizer = GradientRegularizer(here.model, penalty, scope=scope, held_out=HeldOut(every=2 if every_second else 1))  # type: ignore[arg-type]
+    rule = HeldOut(every=2, steps_per_epoch=7, noise=0.5) if waits else HeldOut(every=2 if every_second else 1)
+    regularizer = GradientRegularizer(here.model, penalty, scope=scope, held_out=rule)  # type: ignore[arg-type]
     if every_second:  # off, so that the steps give the plain gradient
         off = {
             "mean": -0.5,
@@ -353,7 +479,8 @@ def on_ranks(rank: int, world: int, penalty: GradientPenalty, scope: str, every_
 def test_under_data_parallelism_all_ranks_measure_the_same(tmp_path: Path) -> None:
     """What the averaged gradients say: of the result, of the plain gradient, and of the held-out losses."""
     penalty = gradreg.fgr(gamma=0.2, epsilon=0.5)
-    cases = {f"{scope}-{off}": (on_ranks, (penalty, scope, off)) for scope in ("local", "global") for off in (False, True)}
+    cases: dict[str, Any] = {f"{scope}-{off}": (on_ranks, (penalty, scope, off)) for scope in ("local", "global") for off in (False, True)}
+    cases |= {f"{scope}-waits": (on_ranks, (penalty, scope, False, True)) for scope in ("local", "global")}
     found = run_ranks(2, cases, tmp_path)
     problem = tanh_problem()
     theta = twins.parameters_of(problem.model)
@@ -369,3 +496,8 @@ def test_under_data_parallelism_all_ranks_measure_the_same(tmp_path: Path) -> No
             for _, result in (ours, theirs):
                 assert_close(result, g if off else expected)
         assert measured(found[f"{scope}-False"][0][0]) == pytest.approx(product_of(change, h), abs=1e-9)
+        ours, theirs = found[f"{scope}-waits"]
+        assert ours[0] == theirs[0]
+        assert measured(ours[0]["noise"]) == pytest.approx(product_of(g, g) - (1 + 0.5 * 7) * product_of(g, h), abs=1e-9)
+        for _, result in (ours, theirs):
+            assert_close(result, g)

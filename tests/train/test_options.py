@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import gradreg
+from gradreg import HeldOut
 from gradreg.torch import GradientRegularizer
 from gradreg.train.configuration import Config, OptimizerConfig, ScheduleConfig
 from gradreg.train.data.configuration import DataConfig
@@ -242,12 +243,14 @@ def test_what_does_not_go_with_m(changes, message):
 
 
 def test_a_share_of_the_training_images_tells_whether_the_penalty_helps():
-    """50 of 250 images are not trained on: 2 steps an epoch, of which the first and the eleventh look at held-out images."""
+    """50 of 250 images are not trained on: 2 steps an epoch, of which the first and the eleventh look at held-out images; others wait."""
     config = replace(SMALL, epochs=6, penalty={**SAM, "held_out": 0.2})
     outcome = train(config)
     assert outcome.history[-1].step == 12
-    assert outcome.history[-1].gradient_evaluations == 2 * 12 + 2
+    assert outcome.history[-1].strength == 0.0
+    assert outcome.history[-1].gradient_evaluations == 2 * (2 + 1) + 10
     run = Run(config, Devices(config))
+    assert run.held_out == HeldOut(steps_per_epoch=2)
     assert (len(run.data.train), len(run.data.kept_out)) == (200, 50)
     assert config.steps_per_epoch() == run.steps_per_epoch == 2
     everything = Run(SMALL, Devices(SMALL)).data.train
@@ -261,20 +264,29 @@ def test_a_share_of_the_training_images_tells_whether_the_penalty_helps():
 
 
 def test_held_out_images_leave_training_itself_as_it_is():
-    """While the penalty stays on, a look at them changes no weight: the same run on 200 images."""
+    """While the penalty waits, a look at them changes no weight: the same run on 200 images without one."""
     config = replace(SMALL, data=replace(SMALL.data, train_size=250, label_noise=0.0), epochs=3)
     with_look = train(replace(config, penalty={**SAM, "held_out": 0.2}))
-    assert with_look.history[-1].strength == 0.2
+    assert with_look.history[-1].strength == 0.0
     smaller = Run(replace(config, penalty={**SAM, "held_out": 0.2}), Devices(config))
+    plain = GradientRegularizer(smaller.state.model, None)
     for _ in range(3):
         for batch in smaller.data.train.batches(smaller.state.progress.epoch + 1, 100):
             smaller.state.optimizer.zero_grad()
-            smaller.state.regularizer.backward(smaller._closures(batch, 1.0))
+            plain.backward(smaller._closures(batch, 1.0))
             smaller.state.optimizer.step()
-            smaller.schedule.step_update(smaller.state.regularizer.step)
+            smaller.schedule.step_update(plain.step)
         smaller.state.progress.epoch += 1
     for ours, theirs in zip(with_look.model.parameters(), smaller.state.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_held_out_images_switch_the_penalty_on_once_the_others_are_learned_by_heart():
+    """40 of 240 images held out, wrong labels, two steps an epoch: on before the end, and not at the start."""
+    config = replace(SMALL, data=replace(SMALL.data, train_size=240, label_noise=0.5), epochs=60, penalty={**SAM, "held_out": 1 / 6})
+    strengths = [epoch.strength for epoch in train(config).history]
+    assert strengths[0] == 0.0
+    assert strengths[-1] == 0.2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,18 +11,29 @@ import jax.numpy as jnp
 
 from gradreg.held_out import HeldOut, HelpState
 from gradreg.jax.loss_fn import Evaluate
-from gradreg.jax.norms import Tree, widened
+from gradreg.jax.norms import Tree, inner_product, widened
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import Condition, StepValues
 
-COUNT, HELPS_NOW = "count", "helps_now"
+COUNT, HELPS_NOW, NOISE = "count", "helps_now", "noise"
+
+
+class MeasuredHelp(NamedTuple):
+    """What one step measured, NaN if it did not: ⟨G − g, h⟩, and ``HeldOut.excess``, None without a second condition."""
+
+    product: Any
+    excess: Any
 
 
 def initial_help(rule: HeldOut, params: Tree) -> dict[str, Any]:
     """The switch before the first step: the averages, the penalized steps so far, and whether the penalty is on."""
     dtype = jnp.result_type(*(widened(leaf) for leaf in jax.tree.leaves(params)))
-    averages = {name: jnp.asarray(value, dtype) for name, value in rule.initial._asdict().items()}
-    return {**averages, COUNT: jnp.zeros((), jnp.int32), HELPS_NOW: jnp.ones((), bool)}
+
+    def averages(state: HelpState) -> dict[str, Any]:
+        return {name: jnp.asarray(value, dtype) for name, value in state._asdict().items()}
+
+    waiting = {} if rule.waiting is None else {NOISE: averages(rule.waiting)}
+    return {**averages(rule.initial), **waiting, COUNT: jnp.zeros((), jnp.int32), HELPS_NOW: jnp.asarray(rule.waiting is None)}
 
 
 def check_measurable(penalty: GradientPenalty, *, separate_ascent: bool) -> None:
@@ -82,12 +94,39 @@ class HeldOutStep:
         """A decision holds from the next measurement on, as in PyTorch."""
         due = self.state[COUNT] % self.rule.every == 0
         measures = due & self.fresh
-        return Help(jnp.where(measures, self.state["helps"] > 0.5, self.state[HELPS_NOW]), measures, self.fresh)
+        decided = self.state["helps"] > 0.5
+        if NOISE in self.state:
+            decided &= self.state[NOISE]["helps"] > 0.5
+        return Help(jnp.where(measures, decided, self.state[HELPS_NOW]), measures, self.fresh)
 
-    def after(self, product: Any) -> dict[str, Any]:
-        """The switch after a step that measured ``product``, NaN if it did not."""
-        help_, before = self.help, HelpState(**{name: self.state[name] for name in HelpState._fields})
-        after = self.rule.update(before, jnp.asarray(product, before.mean.dtype), jnp)
-        averages = {name: value.astype(self.state[name].dtype) for name, value in after._asdict().items()}
-        count = self.state[COUNT] + jnp.asarray(help_.penalized, jnp.int32)
-        return {**averages, COUNT: count, HELPS_NOW: jnp.asarray(help_.helps, bool)}
+    def measured(self, change: Tree, plain: Tree, held_out: Tree, shards: Sequence[Any]) -> MeasuredHelp:
+        """From G − g, g and h; nothing is measured where one of the two vectors of a product is 0, as in PyTorch."""
+        dtype = self.state["mean"].dtype
+
+        def inner(first: Tree, second: Tree) -> Any:
+            return jnp.asarray(inner_product(first, second, shards), dtype)
+
+        own, changed = inner(held_out, held_out), inner(change, change)
+        product = jnp.where((own > 0) & (changed > 0), inner(change, held_out), jnp.nan)
+        if self.rule.waiting is None:
+            return MeasuredHelp(product, None)
+        squared, along = inner(plain, plain), inner(plain, held_out)
+        reached = (own > 0) & (squared > 0) & (along != 0)  # a product of exactly 0: no parameter has both gradients
+        return MeasuredHelp(product, jnp.where(reached, self.rule.excess(squared, along), jnp.nan))
+
+    @property
+    def unmeasured(self) -> MeasuredHelp:
+        """Of a step that does not measure."""
+        nan = jnp.asarray(jnp.nan, self.state["mean"].dtype)
+        return MeasuredHelp(nan, None if self.rule.waiting is None else nan)
+
+    def after(self, measured: MeasuredHelp) -> dict[str, Any]:
+        """The switch after a step that measured this."""
+        count = self.state[COUNT] + jnp.asarray(self.help.penalized, jnp.int32)
+        waiting = {} if self.rule.waiting is None else {NOISE: self._updated(self.state[NOISE], measured.excess)}
+        return {**self._updated(self.state, measured.product), **waiting, COUNT: count, HELPS_NOW: jnp.asarray(self.help.helps, bool)}
+
+    def _updated(self, state: dict[str, Any], by: Any) -> dict[str, Any]:
+        before = HelpState(**{name: state[name] for name in HelpState._fields})
+        after = self.rule.update(before, jnp.asarray(by, before.mean.dtype), jnp)
+        return {name: value.astype(state[name].dtype) for name, value in after._asdict().items()}

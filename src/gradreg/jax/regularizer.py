@@ -257,7 +257,8 @@ def value_and_grad(
             tenth penalized step its gradient is compared with what the penalty changed, and switches the penalty off while the two
             disagree (``gradreg.HeldOut``). The function then carries a state, whatever the penalty. Without a penalty it is not called.
             Not for "exact", and where no pass gives the plain gradient.
-        rule: the rule of ``held_out``; None is ``HeldOut()``.
+        rule: the rule of ``held_out``; None is ``HeldOut()``. With ``HeldOut(steps_per_epoch=...)`` the penalty is off until there is
+            overfitting to prevent; the loss of ``held_out`` then has the scale of ``fun``'s.
         perturb: "all" makes one perturbation from the gradient of ``fun``; "each", for a ``microbatched`` one, gives every micro-batch its
             own, one after the other: the result is the mean of theirs (m-sharpness, as shards with scope "local" have it). Not with
             ``ascent``, ``held_out``, ``axis_name``, and a penalty that carries a state. To do it at once, also for single samples:

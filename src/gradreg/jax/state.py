@@ -29,7 +29,7 @@ RADIUS = "radius"
 """The state of a radius that sets itself: scalars, under the names of ``gradreg.auto_radius.RadiusState``."""
 
 HELD_OUT = "held_out"
-"""The switch that held-out data move: scalars, under the names of ``gradreg.held_out.HelpState``, and two more."""
+"""The switch that held-out data move: scalars, under the names of ``gradreg.held_out.HelpState``, two more, and those of "noise"."""
 
 CORRECTION = "correction"
 """What a decoupled penalty leaves to be applied to the parameters separately from the optimizer."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gradreg.auto_radius import Measurement, RadiusState
 from gradreg.jax.directions import DirectionInputs, ascent_direction
-from gradreg.jax.held_out import HeldOutStep
+from gradreg.jax.held_out import HeldOutStep, MeasuredHelp
 from gradreg.jax.loss_fn import Evaluate, Evaluated
 from gradreg.jax.masks import MaskInputs, coordinates, masked
 from gradreg.jax.mixing import MixingInputs, add_reused, correction, mix, orthogonal_part, weigh_plain
@@ -136,21 +136,20 @@ class Step:
         """The result, or the plain gradient while the penalty is off, and the state with what held-out data say, if this step asks them."""
         assert self.held_out is not None
         help_, decoupled = self.held_out.help, self.penalty.decoupled
-        dtype = state[HELD_OUT]["mean"].dtype
 
-        def measured() -> tuple[Any, Tree, Tree]:
+        def measured() -> tuple[MeasuredHelp, Tree, Tree]:
             g = plain if averaged else mean(plain, self.unequal)
             h = mean(self.held_out.evaluate(params).gradients, self.unequal)  # type: ignore[union-attr]
             change = state[CORRECTION] if decoupled else jax.tree.map(lambda a, b: widened(a) - widened(b), result, g)
-            product = jnp.asarray(inner_product(change, h, self.shards.leaves), dtype)
+            found = self.held_out.measured(change, g, h, self.shards.leaves)  # type: ignore[union-attr]
             kept = jax.tree.map(lambda ours, instead: jnp.where(help_.helps, ours, instead.astype(ours.dtype)), result, g)
-            return product, kept, jax.tree.map(lambda c: jnp.where(help_.helps, c, 0), state[CORRECTION]) if decoupled else None
+            return found, kept, jax.tree.map(lambda c: jnp.where(help_.helps, c, 0), state[CORRECTION]) if decoupled else None
 
-        def rests() -> tuple[Any, Tree, Tree]:
-            return jnp.asarray(jnp.nan, dtype), result, state[CORRECTION] if decoupled else None
+        def rests() -> tuple[MeasuredHelp, Tree, Tree]:
+            return self.held_out.unmeasured, result, state[CORRECTION] if decoupled else None  # type: ignore[union-attr]
 
-        product, result, correction = maybe_cond(help_.measures, measured, rests, both=self.both)
-        state = {**state, HELD_OUT: self.held_out.after(product)}
+        found, result, correction = maybe_cond(help_.measures, measured, rests, both=self.both)
+        state = {**state, HELD_OUT: self.held_out.after(found)}
         return result, {**state, CORRECTION: correction} if decoupled else state
 
     def _measured(self, first: Tree, second: Tree | None = None, rise: Any = jnp.nan) -> Measured:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,16 @@ from gradreg.torch.gradients import ByParameter, Gradients
 from gradreg.torch.norms import norm_of_shards
 from gradreg.torch.parallel import Parallelism
 
-_COUNT, _HELPS = "count", "helps_now"
+_COUNT, _HELPS, _NOISE = "count", "helps_now", "noise"
+
+
+class Measured(NamedTuple):
+    """What one step measured."""
+
+    product: float | Tensor
+    """⟨G − g, h⟩, without the loss scale; NaN if one of them is 0 or not finite."""
+    excess: float | Tensor | None
+    """``HeldOut.excess``; None without a second condition."""
 
 
 class HelpControl:
@@ -33,11 +42,12 @@ class HelpControl:
 
     def __init__(self, rule: HeldOut, parameters: Sequence[nn.Parameter]) -> None:
         self.rule = rule
-        self.helps = True
+        self.helps = rule.waiting is None
         """Whether the penalty is on in the next step."""
         self._first = parameters[0]
         self._dtype = torch.float64 if any(p.dtype in (torch.float64, torch.complex128) for p in parameters) else torch.float32
         self._state = rule.initial
+        self._waiting = rule.waiting
         self._decided: _Decision | None = None
         self._count = 0
 
@@ -56,22 +66,28 @@ class HelpControl:
         if self._decided is not None:
             self.helps, self._decided = self._decided.read(), None
 
-    def commit(self, product: float | Tensor | None) -> None:
+    def commit(self, measured: Measured | None) -> None:
         """After a penalized step that succeeded: count it, with what it measured, if it did."""
         self._count += 1
-        if product is None:
+        if measured is None:
             return
-        if isinstance(product, Tensor):
-            state = HelpState(*(self._here(number) for number in self._state))
-            self._state = self.rule.update(state, self._here(product), torch)
-        else:
-            self._state = self.rule.update(self._state, product, NUMBERS)
-        self._decided = _Decision(self._state.helps)
+        self._state = self._updated(self._state, measured.product)
+        if self._waiting is not None and measured.excess is not None:
+            self._waiting = self._updated(self._waiting, measured.excess)
+        self._decide()
+
+    def _updated(self, state: HelpState, by: float | Tensor) -> HelpState:
+        if isinstance(by, Tensor):
+            return self.rule.update(HelpState(*(self._here(number) for number in state)), self._here(by), torch)
+        return self.rule.update(state, by, NUMBERS)
+
+    def _decide(self) -> None:
+        self._decided = _Decision(self._state.helps if self._waiting is None else self._state.helps * self._waiting.helps)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain numbers."""
-        averages = {name: float(value) for name, value in self._state._asdict().items()}
-        return {**averages, _COUNT: self._count, _HELPS: self.helps}
+        waiting = {} if self._waiting is None else {_NOISE: _plain(self._waiting)}
+        return {**_plain(self._state), **waiting, _COUNT: self._count, _HELPS: self.helps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned.
@@ -79,17 +95,31 @@ class HelpControl:
         Raises:
             ValueError, TypeError: other keys or values.
         """
-        known = [*HelpState._fields, _COUNT, _HELPS]
-        if not isinstance(state, Mapping) or set(state) != set(known):  # type: ignore[unnecessary-isinstance]  # a checkpoint's
-            got = sorted(state) if isinstance(state, Mapping) else checks.describe(state)  # type: ignore[unnecessary-isinstance]
-            raise ValueError(f"held_out must hold {' and '.join(known)}; got {got}. Pass what state_dict() returned.")
-        averages = HelpState(*(checks.real(name, state[name]) for name in HelpState._fields))
+        averages = _checked("held_out", state, [_COUNT, _HELPS] if self._waiting is None else [_NOISE, _COUNT, _HELPS])
+        waiting = None if self._waiting is None else _checked(f"held_out.{_NOISE}", state[_NOISE], [])
         count, helps = checks.whole(_COUNT, state[_COUNT], minimum=0), checks.flag(_HELPS, state[_HELPS])
-        self._state, self._count, self.helps = averages, count, helps
-        self._decided = _Decision(averages.helps)
+        self._state, self._waiting, self._count, self.helps = averages, waiting, count, helps
+        self._decide()
 
     def _here(self, number: Any) -> Tensor:
         return torch.as_tensor(number, dtype=self._dtype, device=self._first.device)
+
+
+def _plain(state: HelpState) -> dict[str, float]:
+    return {name: float(value) for name, value in state._asdict().items()}
+
+
+def _checked(name: str, state: Any, others: Sequence[str]) -> HelpState:
+    known = [*HelpState._fields, *others]
+    if not isinstance(state, Mapping) or set(state) != set(known):  # pyright: ignore[reportUnknownArgumentType]  # a checkpoint's
+        if isinstance(state, Mapping) and set(state) ^ set(known) == {_NOISE}:  # pyright: ignore[reportUnknownArgumentType]
+            other = "without" if _NOISE in known else "with"
+            raise ValueError(
+                f"{name} must be the state of the same rule; got one of a HeldOut {other} steps_per_epoch. Build the regularizer with that."
+            )
+        got = sorted(state) if isinstance(state, Mapping) else checks.describe(state)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        raise ValueError(f"{name} must hold {' and '.join(known)}; got {got}. Pass what state_dict() returned.")
+    return HelpState(*(checks.real(field, state[field]) for field in HelpState._fields))
 
 
 class _Decision:
@@ -137,10 +167,11 @@ class HelpMeasurement:
             self._plain[p] = self._plain[p] + gradient if p in self._plain else gradient
 
     @torch.no_grad()
-    def product(self, correction: ByParameter, *, averaged: bool) -> float | Tensor:
-        """⟨G − g, h⟩ with the held-out gradient h, without the loss scale; NaN if one of them is 0 or not finite.
+    def measured(self, rule: HeldOut, correction: ByParameter, *, averaged: bool) -> Measured:
+        """What the step measured, with the held-out gradient h.
 
         Args:
+            rule: the specification.
             correction: G − g where the step has kept it apart, else empty: then ``.grad`` holds G.
             averaged: whether the plain gradient is that of all ranks already.
         """
@@ -154,12 +185,19 @@ class HelpMeasurement:
             change = dict(self._gradients.shards())
             for p, gradient in self._plain.items():
                 change[p] = change[p] - gradient if p in change else -gradient
-        both = [p for p in change if p in self._held_out]
-        lengths = norm_of_shards(list(change.values()), list(change)), norm_of_shards(list(self._held_out.values()), list(self._held_out))
-        product = _inner([change[p] for p in both], [self._held_out[p] for p in both], both, lengths)
+        held_out_length = _length(self._held_out)
+        product = self._with_held_out(change, _length(change), held_out_length)
+        excess = None
+        if rule.waiting is not None:
+            length = _length(self._plain)
+            excess = rule.excess(length.square(), self._with_held_out(self._plain, length, held_out_length))
         if norms.reading_is_free(self._trainable[0]):
-            return float(product / self._scale**2)
-        return product / self._scale**2
+            return Measured(float(product / self._scale**2), None if excess is None else float(excess / self._scale**2))
+        return Measured(product / self._scale**2, None if excess is None else excess / self._scale**2)
+
+    def _with_held_out(self, vectors: ByParameter, length: Tensor, held_out_length: Tensor) -> Tensor:
+        both = [p for p in vectors if p in self._held_out]
+        return _inner([vectors[p] for p in both], [self._held_out[p] for p in both], both, (length, held_out_length))
 
     @torch.no_grad()
     def put_plain(self) -> None:
@@ -174,6 +212,10 @@ class HelpMeasurement:
         shards = self._gradients.shards()
         with torch.no_grad():
             return dict(zip(shards, torch._foreach_mul(list(shards.values()), factor), strict=True)) if shards else {}
+
+
+def _length(vectors: ByParameter) -> Tensor:
+    return norm_of_shards(list(vectors.values()), list(vectors))
 
 
 def _inner(first: list[Tensor], second: list[Tensor], like: Sequence[Tensor], lengths: tuple[Tensor, Tensor]) -> Tensor:

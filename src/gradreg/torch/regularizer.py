@@ -24,7 +24,7 @@ from gradreg.torch.decoupled import Correction
 from gradreg.torch.directions import ascent_direction
 from gradreg.torch.exact import DoubleBackward
 from gradreg.torch.gradients import Gradients
-from gradreg.torch.held_out import HelpControl, HelpMeasurement
+from gradreg.torch.held_out import HelpControl, HelpMeasurement, Measured
 from gradreg.torch.masks import CoordinateMask, check_mask, perturbed_parameters
 from gradreg.torch.metrics import Metrics
 from gradreg.torch.microbatches import each_by_itself
@@ -301,7 +301,8 @@ class GradientRegularizer:
             ascent_share: which part of the batch ``ascent`` evaluates, in (0, 1]: what it adds to ``metrics.evaluations``.
             held_out: closure(s) over data that are not trained on, which return the loss alone. They are evaluated at every
                 tenth penalized step (``HeldOut.every``), change no state and no random numbers, and switch the penalty off while its
-                correction points against their gradient (``gradreg.HeldOut``). Without a penalty they are not evaluated.
+                correction points against their gradient and, with ``HeldOut.steps_per_epoch``, until there is overfitting to prevent
+                (``gradreg.HeldOut``); for the latter their loss has the scale of ``closure``'s. Without a penalty they are not evaluated.
                 Give them at every step: what they measured is part of ``state_dict()``. Not for "exact", directions that need no gradient,
                 and ``ascent`` with c = 1, where no pass gives the plain gradient.
             perturb: "all" makes one perturbation from the sum of the closures' gradients; "each" gives every closure of a sequence of n a
@@ -358,6 +359,11 @@ class GradientRegularizer:
             calls.check_each(perturb, penalty, self.scope, has_ascent=ascents is not None)
         control = self._radius
         values = None if penalty is None else penalty.at(number, radius=None if control is None else control.radius)
+        if held_out is None and penalty is not None and self._help.rule.waiting is not None:
+            raise ValueError(
+                "held_out must be given with HeldOut(steps_per_epoch=...), whose penalty waits for what held-out data say; got none. Pass "
+                "backward(..., held_out=closure), at every step."
+            )
         measures = held_out is not None and values is not None and values.fresh is True and self._help.is_due
         if measures:
             self._help.begin_measurement()
@@ -398,10 +404,10 @@ class GradientRegularizer:
         try:
             with torch.enable_grad():
                 if held is None:
-                    result, product = self._results(perturbed, acting, plan), None
+                    result, measured = self._results(perturbed, acting, plan), None
                 else:
                     evaluator = Evaluator(held, None, has_aux=False, in_sequence=True, keep_state=True, replay_rng=True, **common)
-                    result, product = self._measured_results(evaluator, perturbed, acting, plan)
+                    result, measured = self._measured_results(evaluator, perturbed, acting, plan)
         except BaseException:
             self._perturbation.restore()  # in case the interrupt came while the step's own contexts were exiting
             raise
@@ -415,24 +421,24 @@ class GradientRegularizer:
         if control is not None and acting is not None:
             control.commit(acting, scaled=scaler is not None)
         if held_out is not None and penalized:
-            self._help.commit(product)
+            self._help.commit(measured)
         self._record(number, values, plan, result, share, held_out=0 if held is None else 1)
         return (result.loss, result.aux) if has_aux else result.loss
 
     def _measured_results(
         self, held_out: Evaluator, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan
-    ) -> tuple[Result, float | Tensor]:
+    ) -> tuple[Result, Measured]:
         """The result of a step that measures whether the penalty helps, and what it measured; plain while the penalty is off."""
         gradients = Gradients(held_out.trainable, self._parallelism)
         with gradients.stashed(overwritten=True) as earlier:
             measurement = HelpMeasurement(held_out, gradients, self._parallelism)
             result = self._results(perturbed, values, plan, measurement)
-            product = measurement.product(result.correction, averaged=self.scope == "global")
+            measured = measurement.measured(self._help.rule, result.correction, averaged=self.scope == "global")
             if not self._help.helps:
                 measurement.put_plain()
                 result.correction = {}
             gradients.add_after_averaging(earlier)
-        return result, product
+        return result, measured
 
     def _results(
         self, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan, held_out: HelpMeasurement | None = None

@@ -123,6 +123,7 @@ class Run:
         self.sharpness = SharpnessRecorder(config, self.data, devices)
         self.flooding: Flooding | IndividualFlooding | None = config.flooded()
         self.penalty: RecipePenalty = config.resolved_penalty(self.steps_per_epoch)
+        self.held_out = None if self.data.kept_out is None else HeldOut(steps_per_epoch=self.steps_per_epoch)
         warn_of_harm(config.optimizer, config.schedule, self.penalty.penalty, steps_per_epoch=self.steps_per_epoch)
         length = {"epochs": config.epochs, "steps_per_epoch": self.steps_per_epoch}
         optimizer, weight_decay = config.weight_decay.build(unwrapped(model), config.optimizer, classes=self.data.classes, **length)
@@ -130,7 +131,7 @@ class Run:
         self.state: TrainingState = TrainingState(
             model=model,
             optimizer=optimizer,
-            regularizer=GradientRegularizer(model, self.penalty.penalty, scope=config.scope),
+            regularizer=GradientRegularizer(model, self.penalty.penalty, scope=config.scope, held_out=self.held_out),
             scaler=torch.amp.GradScaler(devices.device.type, enabled=config.precision == "fp16"),
             weight_decay=weight_decay,
             ema=ema,
@@ -265,7 +266,7 @@ class Run:
     def _held_out(self, samples: TrainingBatches, step: int) -> Callable[[], Tensor]:
         """The loss on a batch of ``samples``, which is fetched only if it is asked for: with another step another one, in turn."""
         size, number = self.config.batch_size, math.ceil(len(samples) / self.config.batch_size)
-        epoch, i = divmod(step // HeldOut().every, number)
+        epoch, i = divmod(step // HeldOut.every, number)
 
         def closure() -> Tensor:
             batch = next(iter(samples.batches(epoch + 1, size, start=i)))
