@@ -5,7 +5,7 @@
     python benchmarks/auto_radius.py digits-cost --width 64 --methods fgr --targets 0.95 --seeds 10
     python benchmarks/auto_radius.py digits-cost --starts 0.001 0.01 0.05 0.1 1 --methods fgr --seeds 10
     python benchmarks/auto_radius.py cifar10-cost --methods fgr --targets 0.95 --seeds 5 --root DATA
-    python benchmarks/auto_radius.py cifar10-underfit --held-out --methods fgr --targets 0.95 --seeds 9 --root DATA
+    python benchmarks/auto_radius.py cifar10-underfit --held-out --methods fgr --targets 0.95 --first 4000 --device cuda --root DATA
     python benchmarks/auto_radius.py cifar10-cost --tune --seeds 2 --root DATA      # targets, on seeds that are not reported
     python benchmarks/auto_radius.py digits-cost --table                            # only what is stored
 
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import choosing
 import gradreg
@@ -43,8 +44,8 @@ RADII: dict[str, dict[str, tuple[float, ...]]] = {
 TARGETS = (0.9, 0.95)
 TUNED_TARGETS = (0.8, 0.85, 0.9, 0.95)
 ADAMW = {"optimizer": {"name": "adamw", "lr": 0.001}, "schedule.warmup_epochs": 2}
-HELD_OUT = {"digits-cost": 0.05, "mnist-cost": 0.05, "cifar10-cost": 0.02, "cifar10-underfit": 0.02}
-"""Recipe -> share of the training images: enough for a batch, since what is held out is missed in training."""
+HELD_OUT = {"digits-cost": 0.05, "mnist-cost": 0.05, "cifar10-cost": 0.01, "cifar10-underfit": 0.01}
+"""Recipe -> share of the training images: 50 or 100 of them, since what is held out is missed in training."""
 
 
 def at(method: str, radius: Any) -> GradientPenalty:
@@ -75,7 +76,9 @@ def variants(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing; the content of the results."""
-    settings: dict[str, Any] = {"seed": TUNING if options.tune else FIRST, "trackers": []}
+    settings: dict[str, Any] = {"seed": options.first or (TUNING if options.tune else FIRST), "trackers": []}
+    if options.device is not None:
+        settings["device"] = options.device
     if options.clean:
         settings["data.label_noise"] = 0.0
     if options.adamw:
@@ -98,7 +101,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         accuracies.setdefault(record.variant, []).append(None if record.diverged else record.test)
     return {
         "command": command(),
-        "environment": environment(("torch",)),
+        "environment": environment(("torch",), torch.device(options.device or "cpu")),
         "seeds": list(range(settings["seed"], settings["seed"] + options.seeds)),
         "variants": accuracies,
     }
@@ -156,6 +159,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=RADII)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, help=f"the first seed ({FIRST}; with --tune {TUNING})")
+    parser.add_argument("--device", help="cpu or cuda")
     parser.add_argument("--clean", action="store_true", help="no wrong labels")
     parser.add_argument("--adamw", action="store_true", help="AdamW with a learning rate warm-up of two epochs, in place of SGD")
     parser.add_argument("--width", type=int, help="of both hidden layers of a perceptron")

@@ -41,7 +41,7 @@ from memory import peak_bytes
 from paper_claims import ROOT
 from paper_experiments import GPU, TINY, Comparison
 from reporting import environment
-from rounds import interleaved, ratio_quartiles
+from rounds import interleaved, lasting, ratio_quartiles
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 
@@ -126,14 +126,17 @@ def batch_of(name: str, where: Where) -> tuple[Callable[[], nn.Module], Tensor, 
     return partial(timm.create_model, timms, **sized, **smaller), x, torch.randint(1000, (samples,), device=device), samples
 
 
-WAYS: Mapping[str, dict[str, Any]] = {
+EAGER: Mapping[str, dict[str, Any]] = {
     "fp32": {"precision": torch.float32},
     "bf16": {"precision": torch.bfloat16},
     "bf16, channels_last": {"precision": torch.bfloat16, "channels_last": True},
+}
+"""Way of running a model -> its precision, and its memory format where that is not PyTorch's own."""
+COMPILED: Mapping[str, dict[str, Any]] = {
     "bf16, channels_last, compiled": {"precision": torch.bfloat16, "channels_last": True, "mode": "default"},
     "bf16, channels_last, CUDA graphs": {"precision": torch.bfloat16, "channels_last": True, "mode": "reduce-overhead"},
 }
-"""Precision, memory format, and the mode of torch.compile."""
+"""The same with the mode of torch.compile: every method compiles for itself, which takes longer than all of ``EAGER``."""
 
 
 def step_of(name: str, build: steps.Build, way: Mapping[str, Any], where: Where) -> tuple[nn.Module, steps.Step]:
@@ -159,12 +162,13 @@ def step_of(name: str, build: steps.Build, way: Mapping[str, Any], where: Where)
     return model, step
 
 
-def step_costs(name: str, where: Where) -> dict[str, Any]:
-    """Time and memory of every method in every way that this model runs in."""
-    device, rounds = torch.device(where.device), 1 if where.tiny else 20
+def step_costs(name: str, ways: Mapping[str, dict[str, Any]], where: Where) -> dict[str, Any]:
+    """Time and memory of every method in each of ``ways`` that this model runs in."""
+    device = torch.device(where.device)
     found: dict[str, Any] = {}
-    ways = {way: WAYS[way] for way in ("fp32", "bf16, channels_last")} if where.tiny else WAYS
     for way, settings in ways.items():
+        if way.endswith("channels_last") and batch_of(name, where)[1].dim() != 4:
+            continue  # tokens have no channels
         running: dict[str, steps.Step] = {}
         peaks: dict[str, float] = {}
         failed: dict[str, str] = {}
@@ -175,23 +179,24 @@ def step_costs(name: str, where: Where) -> dict[str, Any]:
                 size = steps.size_of(model)
                 peaks[method] = peak_bytes(step, device) / size
                 running[method] = step
-                for _ in range(1 if where.tiny else 4):
+                for _ in range(1 if where.tiny else 4 if "mode" in settings else 2):  # graphs are captured in the third
                     step()
             except papers.OutOfTime:
                 raise
             except Exception as error:  # double backprop through fused attention, say: that too is a result
                 failed[method] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         clocked = {method: partial(steps._seconds, step, device, time.perf_counter) for method, step in running.items()}
-        times = interleaved(clocked, range(rounds))
+        times = interleaved(clocked, range(1) if where.tiny else lasting(SECONDS, least=5))
         found[way] = {
             method: {
                 "milliseconds": 1000 * sorted(own)[len(own) // 2],
                 "ratio_to_two": ratio_quartiles(own, times["two"])[1] if "two" in times else None,
                 "memory_over_plain": peaks[method] - peaks["plain"] if "plain" in peaks else None,
+                "rounds": len(own),
             }
             for method, own in times.items()
         } | ({"failed": failed} if failed else {})
-    return {"model": name, "samples": batch_of(name, where)[3], "rounds": rounds, "ways": found}
+    return {"model": name, "samples": batch_of(name, where)[3], "ways": found}
 
 
 def no_synchronization(where: Where) -> dict[str, Any]:
@@ -317,18 +322,21 @@ def sharded(where: Where) -> dict[str, Any]:
     return found
 
 
+SECONDS = 15.0
+"""For which a way's methods are timed in turn."""
+STEPPED = {"resnet50": "ResNet-50", "vit-s": "ViT-S/16", "lm-125m": "a language model of 124 million weights"}
+"""The models of ``batch_of``, in words."""
 ENTRIES: tuple[Entry, ...] = (
     Entry("no-synchronization", "no device synchronization in a step of any penalty", 1, no_synchronization),
     *(
-        Entry(
-            f"step-cost-{name}",
-            f"time and memory of a step of {what}: eager, channels_last, compiled, CUDA graphs",
-            6,
-            partial(step_costs, name),
-        )
-        for name, what in (("resnet50", "ResNet-50"), ("vit-s", "ViT-S/16"), ("lm-125m", "a language model of 124 million weights"))
+        Entry(f"step-cost-{name}", f"time and memory of a step of {what}: fp32, bf16, channels_last", 2, partial(step_costs, name, EAGER))
+        for name, what in STEPPED.items()
     ),
     Entry("throughput", "images per second of WRN-28-10 with F-GR (>= 0.49 of plain), and the share of busy time", 10, throughput),
+    *(
+        Entry(f"step-cost-{name}-compiled", f"the same of {what}, compiled and with CUDA graphs", 6, partial(step_costs, name, COMPILED))
+        for name, what in STEPPED.items()
+    ),
     Entry("fsdp2", "an epoch under FSDP2 by accelerate launch", 5, sharded),
     *(Entry(one.name, one.shortened, 60 * one.hours, comparison=one) for one in GPU),
 )

@@ -310,6 +310,21 @@ def layerwise_over_sam() -> str:
     return f"At every width its best loss is also lower than SAM's, by {low} to {high}."
 
 
+def host_on_a_gpu() -> str:
+    """What a step of SAM takes beyond two plain passes on the ResNet-50, by the wall's clock, over the ways it runs in."""
+    ways = stored("gpu/step-cost-resnet50.json")["ways"].values()
+    beyond = [way["SAM"]["milliseconds"] - way["two"]["milliseconds"] for way in ways]
+    return f"{min(beyond):.0f} to {max(beyond):.0f} milliseconds on the ResNet-50"
+
+
+def exact_on_a_gpu() -> str:
+    """How much more time and memory the exact penalty takes there."""
+    ways = stored("gpu/step-cost-resnet50.json")["ways"].values()
+    times, copies = [way["exact"]["ratio_to_two"] for way in ways], [way["exact"]["memory_over_plain"] for way in ways]
+    longer, larger = (f"{min(one):.0f} to {max(one):.0f}" for one in (times, copies))
+    return f"{longer} times two passes, and {larger} times the memory of the parameters"
+
+
 def jax_convolution() -> str:
     """How slow a convolution is inside ``cond``."""
     inside, outside = (jax_step("CNN", f'the same, over, branch="{branch}"') for branch in ("cond", "select"))
@@ -406,6 +421,8 @@ QUOTED: tuple[tuple[str, Callable[[], str]], ...] = (
     ("comparing.md", digits_at_equal_seconds),
     ("choosing.md", auto_beside_the_best),
     ("choosing.md", starts_on_digits),
+    ("cost.md", host_on_a_gpu),
+    ("cost.md", exact_on_a_gpu),
     ("choosing.md", held_out_keeps),
     ("choosing.md", wide_target),
     ("choosing.md", sam_by_the_same_target),

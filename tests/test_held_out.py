@@ -119,9 +119,9 @@ def test_the_second_condition_compares_the_mean_gradient_with_its_sampling_noise
     for _ in range(400):
         g, h = ([draw.gauss(0.5, 2.0 / math.sqrt(size)) for _ in range(dimensions)] for _ in range(2))
         excess = rule.excess(sum(a * a for a in g), sum(a * b for a, b in zip(g, h, strict=True)))
-        state = rule.update(state, excess, NUMBERS)
+        state = rule.wait(state, excess, 0, NUMBERS)
         helps.append(state.helps)
-    assert helps[:4] == [0.0] * 4
+    assert helps[:10] == [0.0] * 10
     assert sum(helps[50:]) / 350 == pytest.approx(float(met), abs=0.1)
 
 
@@ -134,6 +134,44 @@ def test_the_second_condition_is_that_r_exceeds_the_noise() -> None:
     assert rule.waiting == rule.initial._replace(helps=0.0)
 
 
+def waiting_after(rule: HeldOut, excesses: list[float], every: int = 10) -> list[float]:
+    """Whether the second condition holds after each measurement, one in ``every`` penalized steps."""
+    state = rule.waiting
+    assert state is not None
+    helps: list[float] = []
+    for i, excess in enumerate(excesses):
+        state = rule.wait(state, excess, every * i, NUMBERS)
+        helps.append(state.helps)
+    return helps
+
+
+@pytest.mark.parametrize(("memory", "first"), [(4, 4), (8, 4), (20, 10), (40, 20)])
+def test_the_second_condition_is_judged_once_half_of_the_memory_has_been_measured(memory: int, first: int) -> None:
+    """Their worth is a little less than their number, since the older weigh less."""
+    helps = waiting_after(HeldOut(memory=memory, steps_per_epoch=5), [0.1] * 40)
+    assert helps.index(1.0) in (first, first + 1)
+    assert all(helps[first + 1 :])
+
+
+def test_what_has_not_begun_by_the_latest_step_does_not_begin_any_more() -> None:
+    late = [-0.1] * 15 + [0.3] * 45
+    begun = [i for i, helps in enumerate(waiting_after(HeldOut(steps_per_epoch=5), late)) if helps]
+    assert begun == list(range(begun[0], 60))
+    measured_at = 10 * begun[0]
+    for latest, begins in ((measured_at + 1, True), (measured_at, False), (0, False)):
+        rule = HeldOut(steps_per_epoch=5, latest=latest)
+        assert waiting_after(rule, late) == [float(begins and i >= begun[0]) for i in range(60)]
+
+
+def test_what_has_begun_goes_on_after_the_latest_step_and_can_only_end() -> None:
+    excesses = [0.1] * 25 + [-0.3] * 35 + [0.3] * 60
+    free = waiting_after(HeldOut(steps_per_epoch=5), excesses)
+    end = free.index(0.0, 12)
+    assert 25 < end < 60
+    assert free[-1] == 1.0
+    assert waiting_after(HeldOut(steps_per_epoch=5, latest=150), excesses) == [*free[:end], *[0.0] * (120 - end)]
+
+
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
@@ -143,6 +181,8 @@ def test_the_second_condition_is_that_r_exceeds_the_noise() -> None:
         (lambda: HeldOut(on=-1.0), ValueError, "^on must be .*>= 0; got -1"),
         (lambda: HeldOut(steps_per_epoch=0), ValueError, "^steps_per_epoch must be >= 1; got 0"),
         (lambda: HeldOut(steps_per_epoch=5, noise=0.0), ValueError, "^noise must be .*> 0; got 0.*Leave steps_per_epoch out"),
+        (lambda: HeldOut(steps_per_epoch=5, latest=-1), ValueError, "^latest must be >= 0; got -1"),
+        (lambda: HeldOut(latest=7), ValueError, "^latest must be None without steps_per_epoch, .*; got 7.*as steps_per_epoch"),
         (lambda: HeldOut().excess(1.0, 1.0), ValueError, "^steps_per_epoch must be given for the second condition; got None"),
     ],
 )

@@ -68,9 +68,13 @@ class HeldOut:
 
     with N = nB training samples: what the accident of which were drawn adds to the squared length of the gradient over all of them, in
     units of what is left without it. While r is small, following that gradient generalizes; where it is not, the samples themselves are
-    being learned. The penalty begins off, and is on where ‖g‖² − (1 + noise·n)·⟨g, h⟩ is positive on average, by the same rule. Where
-    nothing is seen twice n has no bound, and it stays off. Both gradients should be those of one loss: what only the training loss has
+    being learned. The penalty begins off, and is on where ‖g‖² − (1 + noise·n)·⟨g, h⟩ is positive on average, by the same rule, judged
+    once half of ``memory`` has been measured: at initialization ḡ can be short because nothing has been found yet. Where nothing is
+    seen twice n has no bound, and it stays off. Both gradients should be those of one loss: what only the training loss has
     (augmentation, mixup, flooding) counts as noise.
+
+    A learning rate that falls to 0 lets every network converge: ḡ becomes short and r large without any overfitting, and little of the
+    learning is left that a penalty could change. So with ``latest`` a penalty that has not begun by then does not begin any more.
 
     Args:
         every: penalized steps from one measurement to the next, ≥ 1.
@@ -79,6 +83,8 @@ class HeldOut:
         on: standard errors above 0 at which it switches on again, ≥ 0.
         steps_per_epoch: optimizer steps in which every training sample is seen once, ≥ 1; None for the first condition alone.
         noise: what r must exceed, > 0. Chosen on other seeds than those reported (``docs/choosing.md``).
+        latest: penalized steps after which the second condition switches nothing on any more, ≥ 0; needs ``steps_per_epoch``. Recipes set
+            two thirds of their steps. None: it can always begin.
 
     Cost: 1 / ``every`` of an evaluation of the held-out loss a step, and while the penalty is off that share of its own passes. Memory, at
     steps that measure: four copies of the gradients.
@@ -103,6 +109,7 @@ class HeldOut:
     on: float = 1.0
     steps_per_epoch: int | None = None
     noise: float = 0.07
+    latest: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "every", checks.whole("every", self.every, minimum=1))
@@ -112,6 +119,13 @@ class HeldOut:
         if self.steps_per_epoch is not None:
             object.__setattr__(self, "steps_per_epoch", checks.whole("steps_per_epoch", self.steps_per_epoch, minimum=1))
         object.__setattr__(self, "noise", checks.positive("noise", self.noise, remedy="Leave steps_per_epoch out to wait for nothing."))
+        if self.latest is not None:
+            object.__setattr__(self, "latest", checks.whole("latest", self.latest, minimum=0))
+            if self.steps_per_epoch is None:
+                raise ValueError(
+                    f"latest must be None without steps_per_epoch, because nothing is waited for; got {self.latest}. Pass the batches of "
+                    "an epoch as steps_per_epoch."
+                )
 
     @property
     def initial(self) -> HelpState:
@@ -133,13 +147,22 @@ class HeldOut:
             raise ValueError("steps_per_epoch must be given for the second condition; got None. Pass the batches of an epoch.")
         return square - (1.0 + self.noise * self.steps_per_epoch) * product
 
-    def update(self, state: HelpState, product: Any, ops: Any) -> HelpState:
+    def wait(self, state: HelpState, excess: Any, penalized: Any, ops: Any) -> HelpState:
+        """The state of the second condition after a measurement, which ``penalized`` steps came before; see ``update``."""
+        after = self.update(state, excess, ops, fewest=max(_FEWEST, self.memory / 2))
+        if self.latest is None:
+            return after
+        early = (penalized < self.latest) * 1.0  # by arithmetic, because under JAX the number is traced
+        return after._replace(helps=after.helps * (early + (1.0 - early) * state.helps))
+
+    def update(self, state: HelpState, product: Any, ops: Any, *, fewest: float = _FEWEST) -> HelpState:
         """The state of one condition after a measurement; one that is not finite (a zero correction, an overflow) changes nothing.
 
         Args:
             state: the state before it.
             product: what it measured: ⟨G − g, h⟩, or ``excess``.
             ops: ``torch``, ``jax.numpy`` or ``gradreg.auto_radius.NUMBERS``; the numbers are its scalars.
+            fewest: more than so many independent measurements' worth are needed to judge.
         """
         known = ops.isfinite(product)
         product = ops.where(known, product, 0.0)
@@ -160,7 +183,7 @@ class HeldOut:
         spread = square / weight - average * average
         variance = ops.where(spread > 0.0, spread, 0.0) / ops.where(number > 1.0, number - 1.0, 1.0)  # of the mean: spread·n/(n−1)/n
         error = ops.sqrt(variance)
-        judges = number > _FEWEST
+        judges = number > fewest
         helps = ops.where(judges & (average < -self.off * error), 0.0, state.helps)
         helps = ops.where(judges & (average > self.on * error), 1.0, helps)
         after = HelpState(mean, square, weight, weight_squares, scale, helps)

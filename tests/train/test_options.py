@@ -250,7 +250,7 @@ def test_a_share_of_the_training_images_tells_whether_the_penalty_helps():
     assert outcome.history[-1].strength == 0.0
     assert outcome.history[-1].gradient_evaluations == 2 * (2 + 1) + 10
     run = Run(config, Devices(config))
-    assert run.held_out == HeldOut(steps_per_epoch=2)
+    assert run.held_out == HeldOut(steps_per_epoch=2, latest=8)  # of 12 steps
     assert (len(run.data.train), len(run.data.kept_out)) == (200, 50)
     assert config.steps_per_epoch() == run.steps_per_epoch == 2
     everything = Run(SMALL, Devices(SMALL)).data.train
@@ -258,7 +258,7 @@ def test_a_share_of_the_training_images_tells_whether_the_penalty_helps():
     (trained,), (kept,) = run.data.train.batches(1, 200), run.data.kept_out.batches(1, 50)
     as_sets = [{tuple(image.flatten().tolist()) for image in batch.images} for batch in (all_rows, trained, kept)]
     assert as_sets[1] | as_sets[2] == as_sets[0]
-    loss = run._held_out(run.data.kept_out, 0)()
+    loss = run._held_out(run.held_out, 0)()
     expected = cross_entropy(run.state.model(kept.images.double()), kept.targets)
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
 
@@ -283,7 +283,7 @@ def test_held_out_images_leave_training_itself_as_it_is():
 
 def test_held_out_images_switch_the_penalty_on_once_the_others_are_learned_by_heart():
     """40 of 240 images held out, wrong labels, two steps an epoch: on before the end, and not at the start."""
-    config = replace(SMALL, data=replace(SMALL.data, train_size=240, label_noise=0.5), epochs=60, penalty={**SAM, "held_out": 1 / 6})
+    config = replace(SMALL, data=replace(SMALL.data, train_size=240, label_noise=0.5), epochs=100, penalty={**SAM, "held_out": 1 / 6})
     strengths = [epoch.strength for epoch in train(config).history]
     assert strengths[0] == 0.0
     assert strengths[-1] == 0.2

@@ -123,10 +123,19 @@ class HeldOutStep:
     def after(self, measured: MeasuredHelp) -> dict[str, Any]:
         """The switch after a step that measured this."""
         count = self.state[COUNT] + jnp.asarray(self.help.penalized, jnp.int32)
-        waiting = {} if self.rule.waiting is None else {NOISE: self._updated(self.state[NOISE], measured.excess)}
-        return {**self._updated(self.state, measured.product), **waiting, COUNT: count, HELPS_NOW: jnp.asarray(self.help.helps, bool)}
+        product = jnp.asarray(measured.product, self.state["mean"].dtype)
+        averages = _kept(self.rule.update(_state(self.state), product, jnp), self.state)
+        if self.rule.waiting is not None:
+            waiting = _state(self.state[NOISE])
+            excess = jnp.asarray(measured.excess, waiting.mean.dtype)
+            averages[NOISE] = _kept(self.rule.wait(waiting, excess, self.state[COUNT], jnp), self.state[NOISE])
+        return {**averages, COUNT: count, HELPS_NOW: jnp.asarray(self.help.helps, bool)}
 
-    def _updated(self, state: dict[str, Any], by: Any) -> dict[str, Any]:
-        before = HelpState(**{name: state[name] for name in HelpState._fields})
-        after = self.rule.update(before, jnp.asarray(by, before.mean.dtype), jnp)
-        return {name: value.astype(state[name].dtype) for name, value in after._asdict().items()}
+
+def _state(kept: dict[str, Any]) -> HelpState:
+    return HelpState(**{name: kept[name] for name in HelpState._fields})
+
+
+def _kept(state: HelpState, before: dict[str, Any]) -> dict[str, Any]:
+    """``state`` in the types that it had, as ``scan`` needs."""
+    return {name: value.astype(before[name].dtype) for name, value in state._asdict().items()}

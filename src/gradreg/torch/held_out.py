@@ -68,18 +68,21 @@ class HelpControl:
 
     def commit(self, measured: Measured | None) -> None:
         """After a penalized step that succeeded: count it, with what it measured, if it did."""
+        before = self._count
         self._count += 1
         if measured is None:
             return
-        self._state = self._updated(self._state, measured.product)
+        self._state = self.rule.update(*self._together(self._state, measured.product))
         if self._waiting is not None and measured.excess is not None:
-            self._waiting = self._updated(self._waiting, measured.excess)
+            state, excess, ops = self._together(self._waiting, measured.excess)
+            self._waiting = self.rule.wait(state, excess, before, ops)
         self._decide()
 
-    def _updated(self, state: HelpState, by: float | Tensor) -> HelpState:
-        if isinstance(by, Tensor):
-            return self.rule.update(HelpState(*(self._here(number) for number in state)), self._here(by), torch)
-        return self.rule.update(state, by, NUMBERS)
+    def _together(self, state: HelpState, measured: float | Tensor) -> tuple[HelpState, float | Tensor, Any]:
+        """A state and what was measured, as scalars of one kind, and the operations on them."""
+        if isinstance(measured, Tensor):
+            return HelpState(*(self._here(number) for number in state)), self._here(measured), torch
+        return state, measured, NUMBERS
 
     def _decide(self) -> None:
         self._decided = _Decision(self._state.helps if self._waiting is None else self._state.helps * self._waiting.helps)

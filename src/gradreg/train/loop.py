@@ -22,7 +22,7 @@ from gradreg.train.checkpoints.policy import Saver
 from gradreg.train.checkpoints.save_and_load import TrainingState, unwrapped
 from gradreg.train.configuration import Config
 from gradreg.train.data import loader
-from gradreg.train.data.loader import AnyBatch, Data, EvaluationBatches, TrainingBatches
+from gradreg.train.data.loader import AnyBatch, Data, EvaluationBatches
 from gradreg.train.devices import Devices
 from gradreg.train.evaluation import Evaluation, autocast, evaluate, widened
 from gradreg.train.optimization import squared_norm, warn_of_harm
@@ -123,7 +123,7 @@ class Run:
         self.sharpness = SharpnessRecorder(config, self.data, devices)
         self.flooding: Flooding | IndividualFlooding | None = config.flooded()
         self.penalty: RecipePenalty = config.resolved_penalty(self.steps_per_epoch)
-        self.held_out = None if self.data.kept_out is None else HeldOut(steps_per_epoch=self.steps_per_epoch)
+        self.held_out = self.penalty.switch(steps_per_epoch=self.steps_per_epoch, epochs=config.epochs)
         warn_of_harm(config.optimizer, config.schedule, self.penalty.penalty, steps_per_epoch=self.steps_per_epoch)
         length = {"epochs": config.epochs, "steps_per_epoch": self.steps_per_epoch}
         optimizer, weight_decay = config.weight_decay.build(unwrapped(model), config.optimizer, classes=self.data.classes, **length)
@@ -186,7 +186,7 @@ class Run:
         loss = state.regularizer.backward(
             self._closures(batch, 1.0, m),
             ascent=ascent,
-            held_out=None if self.data.kept_out is None else self._held_out(self.data.kept_out, step),
+            held_out=None if self.held_out is None else self._held_out(self.held_out, step),
             ascent_share=1.0 if fraction is None else fraction,
             perturb="all" if m is None else "each",
             scaler=state.scaler if state.scaler.is_enabled() else None,
@@ -263,10 +263,11 @@ class Run:
 
         return closure
 
-    def _held_out(self, samples: TrainingBatches, step: int) -> Callable[[], Tensor]:
-        """The loss on a batch of ``samples``, which is fetched only if it is asked for: with another step another one, in turn."""
-        size, number = self.config.batch_size, math.ceil(len(samples) / self.config.batch_size)
-        epoch, i = divmod(step // HeldOut.every, number)
+    def _held_out(self, rule: HeldOut, step: int) -> Callable[[], Tensor]:
+        """The loss on a batch of what is kept out, which is fetched only if it is asked for: with another step another one, in turn."""
+        samples, size = self.data.kept_out, self.config.batch_size
+        assert samples is not None
+        epoch, i = divmod(step // rule.every, math.ceil(len(samples) / size))
 
         def closure() -> Tensor:
             batch = next(iter(samples.batches(epoch + 1, size, start=i)))

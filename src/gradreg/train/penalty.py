@@ -9,7 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from gradreg import checks
+from gradreg.held_out import HeldOut
 from gradreg.penalties import GradientPenalty
+
+LATEST = 2 / 3
+"""Share of a run after which a penalty that waits for overfitting does not begin any more."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ class RecipePenalty:
         if number >= samples:
             raise ValueError(f"penalty.held_out must leave samples to train on; got {self.held_out:g} of {samples}. Use a smaller share.")
         return number
+
+    def switch(self, *, steps_per_epoch: int, epochs: int) -> HeldOut | None:
+        """The rule by which held-out samples switch the penalty; None if none are kept out."""
+        if self.held_out is None:
+            return None
+        return HeldOut(steps_per_epoch=steps_per_epoch, latest=round(LATEST * epochs * steps_per_epoch))
 
     def evaluations_at(self, step: int) -> float:
         """Gradient evaluations that optimizer step ``step`` costs, in passes over a whole batch."""
