@@ -203,8 +203,8 @@ class TestPlan:
         assert (told[0], told[-1]) == ("stored", "stored")
         assert set(told[1:-1]) == {"run"}
 
-    def test_a_dry_run_says_it(self, capsys):
-        assert gpu.main(["--dry-run", "--minutes", "1"]) == 0
+    def test_a_dry_run_says_it(self, tmp_path, capsys):
+        assert gpu.main(["--dry-run", "--minutes", "1", "--results", str(tmp_path / "gpu")]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == len(gpu.ENTRIES)
         assert lines[0].startswith("run     no-synchronization: no device synchronization")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradreg import hashing
 from gradreg.torch import draws
-from gradreg.torch.norms import LOW_PRECISION, dtensor_class, is_sharded, local_shards, reducing_groups
+from gradreg.torch.norms import LOW_PRECISION, SUMMED, dtensor_class, is_sharded, local_shards, reducing_groups
 
 Vector = Tensor
 """A flat tensor of ``Space.size`` elements: what this rank holds of a vector with one element for each element of the parameters."""
@@ -77,7 +77,7 @@ class Space:
         """The inner products of ``vector`` with each of ``rows``."""
         found = torch.zeros(len(rows), dtype=self.dtype, device=self.device)
         for over, part in self._groups:
-            here = rows[:, part] @ vector[part]
+            here = _products(rows[:, part], vector[part])
             for group in over:
                 torch.distributed.all_reduce(here, group=group)
             found += here
@@ -107,7 +107,7 @@ class Space:
         found: dict[str, float] = {}
         pairs = zip(self.names, self.parameters, first.split(self._sizes), second.split(self._sizes), strict=True)
         for name, p, a, b in pairs:
-            here = torch.dot(a, b)
+            here = _products(a.unsqueeze(0), b)[0]
             for group in reducing_groups([p])[0][0]:
                 torch.distributed.all_reduce(here, group=group)
             found[name] = float(here)
@@ -186,3 +186,11 @@ class Space:
         for i, piece in zip(inverse, pieces, strict=True):
             whole[i] = self._shard_of(piece.view(self.parameters[i].shape), self.parameters[i])
         return self.flatten(whole)
+
+
+def _products(rows: Tensor, vector: Vector) -> Tensor:
+    """``rows @ vector``; on a CPU in parts that are added in float64, because one sum in float32 is inaccurate there."""
+    if vector.device.type != "cpu" or vector.numel() <= SUMMED:
+        return rows @ vector
+    parts = zip(rows.split(SUMMED, dim=1), vector.split(SUMMED), strict=True)
+    return torch.stack([a @ b for a, b in parts]).sum(0, dtype=torch.float64).to(vector.dtype)

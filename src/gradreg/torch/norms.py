@@ -6,6 +6,7 @@ all-reduced over the process groups that hold the shards.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, cast
@@ -14,6 +15,12 @@ import torch
 from torch import Tensor
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+SUMMED = 1 << 17
+"""Products that a CPU may add up one after the other in float32; longer sums are of such parts, added in float64.
+
+Each part has an error of about 2e-7, or 3e-5 at worst, where all products are equal. PyTorch's own norm of 50 million numbers is off by
+4e-3, and a matrix product with one row by 8e-3. On an accelerator sums are trees, and accurate.
+"""
 
 
 def dtensor_class() -> Any:
@@ -99,7 +106,7 @@ def tensor_norms(shards: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tenso
     """The L2 norm of each tensor."""
     norms: list[Tensor] = list(shards)
     for over, indices in reducing_groups(like):
-        own = torch._foreach_norm([shards[i] for i in indices], 2)
+        own = _norm_of_each([shards[i] for i in indices])
         if over:
             from torch.distributed import all_reduce
 
@@ -170,6 +177,9 @@ def _norm_of(tensors: list[Tensor]) -> Tensor:
 
 def _norm_in(tensors: list[Tensor]) -> Tensor:
     kinds = {(t.dtype, t.device) for t in tensors}
+    if all(device.type == "cpu" for _, device in kinds) and reading_is_free(tensors[0]):
+        wide = any(dtype in (torch.float64, torch.complex128) for dtype, _ in kinds)
+        return torch.full((), _on_a_cpu(tensors), dtype=torch.float64 if wide else torch.float32)
     if len(kinds) == 1 and tensors[0].dtype not in LOW_PRECISION:
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, 2)), 2)
     low = [t for t in tensors if t.dtype in LOW_PRECISION]
@@ -181,3 +191,43 @@ def _norm_in(tensors: list[Tensor]) -> Tensor:
         norms.extend(torch._foreach_norm(low, 2, dtype=torch.float32))
     device = tensors[0].device
     return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]), 2)
+
+
+@torch.no_grad()
+def _on_a_cpu(tensors: Sequence[Tensor]) -> float:
+    """The norm over ``tensors``, all on a CPU."""
+    return _root(sum(map(_square, tensors)))
+
+
+def _norm_of_each(tensors: Sequence[Tensor]) -> list[Tensor]:
+    norms = torch._foreach_norm(list(tensors), 2)
+    return [
+        torch.full_like(norm, _on_a_cpu([t])) if t.numel() > SUMMED and reading_is_free(t) else norm
+        for t, norm in zip(tensors, norms, strict=True)
+    ]
+
+
+def _root(square: float) -> float:
+    return math.sqrt(square) if square >= 0.0 else math.nan
+
+
+def _square(tensor: Tensor) -> float:
+    """‖t‖² of a tensor on a CPU. ``torch.dot`` takes less time than a norm, but is no more accurate where it must skip numbers."""
+    flat = _flat(torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor)
+    if flat.dtype in LOW_PRECISION:
+        return sum(_dot(part.float()) for part in flat.split(SUMMED))
+    if flat.numel() <= SUMMED:
+        return _dot(flat)
+    return sum(_dot(part.contiguous()) for part in flat.split(SUMMED))
+
+
+def _dot(flat: Tensor) -> float:
+    return torch.dot(flat, flat).item()
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The elements of ``tensor`` in any order, without a copy where they lie side by side."""
+    if not tensor.is_contiguous():
+        order = sorted(range(tensor.dim()), key=lambda d: -tensor.stride(d))  # a transposed matrix, or channels_last
+        tensor = tensor.permute(order)
+    return tensor.reshape(-1)
