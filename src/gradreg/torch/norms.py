@@ -195,8 +195,18 @@ def _norm_in(tensors: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _on_a_cpu(tensors: Sequence[Tensor]) -> float:
-    """The norm over ``tensors``, all on a CPU."""
-    return _root(sum(map(_square, tensors)))
+    """The norm over ``tensors``, all on a CPU; of those that need no parts together."""
+    squares, short = 0.0, list[Tensor]()
+    for t in tensors:
+        if t.numel() <= SUMMED:
+            short.append(t)
+        else:
+            squares += _square(t)
+    low = [t for t in short if t.dtype in LOW_PRECISION]
+    for alike, dtype in ((low, torch.float32), ([t for t in short if t.dtype not in LOW_PRECISION] if low else short, None)):
+        if alike:
+            squares += torch.linalg.vector_norm(torch.stack(torch._foreach_norm(alike, 2, dtype=dtype)), 2).item() ** 2
+    return _root(squares)
 
 
 def _norm_of_each(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -212,17 +222,11 @@ def _root(square: float) -> float:
 
 
 def _square(tensor: Tensor) -> float:
-    """‖t‖² of a tensor on a CPU. ``torch.dot`` takes less time than a norm, but is no more accurate where it must skip numbers."""
+    """‖t‖² of a long tensor on a CPU. ``torch.dot`` takes less time than a norm, but is no more accurate where it must skip numbers."""
     flat = _flat(torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor)
-    if flat.dtype in LOW_PRECISION:
-        return sum(_dot(part.float()) for part in flat.split(SUMMED))
-    if flat.numel() <= SUMMED:
-        return _dot(flat)
-    return sum(_dot(part.contiguous()) for part in flat.split(SUMMED))
-
-
-def _dot(flat: Tensor) -> float:
-    return torch.dot(flat, flat).item()
+    low = flat.dtype in LOW_PRECISION
+    parts = (part.float() if low else part.contiguous() for part in flat.split(SUMMED))
+    return sum(torch.dot(part, part).item() for part in parts)
 
 
 def _flat(tensor: Tensor) -> Tensor:
