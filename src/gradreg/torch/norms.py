@@ -177,7 +177,7 @@ def _norm_of(tensors: list[Tensor]) -> Tensor:
 
 def _norm_in(tensors: list[Tensor]) -> Tensor:
     kinds = {(t.dtype, t.device) for t in tensors}
-    if all(device.type == "cpu" for _, device in kinds) and reading_is_free(tensors[0]):
+    if any(t.numel() > SUMMED for t in tensors) and all(map(reading_is_free, tensors)):
         wide = any(dtype in (torch.float64, torch.complex128) for dtype, _ in kinds)
         return torch.full((), _on_a_cpu(tensors), dtype=torch.float64 if wide else torch.float32)
     if len(kinds) == 1 and tensors[0].dtype not in LOW_PRECISION:
