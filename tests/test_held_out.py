@@ -148,9 +148,11 @@ def waiting_after(rule: HeldOut, excesses: list[float], every: int = 10) -> list
 @pytest.mark.parametrize(("memory", "first"), [(4, 4), (8, 4), (20, 10), (40, 20)])
 def test_the_second_condition_is_judged_once_half_of_the_memory_has_been_measured(memory: int, first: int) -> None:
     """Their worth is a little less than their number, since the older weigh less."""
-    helps = waiting_after(HeldOut(memory=memory, steps_per_epoch=5), [0.1] * 40)
-    assert helps.index(1.0) in (first, first + 1)
-    assert all(helps[first + 1 :])
+    rule = HeldOut(memory=memory, steps_per_epoch=5)
+    helps = waiting_after(rule, [0.1] * 40)
+    assert helps == [0.0] * first + [1.0] * (40 - first)
+    assert rule.earliest == 10 * first
+    assert waiting_after(HeldOut(memory=memory, steps_per_epoch=5, latest=10 * first + 1), [0.1] * 40) == helps
 
 
 def test_what_has_not_begun_by_the_latest_step_does_not_begin_any_more() -> None:
@@ -158,7 +160,7 @@ def test_what_has_not_begun_by_the_latest_step_does_not_begin_any_more() -> None
     begun = [i for i, helps in enumerate(waiting_after(HeldOut(steps_per_epoch=5), late)) if helps]
     assert begun == list(range(begun[0], 60))
     measured_at = 10 * begun[0]
-    for latest, begins in ((measured_at + 1, True), (measured_at, False), (0, False)):
+    for latest, begins in ((measured_at + 1, True), (measured_at, False), (measured_at - 1, False)):
         rule = HeldOut(steps_per_epoch=5, latest=latest)
         assert waiting_after(rule, late) == [float(begins and i >= begun[0]) for i in range(60)]
 
@@ -182,6 +184,11 @@ def test_what_has_begun_goes_on_after_the_latest_step_and_can_only_end() -> None
         (lambda: HeldOut(steps_per_epoch=0), ValueError, "^steps_per_epoch must be >= 1; got 0"),
         (lambda: HeldOut(steps_per_epoch=5, noise=0.0), ValueError, "^noise must be .*> 0; got 0.*Leave steps_per_epoch out"),
         (lambda: HeldOut(steps_per_epoch=5, latest=-1), ValueError, "^latest must be >= 0; got -1"),
+        (
+            lambda: HeldOut(steps_per_epoch=5, latest=100),
+            ValueError,
+            "^latest must be > 100, the penalized steps before .*; got 100. Pass a",
+        ),
         (lambda: HeldOut(latest=7), ValueError, "^latest must be None without steps_per_epoch, .*; got 7.*as steps_per_epoch"),
         (lambda: HeldOut().excess(1.0, 1.0), ValueError, "^steps_per_epoch must be given for the second condition; got None"),
     ],

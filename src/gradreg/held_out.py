@@ -8,6 +8,7 @@ gradient of that loss; and ⟨g, h⟩ against ‖g‖² tells whether the traini
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -83,8 +84,8 @@ class HeldOut:
         on: standard errors above 0 at which it switches on again, ≥ 0.
         steps_per_epoch: optimizer steps in which every training sample is seen once, ≥ 1; None for the first condition alone.
         noise: what r must exceed, > 0. Chosen on other seeds than those reported (``docs/choosing.md``).
-        latest: penalized steps after which the second condition switches nothing on any more, ≥ 0; needs ``steps_per_epoch``. Recipes set
-            two thirds of their steps. None: it can always begin.
+        latest: penalized steps after which the second condition switches nothing on any more, > ``earliest``; needs ``steps_per_epoch``.
+            Recipes set two thirds of their steps. None: it can always begin.
 
     Cost: 1 / ``every`` of an evaluation of the held-out loss a step, and while the penalty is off that share of its own passes. Memory, at
     steps that measure: four copies of the gradients.
@@ -127,6 +128,25 @@ class HeldOut:
                     "an epoch as steps_per_epoch."
                 )
 
+            if self.latest <= self.earliest:
+                raise ValueError(
+                    f"latest must be > {self.earliest}, the penalized steps before which nothing is judged; got {self.latest}. Pass a "
+                    f"later one, measure more often than every {self.every} steps, or pass a shorter memory than {self.memory}."
+                )
+
+    @property
+    def earliest(self) -> int:
+        """The penalized steps before the measurement at which the second condition is judged for the first time."""
+        # Of k measurements the weights (1 − 1/m)^age are worth (1 − x)/(1 + x)·(2m − 1) of equal weight, with x = (1 − 1/m)^k.
+        worth, decay = 2 * self.memory - 1, 1.0 - 1.0 / self.memory
+        needed = math.log((worth - self._fewest) / (worth + self._fewest)) / math.log(decay)
+        return self.every * math.floor(needed)
+
+    @property
+    def _fewest(self) -> float:
+        """Independent measurements' worth from which the second condition is judged."""
+        return max(_FEWEST, self.memory / 2)
+
     @property
     def initial(self) -> HelpState:
         """The state before the first measurement, as Python numbers."""
@@ -149,7 +169,7 @@ class HeldOut:
 
     def wait(self, state: HelpState, excess: Any, penalized: Any, ops: Any) -> HelpState:
         """The state of the second condition after a measurement, which ``penalized`` steps came before; see ``update``."""
-        after = self.update(state, excess, ops, fewest=max(_FEWEST, self.memory / 2))
+        after = self.update(state, excess, ops, fewest=self._fewest)
         if self.latest is None:
             return after
         early = (penalized < self.latest) * 1.0  # by arithmetic, because under JAX the number is traced

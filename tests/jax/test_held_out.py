@@ -156,15 +156,19 @@ def test_the_penalty_is_on_where_both_conditions_hold(correction: float, noise: 
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("latest", "begins"), [(None, True), (6, True), (3, False)])
+@pytest.mark.parametrize(("latest", "begins"), [(None, True), (20, True), (5, False)])
 def test_it_begins_by_the_latest_step_or_not_at_all(latest: int | None, begins: bool) -> None:
-    """A held-out gradient against the training one: r is as large as can be, and the fifth measurement decides."""
+    """The held-out gradient is the training one, so that r is 0, and from the fourth step on its opposite."""
     params, x, y = problem()
     rule = HeldOut(every=1, memory=4, steps_per_epoch=7, latest=latest)
-    looking = value_and_grad(fit, gradreg.sam(rho=0.3), held_out=lambda *given: -fit(*given), rule=rule)
+
+    def loss(p: Any, x: jax.Array, y: jax.Array, sign: jax.Array) -> jax.Array:
+        return fit(p, x, y)
+
+    looking = value_and_grad(loss, gradreg.sam(rho=0.3), held_out=lambda p, x, y, sign: sign * fit(p, x, y), rule=rule)
     state, run = looking.init(params), jax.jit(looking)
-    for _ in range(12):
-        _, _, state = run(params, x, y, state=state)
+    for sign in [1.0] * 3 + [-1.0] * 15:
+        _, _, state = run(params, x, y, jnp.asarray(sign), state=state)
     assert float(state["held_out"]["noise"]["helps"]) == float(begins)
 
 

@@ -243,14 +243,14 @@ def test_what_does_not_go_with_m(changes, message):
 
 
 def test_a_share_of_the_training_images_tells_whether_the_penalty_helps():
-    """50 of 250 images are not trained on: 2 steps an epoch, of which the first and the eleventh look at held-out images; others wait."""
-    config = replace(SMALL, epochs=6, penalty={**SAM, "held_out": 0.2})
+    """50 of 250 images are not trained on: 2 steps an epoch, each of which looks at held-out images, because there are so few."""
+    config = replace(SMALL, epochs=5, penalty={**SAM, "held_out": 0.2})
     outcome = train(config)
-    assert outcome.history[-1].step == 12
+    assert outcome.history[-1].step == 10
     assert outcome.history[-1].strength == 0.0
-    assert outcome.history[-1].gradient_evaluations == 2 * (2 + 1) + 10
+    assert outcome.history[-1].gradient_evaluations == 10 * (2 + 1)
     run = Run(config, Devices(config))
-    assert run.held_out == HeldOut(steps_per_epoch=2, latest=8)  # of 12 steps
+    assert run.held_out == HeldOut(steps_per_epoch=2, every=1)
     assert (len(run.data.train), len(run.data.kept_out)) == (200, 50)
     assert config.steps_per_epoch() == run.steps_per_epoch == 2
     everything = Run(SMALL, Devices(SMALL)).data.train
@@ -261,6 +261,20 @@ def test_a_share_of_the_training_images_tells_whether_the_penalty_helps():
     loss = run._held_out(run.held_out, 0)()
     expected = cross_entropy(run.state.model(kept.images.double()), kept.targets)
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rule"),
+    [
+        (12, HeldOut(steps_per_epoch=50, latest=400)),
+        (3, HeldOut(steps_per_epoch=50, every=2, latest=100)),
+        (200, HeldOut(steps_per_epoch=50, latest=6667)),
+    ],
+)
+def test_how_often_a_run_looks_at_held_out_images_and_how_long_it_waits(epochs, rule):
+    """At least 60 times, where it has as many steps, and for two thirds of them."""
+    assert RecipePenalty(gradreg.sam(rho=0.1), held_out=0.1).switch(steps_per_epoch=50, epochs=epochs) == rule
+    assert RecipePenalty(gradreg.sam(rho=0.1)).switch(steps_per_epoch=50, epochs=epochs) is None
 
 
 def test_held_out_images_leave_training_itself_as_it_is():

@@ -12,6 +12,8 @@ from gradreg import checks
 from gradreg.held_out import HeldOut
 from gradreg.penalties import GradientPenalty
 
+MEASUREMENTS = 60
+"""In a run, if each step is penalized, or more."""
 LATEST = 2 / 3
 """Share of a run after which a penalty that waits for overfitting does not begin any more."""
 
@@ -45,10 +47,13 @@ class RecipePenalty:
         return number
 
     def switch(self, *, steps_per_epoch: int, epochs: int) -> HeldOut | None:
-        """The rule by which held-out samples switch the penalty; None if none are kept out."""
+        """The rule by which held-out samples switch the penalty, which measures often enough for a short run; None if none are kept out."""
         if self.held_out is None:
             return None
-        return HeldOut(steps_per_epoch=steps_per_epoch, latest=round(LATEST * epochs * steps_per_epoch))
+        steps = epochs * steps_per_epoch
+        rule = HeldOut(steps_per_epoch=steps_per_epoch, every=min(HeldOut.every, max(1, steps // MEASUREMENTS)))
+        latest = round(LATEST * steps)
+        return replace(rule, latest=latest) if latest > rule.earliest else rule
 
     def evaluations_at(self, step: int) -> float:
         """Gradient evaluations that optimizer step ``step`` costs, in passes over a whole batch."""
