@@ -127,7 +127,6 @@ class HeldOut:
                     f"latest must be None without steps_per_epoch, because nothing is waited for; got {self.latest}. Pass the batches of "
                     "an epoch as steps_per_epoch."
                 )
-
             if self.latest <= self.earliest:
                 raise ValueError(
                     f"latest must be > {self.earliest}, the penalized steps before which nothing is judged; got {self.latest}. Pass a "
