@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,8 +203,95 @@ def test_copies_of_the_search_are_not_kept() -> None:
     model = Counted(lambda model: 1.0, padding=torch.zeros(100_000))
     regularizer = GradientRegularizer(model, SAM)
     regularizer.backward([model, model, model])
-    held = sum(t.numel() for copies in regularizer._forward_state._pool for t in copies.values())
+    held = sum(t.numel() for copies in regularizer._forward_state._pool for t in copies.by_address.values())
     assert held < 1000
+
+
+class Counting(nn.Module):
+    """Its loss is Σw³ times what a buffer says, which counts passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(1.0, 5.0))
+        self.register_buffer("count", torch.ones(4))
+        self.register_buffer("other", torch.zeros(4))
+        self.spare = torch.zeros(4)
+        self.name: Any = "a"
+
+    def forward(self) -> Tensor:
+        self.count += 1
+        self.other -= self.count.sum()
+        return (self.weight.pow(3) * self.count).sum() + self.other.sum()
+
+
+def in_the_parameter_s_memory(model: Counting) -> None:
+    both = torch.cat([model.weight.data, model.weight.data])
+    model.weight.data = both[:4]
+    model.other = both[:4].view(2, 2)
+    model.count = torch.ones(4)
+
+
+CHANGES: dict[str, Callable[[Counting], object]] = {
+    "none": lambda model: None,
+    "another object": lambda model: setattr(model, "count", torch.full((4,), 7.0)),
+    "other memory": lambda model: setattr(model.count, "data", torch.full((4,), 7.0)),
+    "another shape": lambda model: model.other.resize_(2, 2),
+    "more elements": lambda model: model.other.resize_(8).zero_(),
+    "another dtype": lambda model: setattr(model, "count", model.count.double()),
+    "other numbers in the same memory": lambda model: setattr(model, "count", model.count.view(torch.int32)),
+    "a graph": lambda model: model.spare.mul_(torch.ones(4, requires_grad=True)),
+    "a tensor in place of a name": lambda model: setattr(model, "name", torch.zeros(3)),
+    "a name in place of a tensor": lambda model: setattr(model, "extra", "b"),
+    "both elsewhere, together": in_the_parameter_s_memory,
+    "the buffer where the parameter is": lambda model: setattr(model.other, "data", model.weight.data),
+    "the parameter where the buffer is": lambda model: setattr(model.weight, "data", model.other.detach()),
+    "a parameter elsewhere": lambda model: setattr(model.weight, "data", model.weight.data.clone()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_changes_between_steps_is_noticed_though_tensors_are_looked_at_once(change: Callable[[Counting], object]) -> None:
+    """A step after a change is that of a regularizer that has seen no step before it."""
+    models = [Counting(), Counting()]
+    regularizers = [GradientRegularizer(model, SAM) for model in models]
+    found: list[list[Tensor]] = []
+    for fresh, model in enumerate(models):
+        regularizer = regularizers[fresh]
+        for _ in range(3):
+            regularizer.backward(model)
+        change(model)
+        for _ in range(2):
+            model.weight.grad = None
+            (GradientRegularizer(model, SAM) if fresh else regularizer).backward(model)
+        assert model.weight.grad is not None
+        found.append([model.weight.detach(), model.weight.grad, model.count.detach(), model.other])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_tensors_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Tensor] = []
+    look = buffers.ForwardState._copies_contents_of
+    monkeypatch.setattr(buffers.ForwardState, "_copies_contents_of", lambda self, tensor: (looked.append(tensor), look(self, tensor))[1])
+    model = Counting()
+    regularizer = GradientRegularizer(model, SAM)
+    for step in range(6):
+        looked.clear()
+        regularizer.backward(model)
+        assert bool(looked) == (step < 2)
+    model.count = torch.ones(4)
+    regularizer.backward(model)
+    assert looked
+
+
+def test_a_buffer_that_is_replaced_is_not_kept_alive() -> None:
+    model = Counting()
+    regularizer = GradientRegularizer(model, SAM)
+    for _ in range(3):
+        regularizer.backward(model)
+    gone, model.count = weakref.ref(model.count), torch.ones(4)
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_search_is_made_once_with_every_pass_writing_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,10 @@ trainable parameter (``self.w = self.weight.data``) is perturbed and restored wi
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -41,6 +42,9 @@ _WRAPPERS = ("torch.nn.parallel", "torch.distributed", "torch._dynamo")
 """Where modules come from whose attributes are bookkeeping of the passes themselves."""
 
 Address = tuple[int, str]
+Contents = dict[Address, tuple[Tensor, Tensor]]
+_PLAIN = (Tensor, nn.Parameter)
+"""Classes of tensors that are told by object and pointer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +86,67 @@ class Snapshot:
 
     slots: list[_Slot]
     values: list[Any]
-    contents: dict[Address, tuple[Tensor, Tensor]]
+    contents: Contents
     random: list[Any] | None
+
+
+@dataclass
+class _Copies:
+    """The copies that one snapshot of a step makes, kept so that later steps allocate nothing and need not look at each tensor.
+
+    What can be copied is found out anew where anything is not as it was then: a slot, the object in it, the memory or shape of a tensor,
+    or the memory of a parameter.
+
+    Args:
+        by_address: the copy of each slot that has one.
+        slots: of the last step that looked at the tensors.
+        memory: of its parameters; None where that cannot be told by a pointer.
+        known: for each slot its tensor and where that lay, None for other objects.
+        copied: the slots that are copied, by their index, with the copy.
+        alike: of those of one dtype and device the indices and the copies.
+    """
+
+    by_address: dict[Address, Tensor] = field(default_factory=dict)
+    slots: Sequence[_Slot] = ()
+    memory: list[int] | None = None
+    known: list[tuple[weakref.ref[Tensor], int, torch.Size] | None] = field(default_factory=list)
+    copied: list[tuple[int, Address, Tensor]] = field(default_factory=list)
+    alike: list[tuple[list[int], list[Tensor]]] = field(default_factory=list)
+
+    def fit(self, slots: Sequence[_Slot], values: Sequence[Any], memory: list[int] | None) -> bool:
+        """Whether everything is as it was when the tensors were looked at."""
+        if slots is not self.slots or memory is None or memory != self.memory:
+            return False
+        for value, known in zip(values, self.known, strict=True):
+            if known is None:
+                if isinstance(value, Tensor):
+                    return False
+            else:
+                tensor, pointer, shape = known
+                if tensor() is not value or value.grad_fn is not None or value.data_ptr() != pointer or value.shape != shape:
+                    return False
+        return True
+
+    def remember(self, slots: Sequence[_Slot], values: Sequence[Any], memory: list[int] | None, contents: Contents) -> None:
+        """Note how everything is, if that can be told again by a look at pointers."""
+        plain = all(type(v) in _PLAIN and v.layout is torch.strided and not v.is_nested for v in values if isinstance(v, Tensor))
+        self.slots, self.memory = slots, memory if plain else None
+        if self.memory is None:
+            return
+        self.known = [(weakref.ref(v), v.data_ptr(), v.shape) if isinstance(v, Tensor) else None for v in values]
+        self.copied = [(i, slot.address, contents[slot.address][1]) for i, slot in enumerate(slots) if slot.address in contents]
+        groups: dict[tuple[torch.dtype, torch.device], tuple[list[int], list[Tensor]]] = {}
+        for i, _, copy in self.copied:
+            indices, copies = groups.setdefault((copy.dtype, copy.device), ([], []))
+            indices.append(i)
+            copies.append(copy)
+        self.alike = list(groups.values())
+
+    def fill(self, values: Sequence[Any]) -> Contents:
+        """Copy the tensors among ``values``, which fit."""
+        for indices, copies in self.alike:
+            torch._foreach_copy_(copies, [values[i] for i in indices])
+        return {address: (values[i], copy) for i, address, copy in self.copied}
 
 
 class ForwardState:
@@ -108,7 +171,8 @@ class ForwardState:
         self._writers: list[_Slot] = []
         self._watched: list[tuple[_Slot, Tensor, tuple[int, int]]] = []
         self._quiet: set[Address] = set()
-        self._pool: list[dict[Address, Tensor]] = []
+        self._pool: list[_Copies] = []
+        self._pointers: list[int] | None = None
         self._taken = 0
         self._trainable: Sequence[nn.Parameter] = ()
         self._memory: _Ranges | None = None
@@ -134,6 +198,7 @@ class ForwardState:
         self._taken = 0
         self._keeps_state, self._replays_random = state, random
         self._trainable, self._memory = trainable, None
+        self._pointers = [p.data_ptr() for p in trainable] if self._writers and all(type(p) in _PLAIN for p in trainable) else None
         self._searching = self._searched = self._mode_now(trainable) != self._mode
         if self._searching:
             self._mode = None  # until the search has ended: after a step that failed it begins again
@@ -153,13 +218,15 @@ class ForwardState:
         return Snapshot(list(slots), values, contents, self.random_states())
 
     @torch.no_grad()
-    def _copied(self, slots: Sequence[_Slot]) -> tuple[list[Any], dict[Address, tuple[Tensor, Tensor]]]:
+    def _copied(self, slots: Sequence[_Slot]) -> tuple[list[Any], Contents]:
         if self._taken == len(self._pool):
-            self._pool.append({})
-        pool = self._pool[self._taken]
+            self._pool.append(_Copies())
+        kept = self._pool[self._taken]
         self._taken += 1
         values = [slot.value() for slot in slots]
-        contents: dict[Address, tuple[Tensor, Tensor]] = {}
+        if kept.fit(slots, values, self._pointers):
+            return values, kept.fill(values)
+        pool, contents = kept.by_address, Contents()
         for slot, value in zip(slots, values, strict=True):
             if not isinstance(value, Tensor) or not self._copies_contents_of(value):
                 continue
@@ -170,6 +237,7 @@ class ForwardState:
             contents[slot.address] = tensor, copy
         for tensors, copies in _alike(contents.values()):
             torch._foreach_copy_(copies, tensors)
+        kept.remember(slots, values, self._pointers, contents)
         return values, contents
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -259,9 +327,10 @@ class ForwardState:
         self._watch([slot for slot in quiet if slot not in small and isinstance(slot.value(), Tensor)])
         self._searching, self._compared, self._by_checksum = False, [], []
         copied = {slot.address for slot in self._writers}
-        for copies in self._pool:
-            for address in copies.keys() - copied:
-                del copies[address]
+        for kept in self._pool:
+            kept.slots = ()
+            for address in kept.by_address.keys() - copied:
+                del kept.by_address[address]
         for start in starts:  # only what is written is put back: memory may be read-only, as that of a mapped file
             start.contents = {address: pair for address, pair in start.contents.items() if address in copied}
         if self._keeps_state:
