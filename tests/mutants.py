@@ -242,7 +242,7 @@ MUTANTS = (
     Mutant("state: a tensor that moved unnoticed", "buffers.py", "or value.data_ptr() != pointer or", "or", ("torch/test_forward_state.py::test_what_changes_between_steps_is_noticed_though_tensors_are_looked_at_once",)),
     Mutant("state: a tensor of another shape unnoticed", "buffers.py", " or value.shape != shape:", ":", ("torch/test_forward_state.py::test_what_changes_between_steps_is_noticed_though_tensors_are_looked_at_once",)),
     Mutant("state: a tensor in another's place unnoticed", "buffers.py", "if tensor() is not value or value.grad_fn", "if value.grad_fn", ("torch/test_forward_state.py::test_what_changes_between_steps_is_noticed_though_tensors_are_looked_at_once",)),
-    Mutant("state: a parameter that moved unnoticed", "buffers.py", "memory is None or memory != self.memory", "memory is None", ("torch/test_forward_state.py::test_what_changes_between_steps_is_noticed_though_tensors_are_looked_at_once",)),
+    Mutant("state: a parameter that moved unnoticed", "buffers.py", " or memory != self.memory:", ":", ("torch/test_forward_state.py::test_what_changes_between_steps_is_noticed_though_tensors_are_looked_at_once",)),
     Mutant("state: tensors looked at in each step", "buffers.py", "if kept.fit(slots, values, self._pointers):", "if False:", ("torch/test_forward_state.py::test_tensors_are_looked_at_once",)),
     Mutant('state: attributes not looked at', 'buffers.py', '    for key, value in [*vars(module).items()]:', '    for key, value in []:'),
     Mutant('state: frozen parameters not looked at', 'buffers.py', 'if p is not None and not p.requires_grad)', 'if False)'),

@@ -99,8 +99,8 @@ class _Copies:
 
     Args:
         by_address: the copy of each slot that has one.
-        slots: of the last step that looked at the tensors.
-        memory: of its parameters; None where that cannot be told by a pointer.
+        slots: of the last step that looked at the tensors; empty where they must be looked at again.
+        memory: of its parameters.
         known: for each slot its tensor and where that lay, None for other objects.
         copied: the slots that are copied, by their index, with the copy.
         alike: of those of one dtype and device the indices and the copies.
@@ -115,7 +115,7 @@ class _Copies:
 
     def fit(self, slots: Sequence[_Slot], values: Sequence[Any], memory: list[int] | None) -> bool:
         """Whether everything is as it was when the tensors were looked at."""
-        if slots is not self.slots or memory is None or memory != self.memory:
+        if slots is not self.slots or memory != self.memory:
             return False
         for value, known in zip(values, self.known, strict=True):
             if known is None:
@@ -128,11 +128,12 @@ class _Copies:
         return True
 
     def remember(self, slots: Sequence[_Slot], values: Sequence[Any], memory: list[int] | None, contents: Contents) -> None:
-        """Note how everything is, if that can be told again by a look at pointers."""
+        """Note how everything is, if that can be told again by a look at pointers; nothing fits what an interrupt has left half-noted."""
+        self.slots = ()
         plain = all(type(v) in _PLAIN and v.layout is torch.strided and not v.is_nested for v in values if isinstance(v, Tensor))
-        self.slots, self.memory = slots, memory if plain else None
-        if self.memory is None:
+        if memory is None or not plain:
             return
+        self.memory = memory
         self.known = [(weakref.ref(v), v.data_ptr(), v.shape) if isinstance(v, Tensor) else None for v in values]
         self.copied = [(i, slot.address, contents[slot.address][1]) for i, slot in enumerate(slots) if slot.address in contents]
         groups: dict[tuple[torch.dtype, torch.device], tuple[list[int], list[Tensor]]] = {}
@@ -141,6 +142,7 @@ class _Copies:
             indices.append(i)
             copies.append(copy)
         self.alike = list(groups.values())
+        self.slots = slots
 
     def fill(self, values: Sequence[Any]) -> Contents:
         """Copy the tensors among ``values``, which fit."""
