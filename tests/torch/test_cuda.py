@@ -178,7 +178,7 @@ def test_memory_that_runs_out(failing: int) -> None:
             torch.empty(1 << 50, device="cuda")
         return ours.loss()
 
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="out of memory"):
         regularizer.backward(closure)
     after = values(ours.model)
     assert all(torch.equal(after[name], before[name]) for name, _ in ours.model.named_parameters())

@@ -103,7 +103,6 @@ class _Copies:
         memory: of its parameters.
         known: for each slot its tensor and where that lay, None for other objects.
         copied: the slots that are copied, by their index, with the copy.
-        alike: of those of one dtype and device the indices and the copies.
     """
 
     by_address: dict[Address, Tensor] = field(default_factory=dict)
@@ -111,7 +110,6 @@ class _Copies:
     memory: list[int] | None = None
     known: list[tuple[weakref.ref[Tensor], int, torch.Size] | None] = field(default_factory=list)
     copied: list[tuple[int, Address, Tensor]] = field(default_factory=list)
-    alike: list[tuple[list[int], list[Tensor]]] = field(default_factory=list)
 
     def fit(self, slots: Sequence[_Slot], values: Sequence[Any], memory: list[int] | None) -> bool:
         """Whether everything is as it was when the tensors were looked at."""
@@ -136,19 +134,13 @@ class _Copies:
         self.memory = memory
         self.known = [(weakref.ref(v), v.data_ptr(), v.shape) if isinstance(v, Tensor) else None for v in values]
         self.copied = [(i, slot.address, contents[slot.address][1]) for i, slot in enumerate(slots) if slot.address in contents]
-        groups: dict[tuple[torch.dtype, torch.device], tuple[list[int], list[Tensor]]] = {}
-        for i, _, copy in self.copied:
-            indices, copies = groups.setdefault((copy.dtype, copy.device), ([], []))
-            indices.append(i)
-            copies.append(copy)
-        self.alike = list(groups.values())
         self.slots = slots
 
     def fill(self, values: Sequence[Any]) -> Contents:
         """Copy the tensors among ``values``, which fit."""
-        for indices, copies in self.alike:
-            torch._foreach_copy_(copies, [values[i] for i in indices])
-        return {address: (values[i], copy) for i, address, copy in self.copied}
+        contents = {address: (values[i], copy) for i, address, copy in self.copied}
+        _copy(contents)
+        return contents
 
 
 class ForwardState:
@@ -237,8 +229,7 @@ class ForwardState:
             if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype or copy.device != tensor.device:
                 copy = pool[slot.address] = torch.empty_like(tensor, requires_grad=False)
             contents[slot.address] = tensor, copy
-        for tensors, copies in _alike(contents.values()):
-            torch._foreach_copy_(copies, tensors)
+        _copy(contents)
         kept.remember(slots, values, self._pointers, contents)
         return values, contents
 
@@ -459,6 +450,11 @@ def _checksum(tensor: Tensor) -> tuple[int, ...]:
         plain += int(long.sum())
         weighted += (i + 1) * int((long * weights[: len(long)]).sum())
     return plain, weighted
+
+
+def _copy(contents: Contents) -> None:
+    for tensors, copies in _alike(contents.values()):
+        torch._foreach_copy_(copies, tensors)
 
 
 def _alike(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[list[Tensor], list[Tensor]]]:
