@@ -121,7 +121,9 @@ class _Copies:
                     return False
             else:
                 tensor, pointer, shape = known
-                if tensor() is not value or value.grad_fn is not None or value.data_ptr() != pointer or value.shape != shape:
+                if not isinstance(value, Tensor) or tensor() is not value or value.grad_fn is not None:
+                    return False  # of a tensor that is gone the reference gives None, which its slot may hold now
+                if value.data_ptr() != pointer or value.shape != shape:
                     return False
         return True
 
