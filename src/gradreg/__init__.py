@@ -45,6 +45,7 @@ from gradreg.directions import (
 from gradreg.flooding import Flooding, IndividualFlooding, flooding_from_dict
 from gradreg.gates import Chance, Delay, Every, Tail
 from gradreg.held_out import HeldOut
+from gradreg.lets import LETS
 from gradreg.masks import Mask, OnlyNorms, Sparse
 from gradreg.mixing import ClipEach, GradientMixing, Plain, Reuse, SurrogateGap, Unit
 from gradreg.penalties import GradientPenalty
@@ -55,6 +56,7 @@ from gradreg.weight_decay_clock import DecayClock, effective_learning_rate, l2_f
 __version__ = "0.1.0"
 
 __all__ = [
+    "LETS",
     "Adaptive",
     "Anneal",
     "AutoL2",

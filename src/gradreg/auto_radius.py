@@ -1,13 +1,16 @@
 """A radius that sets itself: it grows while the gradient at the perturbed point agrees with the plain one, and shrinks where it does not.
 
-``AutoRadius`` stands in the place of a radius and holds the rule alone. The radius itself is state: each engine keeps it from step to step,
-gives it to ``GradientPenalty.at(step, radius=...)``, measures the step, and asks ``AutoRadius.update`` for the next. It is written once:
-its arithmetic is that of ``torch`` or of ``jax.numpy``, on scalars that stay on the accelerator, or of Python.
+A ``SelfSetRadius`` stands in the place of a radius and holds the rule alone. The radius itself is state: each engine keeps it from step to
+step, gives it to ``GradientPenalty.at(step, radius=...)``, measures the step, and asks ``update`` of the rule for the next. A rule is
+written once: its arithmetic is that of ``torch`` or of ``jax.numpy``, on scalars that stay on the accelerator, or of Python.
+``AutoRadius`` follows the alignment of a step's two gradients; ``gradreg.lets`` has a rule that follows held-out data.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -84,9 +87,77 @@ class Guards(NamedTuple):
     backward: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class SelfSetRadius(Schedule):
+    """What the rules of radii that set themselves share.
+
+    Args:
+        start: the radius at first, > 0.
+        lower: the smallest radius, > 0.
+        upper: the largest radius, finite.
+        every: regularized steps between two measurements, ≥ 1.
+    """
+
+    start: float = 0.05
+    lower: float = 1e-4
+    upper: float = 10.0
+    every: int = 1
+
+    needs_step: ClassVar[bool] = False
+    uses_held_out: ClassVar[bool] = False
+    """Whether it measures held-out losses; else the two gradients of a step, at no extra pass."""
+
+    def __post_init__(self) -> None:
+        for name in ("start", "lower", "upper"):
+            object.__setattr__(self, name, checks.positive(name, getattr(self, name), remedy="Leave it out for the default."))
+        object.__setattr__(self, "every", checks.whole("every", self.every, minimum=1))
+        if not self.lower <= self.start <= self.upper:
+            raise ValueError(
+                f"start must lie between lower and upper; got {self.start:g} with lower {self.lower:g} and upper {self.upper:g}. "
+                "Widen the bounds, or start inside of them."
+            )
+
+    def evaluate(self, step: Any, ops: Operations) -> Any:
+        radius = getattr(ops, "auto_radius", None)
+        if radius is None:
+            raise ValueError(
+                f"radius must be given where the penalty sets it itself; got {self} and none. It is state of the engine: read "
+                "metrics.radius, or ask penalty.at(step, radius=...)."
+            )
+        return radius
+
+    def bounds(self) -> tuple[float, float]:
+        return self.lower, self.upper
+
+    @property
+    @abstractmethod
+    def initial(self) -> Any:
+        """The state before the first step, as Python numbers: a ``NamedTuple`` with ``log_radius`` and ``steps`` among its fields."""
+
+    @abstractmethod
+    def update(self, state: Any, measured: Any, guards: Guards, ops: Any, *, scaled: bool = False) -> Any:
+        """The state after a regularized step that measured.
+
+        Args:
+            state: the state before it.
+            measured: what it measured, a ``NamedTuple`` of scalars.
+            guards: what can be expected of the loss.
+            ops: ``torch``, ``jax.numpy`` or ``NUMBERS``; all numbers but this rule's own are its scalars.
+            scaled: whether a gradient scaler is in use, which has its own way with a gradient that is not finite.
+        """
+
+    @abstractmethod
+    def checked(self, state: Mapping[str, Any]) -> Any:
+        """The state with the numbers of a checkpoint, whose keys are the fields of ``initial``.
+
+        Raises:
+            ValueError, TypeError: a number that such a state cannot hold.
+        """
+
+
 @register("auto")
 @dataclass(frozen=True, kw_only=True)
-class AutoRadius(Schedule):
+class AutoRadius(SelfSetRadius):
     """In the place of a radius: let it set itself, by the alignment of the two gradients. ``sam(rho=AutoRadius())``.
 
     With a = cos(∇L(θ), ∇L(θ + δ)), measured on the step's own batch at no extra pass::
@@ -127,53 +198,26 @@ class AutoRadius(Schedule):
     """
 
     target: float = 0.95
-    start: float = 0.05
-    lower: float = 1e-4
-    upper: float = 10.0
     gain: float = 0.05
-    every: int = 1
-
-    needs_step: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("target", "start", "lower", "upper", "gain"):
+        super().__post_init__()
+        for name in ("target", "gain"):
             object.__setattr__(self, name, checks.positive(name, getattr(self, name), remedy="Leave it out for the default."))
-        object.__setattr__(self, "every", checks.whole("every", self.every, minimum=1))
         if self.target >= 1.0:
             raise ValueError(f"target must be a cosine < 1; got {self.target:g}. Two gradients agree fully only at radius 0: use 0.95.")
-        if not self.lower <= self.start <= self.upper:
-            raise ValueError(
-                f"start must lie between lower and upper; got {self.start:g} with lower {self.lower:g} and upper {self.upper:g}. "
-                "Widen the bounds, or start inside of them."
-            )
-
-    def evaluate(self, step: Any, ops: Operations) -> Any:
-        radius = getattr(ops, "auto_radius", None)
-        if radius is None:
-            raise ValueError(
-                f"radius must be given where the penalty sets it itself; got {self} and none. It is state of the engine: read "
-                "metrics.radius, or ask penalty.at(step, radius=...)."
-            )
-        return radius
-
-    def bounds(self) -> tuple[float, float]:
-        return self.lower, self.upper
 
     @property
     def initial(self) -> RadiusState:
         """The state before the first step, as Python numbers."""
         return RadiusState(math.log(self.start), 1.0, 0.0, 0.0, 0)
 
-    def update(self, state: RadiusState, measured: Measurement, guards: Guards, ops: Any, *, scaled: bool = False) -> RadiusState:
-        """The state after a regularized step that measured.
+    def checked(self, state: Mapping[str, Any]) -> RadiusState:
+        log_radius = checks.real("log_radius", state["log_radius"])
+        averages = [checks.non_negative(name, state[name]) for name in ("rising", "norm", "usual")]
+        return RadiusState(log_radius, *averages, steps=checks.whole("steps", state["steps"], minimum=0))
 
-        Args:
-            state: the state before it.
-            measured: what it measured.
-            guards: what can be expected of the loss.
-            ops: ``torch``, ``jax.numpy`` or ``NUMBERS``; all numbers but this rule's own are its scalars.
-            scaled: whether a gradient scaler is in use, which has its own way with a gradient that is not finite.
-        """
+    def update(self, state: RadiusState, measured: Measurement, guards: Guards, ops: Any, *, scaled: bool = False) -> RadiusState:
         cosine = self.cosine(measured, ops)
         fell = _MEMORY * state.rising
         rose = fell + (1.0 - _MEMORY)
@@ -259,12 +303,12 @@ class _WithRadius:
 
 
 def with_radius(ops: Operations, radius: Any) -> Operations:
-    """``ops`` that know what an ``AutoRadius`` is worth at this step."""
+    """``ops`` that know what a radius that sets itself is worth at this step."""
     return cast("Operations", _WithRadius(ops, radius))
 
 
-def auto_radius_in(value: Value | None) -> AutoRadius | None:
-    """The ``AutoRadius`` that ``value`` is or is a multiple of; None if there is none."""
+def self_set_radius_in(value: Value | None) -> SelfSetRadius | None:
+    """The radius that sets itself that ``value`` is or is a multiple of; None if there is none."""
     if not isinstance(value, Schedule):
         return None
-    return next((s for s in inside(value) if isinstance(s, AutoRadius)), None)
+    return next((s for s in inside(value) if isinstance(s, SelfSetRadius)), None)

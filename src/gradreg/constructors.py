@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import cast
 
 from gradreg import checks
-from gradreg.auto_radius import AutoRadius, auto_radius_in
+from gradreg.auto_radius import AutoRadius, self_set_radius_in
 from gradreg.directions import (
     Adaptive,
     Clipped,
@@ -77,7 +77,7 @@ def fgr(*, gamma: Value | None = None, epsilon: Value, steps: int = 1, clip: flo
     """Forward finite-difference gradient regularization: ``G = (1 − γ/ε)·g + (γ/ε)·∇L(θ + ε·g)``, of the penalty (γ/2)‖g‖².
 
     Args:
-        gamma: strength γ, ≥ 0; a float or a schedule. May be left out for an ``AutoRadius``, which it then follows.
+        gamma: strength γ, ≥ 0; a float or a schedule. May be left out for a radius that sets itself, which it then follows.
         epsilon: ascent step ε on the gradient as it is (not normalised), > 0; a float, a schedule or ``AutoRadius()``. The paper finds
             large ε best, and γ = ε = 0.05 for an MLP and a ResNet on CIFAR-10.
         steps: S ≥ 1 ascent steps of ε / S, each along the gradient found where the last one ended: with θ' the end of the last,
@@ -99,7 +99,7 @@ def bgr(*, gamma: Value | None = None, epsilon: Value) -> GradientPenalty:
     """Backward finite-difference gradient regularization: ``G = (1 + γ/ε)·g − (γ/ε)·∇L(θ − ε·g)``, of the penalty (γ/2)‖g‖².
 
     Args:
-        gamma: strength γ, ≥ 0; a float or a schedule. May be left out for an ``AutoRadius``, which it then follows.
+        gamma: strength γ, ≥ 0; a float or a schedule. May be left out for a radius that sets itself, which it then follows.
         epsilon: descent step ε on the gradient as it is, > 0; a float or a schedule.
 
     Cost: 2 gradient evaluations.
@@ -113,7 +113,7 @@ def cgr(*, gamma: Value | None = None, epsilon: Value) -> GradientPenalty:
     """Central finite-difference gradient regularization: ``G = g + (γ/2ε)·[∇L(θ + ε·g) − ∇L(θ − ε·g)]``, of the penalty (γ/2)‖g‖².
 
     Args:
-        gamma: strength γ, ≥ 0; a float or a schedule. May be left out for an ``AutoRadius``, which it then follows.
+        gamma: strength γ, ≥ 0; a float or a schedule. May be left out for a radius that sets itself, which it then follows.
         epsilon: step ε on the gradient as it is, both ways, > 0; a float or a schedule.
 
     Cost: 3 gradient evaluations, for an error of O(ε²) where ``fgr`` has O(ε).
@@ -390,7 +390,7 @@ def _radius(rho: Value) -> Value:
 
 
 def _squared(difference: Difference, gamma: Value | None, epsilon: Value) -> GradientPenalty:
-    if gamma is None and auto_radius_in(epsilon) is None:
+    if gamma is None and self_set_radius_in(epsilon) is None:
         name = {"forward": "fgr", "backward": "bgr", "central": "cgr"}[difference]
         raise TypeError(
             f"{name} needs gamma; got only epsilon={epsilon!r}. Write {name}(gamma=..., epsilon=...), or {name}(epsilon=AutoRadius())."

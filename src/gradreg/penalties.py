@@ -35,7 +35,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args, overload
 
 from gradreg import checks, gates, plan, registry, schedules, validation
-from gradreg.auto_radius import AutoRadius, Guards, auto_radius_in, with_radius
+from gradreg.auto_radius import Guards, SelfSetRadius, self_set_radius_in, with_radius
 from gradreg.directions import Direction, Gradient
 from gradreg.gates import Chance, Every
 from gradreg.masks import Choice, Mask, OnlyNorms, Sparse
@@ -65,7 +65,8 @@ class GradientPenalty:
             plain one and only one pass runs.
         radius: step of the finite difference, > 0 (a schedule may be 0 only where the strength is 0 too); for power 1 the L2 norm of the
             perturbation over all perturbed parameters, for power 2 the factor on g. ``None`` for ``difference="exact"``, and only there.
-            ``AutoRadius()`` sets itself; the strength may be a multiple of the same one, which keeps c = strength / radius.
+            ``AutoRadius()`` and ``LETS()`` set themselves; the strength may be a multiple of the same one, so that c = strength / radius
+            does not change.
         difference: "forward", "backward", "central" or "exact".
         direction: what the parameters are perturbed along, a ``Direction`` (``gradreg.directions``); the gradient by default.
         mixing: how the gradients become the result, a ``GradientMixing`` (``gradreg.mixing``) or the name of one without arguments:
@@ -141,8 +142,9 @@ class GradientPenalty:
 
         Args:
             step: a whole number ≥ 0, or with ``ops`` a traced one.
-            radius: what an ``AutoRadius`` is worth at this step, > 0, a number or a scalar of the engine; None for other penalties. Whether
-                the step acts, and c where the strength follows the radius, do not depend on it, so they are known without its value.
+            radius: what a radius that sets itself is worth at this step, > 0, a number or a scalar of the engine; None for other
+                penalties. Whether the step acts, and c where the strength follows the radius, do not depend on it, so they are known
+                without its value.
             ops: the functions that schedules compute with: Python's, or ``jax.numpy``.
 
         Raises:
@@ -171,7 +173,7 @@ class GradientPenalty:
             fresh = (acts and found) if isinstance(acts, bool) else acts & found
         return StepValues(step, strength, radius, self._coefficient(step, strength, radius, ops), acts, fresh)
 
-    def _at_unknown_radius(self, step: Any, radius: Any, auto: AutoRadius, ops: Operations) -> StepValues:
+    def _at_unknown_radius(self, step: Any, radius: Any, auto: SelfSetRadius, ops: Operations) -> StepValues:
         """The numbers where the radius is a scalar of an engine: what does not depend on it is found at another radius."""
         known, given = self.at(step, radius=auto.start, ops=ops), with_radius(ops, radius)
         values = replace(known, radius=radius)
@@ -181,7 +183,7 @@ class GradientPenalty:
         return replace(values, coefficient=coefficient)
 
     def nominal_at(self, step: int) -> StepValues:
-        """The numbers at ``step``, those of an ``AutoRadius`` as they are at its start: whether it acts, and at what cost."""
+        """The numbers at ``step``, those of a radius that sets itself as they are at its start: whether it acts, and at what cost."""
         auto = self.auto_radius
         return self.at(step, radius=None if auto is None else auto.start)
 
@@ -225,11 +227,11 @@ class GradientPenalty:
         )
 
     def strength_at(self, step: int) -> float:
-        """The strength at optimizer step ``step`` (≥ 0); raises where it follows an ``AutoRadius``."""
+        """The strength at optimizer step ``step`` (≥ 0); raises where it follows a radius that sets itself."""
         return schedules.as_schedule(self.strength)(step)
 
     def radius_at(self, step: int) -> float | None:
-        """The radius at optimizer step ``step`` (≥ 0); None for an exact penalty. Raises for an ``AutoRadius``, which is state."""
+        """The radius at optimizer step ``step`` (≥ 0); None for an exact penalty. Raises for one that sets itself, which is state."""
         return None if self.radius is None else schedules.as_schedule(self.radius)(step)
 
     def coefficient_at(self, step: int) -> float | None:
@@ -241,21 +243,21 @@ class GradientPenalty:
         return (self.nominal_at(step) if self.strength_follows_radius else self.at(step)).coefficient
 
     @property
-    def auto_radius(self) -> AutoRadius | None:
+    def auto_radius(self) -> SelfSetRadius | None:
         """The rule of a radius that sets itself; None for any other."""
-        return auto_radius_in(self.radius)
+        return self_set_radius_in(self.radius)
 
     @property
     def guards(self) -> Guards:
-        """What an ``AutoRadius`` can expect of the loss at the perturbed point."""
+        """What a radius that sets itself can expect of the loss at the perturbed point."""
         mask = self.mask is not None and self.mask.level == "coordinates"
         predicts = self.direction.is_gradient and not mask and self.ascent_steps == 1
         return Guards(self.direction.ascends, self.power if predicts else None, self.difference == "backward")
 
     @property
     def strength_follows_radius(self) -> bool:
-        """Whether the strength is a multiple of an ``AutoRadius``, so that c = strength / radius does not depend on it."""
-        return self.auto_radius is not None and auto_radius_in(self.strength) is not None
+        """Whether the strength is a multiple of a radius that sets itself, so that c = strength / radius does not depend on it."""
+        return self.auto_radius is not None and self_set_radius_in(self.strength) is not None
 
     @property
     def coefficient_is_one(self) -> bool:
@@ -328,8 +330,8 @@ class GradientPenalty:
         """
         if self.auto_radius is not None:
             raise ValueError(
-                "ascent must be None with AutoRadius, which compares the two gradients of one loss; those of a part and of the whole batch "
-                f"differ by sampling at any radius; got {received}. Leave it out, or give a number as radius."
+                "ascent must be None with a radius that sets itself, which compares the two gradients of one loss; those of a part and of "
+                f"the whole batch differ by sampling at any radius; got {received} with {self}. Leave it out, or give a number as radius."
             )
         if self.difference == "exact":
             raise ValueError(f"ascent must be None for an exact penalty, which takes no finite step; got {received}. Use fgr() or gnp().")

@@ -9,8 +9,9 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from gradreg import checks, schedules
-from gradreg.auto_radius import AutoRadius
+from gradreg.auto_radius import AutoRadius, SelfSetRadius
 from gradreg.directions import Direction
+from gradreg.lets import LETS
 from gradreg.masks import Mask
 from gradreg.mixing import GradientMixing, Reuse
 from gradreg.serialization import Part
@@ -21,6 +22,9 @@ P = ParamSpec("P")
 
 CONSTRUCTORS: dict[str, Callable[..., Any]] = {}
 """The constructors by the name that recipes use."""
+
+_SELF_SET: dict[str, type[SelfSetRadius]] = {"auto": AutoRadius, "lets": LETS}
+"""What may stand in the place of a radius by its name alone."""
 
 _MODIFIERS = ("warmup", "tail", "every", "probability", "compensate")
 
@@ -64,8 +68,8 @@ def _built(key: str, value: Any) -> Any:
     if key in ("direction", "mask", "mixing") and isinstance(value, (str, Mapping)):
         part: type[Direction | Mask | GradientMixing] = {"direction": Direction, "mask": Mask, "mixing": GradientMixing}[key]
         return part.from_dict(cast("Mapping[str, Any]", value))
-    if value == "auto":
-        return AutoRadius()
+    if isinstance(value, str) and value in _SELF_SET:
+        return _SELF_SET[value]()
     if not isinstance(value, Mapping):
         return value
     mapping = cast("Mapping[str, Any]", value)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from gradreg import checks
-from gradreg.auto_radius import AutoRadius, auto_radius_in
+from gradreg.auto_radius import SelfSetRadius, self_set_radius_in
 from gradreg.directions import Direction
 from gradreg.masks import Mask
 from gradreg.mixing import GradientMixing, Reuse
@@ -47,7 +47,7 @@ class Composition(Protocol):
 
 def check_composition(penalty: Composition) -> None:
     """Raise where parts of ``penalty`` cannot be combined, by what the parts declare."""
-    _check_auto_radius(penalty)
+    _check_self_set_radius(penalty)
     direction, mask, mixing = penalty.direction, penalty.mask, penalty.mixing
     if mixing.plain_gradient == "normalized" and not (direction.is_gradient and (penalty.power, penalty.difference) == (1, "forward")):
         raise ValueError(
@@ -104,24 +104,33 @@ def check_composition(penalty: Composition) -> None:
         )
 
 
-def _check_auto_radius(penalty: Composition) -> None:
+def _check_self_set_radius(penalty: Composition) -> None:
     """Raise where a radius that sets itself has no meaning."""
-    auto, followed = auto_radius_in(penalty.radius), auto_radius_in(penalty.strength)
+    auto, followed = self_set_radius_in(penalty.radius), self_set_radius_in(penalty.strength)
+    name = type(auto or followed).__name__
     if followed is not None and followed != auto:
         raise ValueError(
-            f"strength must follow the radius where it is an AutoRadius; got strength {followed} and radius {penalty.radius}. "
-            "Use one AutoRadius for both, as fgr(epsilon=AutoRadius()) does."
+            f"strength must follow the radius where it is {name}; got strength {followed} and radius {penalty.radius}. "
+            f"Use one {name} for both, as fgr(epsilon={name}()) does."
         )
-    if auto is not None and not isinstance(penalty.radius, AutoRadius):
+    if auto is None:
+        return
+    if not isinstance(penalty.radius, SelfSetRadius):
         raise ValueError(
-            f"radius must not be a multiple of AutoRadius, which would make up for any factor; got {penalty.radius}. "
-            "Use warm-up 'zero' or 'strength', and AutoRadius(start=...) to begin with another radius."
+            f"radius must not be a multiple of {name}, which would make up for any factor; got {penalty.radius}. "
+            f"Use warm-up 'zero' or 'strength', and {name}(start=...) to begin with another radius."
         )
-    if auto is not None and not penalty.direction.needs_gradient:
+    if not penalty.direction.needs_gradient:
         raise ValueError(
-            "radius must be a number or a schedule for a direction that needs no gradient, because AutoRadius compares the gradient at the "
+            f"radius must be a number or a schedule for a direction that needs no gradient, because {name} compares the gradient at the "
             f"perturbed parameters with that at the unperturbed ones; got {auto} with direction {penalty.direction}. "
-            "Use sam(rho=AutoRadius()), or a number."
+            f"Use sam(rho={name}()), or a number."
+        )
+    if auto.uses_held_out and (followed is None or penalty.mixing.plain_gradient == "normalized"):
+        raise ValueError(
+            f"radius must be a number or a schedule where the regularized gradient does not tend to the plain one with it, because {name} "
+            f"takes their difference, over the radius, for the derivative; got {auto} with strength {penalty.strength} and mixing "
+            f"{penalty.mixing}. Use sam(rho={name}()), gnp(r={name}(), alpha=...) or fgr(epsilon={name}())."
         )
 
 

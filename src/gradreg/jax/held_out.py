@@ -1,4 +1,7 @@
-"""Whether a penalty helps: its switch as part of the state, and what a step measures (``gradreg.held_out`` has the rule)."""
+"""What a step measures on held-out data, and the switch, as part of the state, by which it tells whether a penalty helps.
+
+The rules are those of ``gradreg.held_out``, and of ``gradreg.lets`` for a radius that is learned from held-out data.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradreg.auto_radius import Guards
 from gradreg.held_out import HeldOut, HelpState
 from gradreg.jax.loss_fn import Evaluate
 from gradreg.jax.norms import Tree, inner_product, widened
+from gradreg.lets import LETS, LetsState, Slope
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import Condition, StepValues
 
@@ -130,6 +135,55 @@ class HeldOutStep:
             excess = jnp.asarray(measured.excess, waiting.mean.dtype)
             averages[NOISE] = _kept(self.rule.wait(waiting, excess, self.state[COUNT], jnp), self.state[NOISE])
         return {**averages, COUNT: count, HELPS_NOW: jnp.asarray(self.help.helps, bool)}
+
+
+@dataclass(frozen=True)
+class LearnedRadius:
+    """The held-out side of one step for a radius that is learned.
+
+    Args:
+        rule: the specification.
+        evaluate: loss and gradient on held-out data.
+        state: that of the radius after the step before.
+        fresh: whether the penalty computes its part of the gradient at this step.
+    """
+
+    rule: LETS
+    evaluate: Evaluate
+    state: dict[str, Any]
+    fresh: Condition
+
+    @property
+    def measures(self) -> Condition:
+        """Whether the step measures."""
+        return (self.state["steps"] % self.rule.every == 0) & self.fresh
+
+    @property
+    def unmeasured(self) -> Any:
+        """Of a step that does not measure."""
+        return jnp.asarray(jnp.nan, self.state["log_radius"].dtype)
+
+    def slope(self, change: Tree, plain: Tree, held_out: Tree, losses: tuple[Any, Any], shards: Sequence[Any]) -> Any:
+        """From G − g, g, h and the losses on held-out data and on the batch: see ``LETS.slope`` and ``Slope``."""
+        dtype = self.state["log_radius"].dtype
+        between = jax.tree.map(lambda h, g: widened(h) - widened(g), held_out, plain)
+
+        def inner(first: Tree, second: Tree) -> Any:
+            return jnp.asarray(inner_product(first, second, shards), dtype)
+
+        squared, changed = inner(between, between), inner(change, change)
+        held_out_loss, loss = (jnp.asarray(one, dtype) for one in losses)
+        # A change of 0 says nothing, as in PyTorch.
+        slope = jnp.where(changed > 0, self.rule.slope(held_out_loss, loss, inner(between, change)), jnp.nan)
+        return jnp.where(jnp.isfinite(squared + loss) & ~jnp.isfinite(changed), jnp.inf, slope)
+
+    def after(self, slope: Any, guards: Guards, *, scaled: bool) -> dict[str, Any]:
+        """The state after a step that measured this."""
+        before = LetsState(**self.state)
+        after = self.rule.update(before, Slope(slope), guards, jnp, scaled=scaled)
+        kept = LetsState(*(jnp.where(self.measures, new, old) for new, old in zip(after, before, strict=True)))
+        kept = kept._replace(steps=before.steps + jnp.asarray(self.fresh, jnp.int32))
+        return {name: value.astype(self.state[name].dtype) for name, value in kept._asdict().items()}
 
 
 def _state(kept: dict[str, Any]) -> HelpState:

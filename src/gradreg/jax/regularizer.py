@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from gradreg import checks
 from gradreg.held_out import HeldOut
 from gradreg.jax.directions import ascent_direction
-from gradreg.jax.held_out import HeldOutStep, check_measurable
+from gradreg.jax.held_out import HeldOutStep, LearnedRadius, check_measurable
 from gradreg.jax.loss_fn import bound, check_parameters, checked_loss_scale, evaluate_with, with_step
 from gradreg.jax.masks import coordinates, selected_leaves, selected_parameters
 from gradreg.jax.microbatches import EachPart
@@ -21,9 +21,10 @@ from gradreg.jax.norms import Tree, gradient_norm
 from gradreg.jax.parallel import AxisName, axis_names, check_bound, mean, per_shard
 from gradreg.jax.program import convolves
 from gradreg.jax.shards import NormAxes, shards_of
-from gradreg.jax.state import HELD_OUT, State, carries_state, check_state, initial, radius_of
+from gradreg.jax.state import HELD_OUT, RADIUS, State, carries_state, check_state, initial, radius_of
 from gradreg.jax.step import Measured, Step
 from gradreg.jax.step_values import step_values
+from gradreg.lets import LETS
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import StepValues
 from gradreg.registry import check_known
@@ -86,10 +87,19 @@ class RegularizedValueAndGrad:
 
     def looked(self, before: State, after: State) -> bool:
         """Whether the step from one state to the next, both known, evaluated the held-out loss."""
-        if self.rule is None:
+        learned = self._learned
+        if learned is None and self.rule is None:
             return False
-        count = int(before[HELD_OUT]["count"])
-        return int(after[HELD_OUT]["count"]) > count and count % self.rule.every == 0
+        (kind, counter), rule = ((HELD_OUT, "count"), self.rule) if learned is None else ((RADIUS, "steps"), learned)
+        assert rule is not None
+        count = int(before[kind][counter])
+        return int(after[kind][counter]) > count and count % rule.every == 0
+
+    @property
+    def _learned(self) -> LETS | None:
+        """The rule of a radius that is learned from held-out data; None for any other."""
+        auto = None if self.penalty is None else self.penalty.auto_radius
+        return auto if isinstance(auto, LETS) else None
 
     def is_on(self, state: State) -> bool:
         """Whether the penalty was on in the step that gave ``state``, a known one."""
@@ -146,14 +156,32 @@ class RegularizedValueAndGrad:
                 ascent = bound(self.ascent, "ascent", self.has_aux, args, with_step(self.ascent, "ascent", args, kwargs, step))
                 ascend = evaluate_with(ascent, shared, shards, scale)
             looks: HeldOutStep | None = None
-            if self.held_out is not None and self.rule is not None:
+            learned: LearnedRadius | None = None
+            if self.held_out is not None:
                 kept = bound(self.held_out, "held_out", False, args, with_step(self.held_out, "held_out", args, kwargs, step))
-                looks = HeldOutStep(self.rule, evaluate_with(kept, shared, shards, scale), state[HELD_OUT], values.fresh)
+                evaluate_kept = evaluate_with(kept, shared, shards, scale)
+                if self._learned is not None:
+                    learned = LearnedRadius(self._learned, evaluate_kept, state[RADIUS], values.fresh)
+                elif self.rule is not None:
+                    looks = HeldOutStep(self.rule, evaluate_kept, state[HELD_OUT], values.fresh)
             acting = values if looks is None else looks.help.values(values)
             values = values if looks is None else looks.help.shown(values)
             both = self._computes_both(acting, loss, params)
             this = Step(
-                penalty, acting, evaluate, ascend, selected, axes, unequal, state, shards, both, self.with_metrics, scale is not None, looks
+                penalty,
+                acting,
+                evaluate,
+                ascend,
+                selected,
+                axes,
+                unequal,
+                state,
+                shards,
+                both,
+                self.with_metrics,
+                scale is not None,
+                looks,
+                learned,
             )
             (value, aux, gradients), state, measured = this.run(params)
         beside = (value, *((aux,) if self.has_aux else ()))
@@ -257,8 +285,9 @@ def value_and_grad(
             tenth penalized step its gradient is compared with what the penalty changed, and switches the penalty off while the two
             disagree (``gradreg.HeldOut``). The function then carries a state, whatever the penalty. Without a penalty it is not called.
             Not for "exact", and where no pass gives the plain gradient.
-        rule: the rule of ``held_out``; None is ``HeldOut()``. With ``HeldOut(steps_per_epoch=...)`` the penalty is off until there is
-            overfitting to prevent; the loss of ``held_out`` then has the scale of ``fun``'s.
+        rule: the rule of ``held_out``; None is ``HeldOut()``, or the radius's own where that is learned (``LETS``). With
+            ``HeldOut(steps_per_epoch=...)`` the penalty is off until there is overfitting to prevent; the loss of ``held_out`` then has the
+            scale of ``fun``'s.
         perturb: "all" makes one perturbation from the gradient of ``fun``; "each", for a ``microbatched`` one, gives every micro-batch its
             own, one after the other: the result is the mean of theirs (m-sharpness, as shards with scope "local" have it). Not with
             ``ascent``, ``held_out``, ``axis_name``, and a penalty that carries a state. To do it at once, also for single samples:
@@ -327,6 +356,12 @@ def value_and_grad(
             penalty.check_ascent("a function")
     if rule is not None and (held_out is None or not isinstance(rule, HeldOut)):  # type: ignore[unnecessary-isinstance]
         raise TypeError(f"rule must be a HeldOut, and go with held_out; got {checks.describe(rule)} with {checks.describe(held_out)}.")
+    learns = penalty is not None and penalty.auto_radius is not None and penalty.auto_radius.uses_held_out
+    if learns and (held_out is None or rule is not None):
+        raise ValueError(
+            f"held_out must be given with {penalty}, whose radius is learned from held-out data, and rule left out; got held_out "
+            f"{checks.describe(held_out)} and rule {checks.describe(rule)}. Pass held_out=lambda params, ...: loss, or use AutoRadius()."
+        )
     if penalty is not None and held_out is not None:
         check_measurable(penalty, separate_ascent=ascent is not None)
     for name, function in (("fun", fun), ("ascent", ascent), ("held_out", held_out)):
@@ -372,7 +407,7 @@ def value_and_grad(
         branch,
         with_metrics,
         held_out if looks else None,
-        (rule or HeldOut()) if looks else None,
+        (rule or HeldOut()) if looks and not learns else None,
     )
 
 

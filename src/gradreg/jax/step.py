@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from gradreg.auto_radius import Measurement, RadiusState
+from gradreg.auto_radius import AutoRadius, Measurement, RadiusState
 from gradreg.jax.directions import DirectionInputs, ascent_direction
-from gradreg.jax.held_out import HeldOutStep, MeasuredHelp
+from gradreg.jax.held_out import HeldOutStep, LearnedRadius, MeasuredHelp
 from gradreg.jax.loss_fn import Evaluate, Evaluated
 from gradreg.jax.masks import MaskInputs, coordinates, masked
 from gradreg.jax.mixing import MixingInputs, add_reused, correction, mix, orthogonal_part, weigh_plain
@@ -76,7 +76,8 @@ class Step:
         both: whether both sides of a step that may rest are computed, in place of a ``cond``.
         measures: whether the norm and the cosine are measured.
         scaled: whether the loss is scaled before it is differentiated, so that the caller must see what is not finite.
-        held_out: looks at held-out data; None for none.
+        held_out: looks at held-out data, to tell whether the penalty helps; None for none.
+        learned: looks at them to learn the radius; None for one that is not learned from them.
     """
 
     penalty: GradientPenalty
@@ -92,6 +93,7 @@ class Step:
     measures: bool = False
     scaled: bool = False
     held_out: HeldOutStep | None = None
+    learned: LearnedRadius | None = None
 
     def run(self, params: Tree) -> tuple[Evaluated, State, Measured]:
         """Loss and aux of the first pass and the regularized gradient, averaged over shards; the state after the step; measurements.
@@ -104,8 +106,11 @@ class Step:
         value, total, plain, measured = mean((evaluated.value, evaluated.gradients, plain, measured), self.unequal)
         result, state = self._mixed(plain, total, state)
         state = self._with_next_radius(state, measured)
+        given, averaged = (first, False) if plain is None else (plain, True)
         if self.held_out is not None:
-            result, state = self._looked_at(params, first if plain is None else plain, result, state, averaged=plain is not None)
+            result, state = self._looked_at(params, given, result, state, averaged=averaged)
+        if self.learned is not None:
+            state = self._learned(self.learned, params, given, value, result, state, averaged=averaged)
         if direction.averages == "results":
             state = update_ema(state, direction.average_decay, result)
         return Evaluated(value, evaluated.aux, result), state, measured
@@ -140,8 +145,7 @@ class Step:
         def measured() -> tuple[MeasuredHelp, Tree, Tree]:
             g = plain if averaged else mean(plain, self.unequal)
             h = mean(self.held_out.evaluate(params).gradients, self.unequal)  # type: ignore[union-attr]
-            change = state[CORRECTION] if decoupled else jax.tree.map(lambda a, b: widened(a) - widened(b), result, g)
-            found = self.held_out.measured(change, g, h, self.shards.leaves)  # type: ignore[union-attr]
+            found = self.held_out.measured(self._change(result, g, state), g, h, self.shards.leaves)  # type: ignore[union-attr]
             kept = jax.tree.map(lambda ours, instead: jnp.where(help_.helps, ours, instead.astype(ours.dtype)), result, g)
             return found, kept, jax.tree.map(lambda c: jnp.where(help_.helps, c, 0), state[CORRECTION]) if decoupled else None
 
@@ -151,6 +155,23 @@ class Step:
         found, result, correction = maybe_cond(help_.measures, measured, rests, both=self.both)
         state = {**state, HELD_OUT: self.held_out.after(found)}
         return result, {**state, CORRECTION: correction} if decoupled else state
+
+    def _learned(
+        self, learned: LearnedRadius, params: Tree, plain: Tree, loss: Any, result: Tree, state: State, *, averaged: bool
+    ) -> State:
+        """``state`` with the next radius, after a look at held-out data, if this step takes one."""
+
+        def measured() -> Any:
+            g = plain if averaged else mean(plain, self.unequal)
+            held_out_loss, h = mean((found := learned.evaluate(params)).value, self.unequal), mean(found.gradients, self.unequal)
+            return learned.slope(self._change(result, g, state), g, h, (held_out_loss, loss), self.shards.leaves)
+
+        slope = maybe_cond(learned.measures, measured, lambda: learned.unmeasured, both=self.both)
+        return {**state, RADIUS: learned.after(slope, self.penalty.guards, scaled=self.scaled)}
+
+    def _change(self, result: Tree, plain: Tree, state: State) -> Tree:
+        """G − g, of gradients that are the same on all shards."""
+        return state[CORRECTION] if self.penalty.decoupled else jax.tree.map(lambda a, b: widened(a) - widened(b), result, plain)
 
     def _measured(self, first: Tree, second: Tree | None = None, rise: Any = jnp.nan) -> Measured:
         """The norm of ``first``, and its cosine with ``second``, NaN without; ``rise``: see ``Measurement``."""
@@ -165,7 +186,7 @@ class Step:
 
     def _alignment(self, first: Tree, second: Tree | None, rise: Any) -> Measurement | None:
         """What the radius is updated with, averaged over shards, if it sets itself."""
-        if RADIUS not in self.state:
+        if RADIUS not in self.state or self.learned is not None:
             return None
         dtype = self.state[RADIUS]["log_radius"].dtype
         numbers: list[Any] = [jnp.nan] * 4
@@ -178,7 +199,7 @@ class Step:
     def _guarded(self, total: Tree, plain: Tree, measured: Measured) -> Tree:
         """``total``, or ``plain`` if what a perturbed point gave cannot be used where the radius sets itself."""
         alignment, rule = measured.alignment, self.penalty.auto_radius
-        if alignment is None or rule is None or self.scaled:
+        if alignment is None or not isinstance(rule, AutoRadius) or self.scaled:
             return total
         usable = rule.usable(alignment, self.penalty.guards, jnp)
         if self.penalty.difference == "central":  # a second perturbed point is part of the result
@@ -190,7 +211,7 @@ class Step:
     def _with_next_radius(self, state: State, measured: Measured) -> State:
         """``state`` with the radius of the next step, where it sets itself."""
         rule, alignment = self.penalty.auto_radius, measured.alignment
-        if rule is None or alignment is None:
+        if not isinstance(rule, AutoRadius) or alignment is None:
             return state
         before = RadiusState(**state[RADIUS])
         after = rule.update(before, alignment, self.penalty.guards, jnp, scaled=self.scaled)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gradreg import checks
-from gradreg.auto_radius import NUMBERS, AutoRadius, Guards, Measurement, RadiusState
+from gradreg.auto_radius import NUMBERS, AutoRadius, Guards, Measurement, SelfSetRadius
+from gradreg.lets import Slope
 from gradreg.plan import StepValues
 from gradreg.torch import norms
 from gradreg.torch.closures import Evaluator
@@ -20,7 +21,7 @@ from gradreg.torch.parallel import Parallelism
 
 
 class RadiusControl:
-    """The radius of an ``AutoRadius`` from step to step; nothing here waits for the device.
+    """A radius that sets itself from step to step; nothing here waits for the device.
 
     On an accelerator the state is there, as scalar tensors; on a CPU it is Python's floats, because many operations on scalars would cost
     more than those on the gradients. All ranks hold the same one, because what it is updated with is averaged over them.
@@ -32,13 +33,13 @@ class RadiusControl:
         parallelism: averages measurements over ranks.
     """
 
-    def __init__(self, rule: AutoRadius, guards: Guards, parameters: Sequence[nn.Parameter], parallelism: Parallelism) -> None:
-        self.rule: AutoRadius = rule
+    def __init__(self, rule: SelfSetRadius, guards: Guards, parameters: Sequence[nn.Parameter], parallelism: Parallelism) -> None:
+        self.rule: SelfSetRadius = rule
         self.guards: Guards = guards
         self._first = parameters[0]
         self._dtype = torch.float64 if any(p.dtype in (torch.float64, torch.complex128) for p in parameters) else torch.float32
         self._parallelism = parallelism
-        self._pending: list[Measurement] = []
+        self._pending: list[Any] = []
         self._state = rule.initial
 
     @property
@@ -48,20 +49,30 @@ class RadiusControl:
             return math.exp(self._state.log_radius)
         return torch.exp(self._here(self._state.log_radius))
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the next regularized step measures."""
+        return self._state.steps % self.rule.every == 0
+
     def measures(self, values: StepValues) -> bool:
-        """Whether the step with these ``values`` is measured."""
-        return values.fresh is True and self._state.steps % self.rule.every == 0
+        """Whether the step with these ``values`` measures its two gradients."""
+        return not self.rule.uses_held_out and values.fresh is True and self.is_due
 
     def begin(self) -> None:
         """Forget what a failed step measured."""
         self._pending = []
 
+    def keep(self, slope: float | Tensor) -> None:
+        """Keep what a step measured on held-out data, the same on all ranks, for ``commit``."""
+        self._pending.append(Slope(slope))
+
     def take(self, measured: Measurement) -> tuple[Any, Any]:
-        """Keep ``measured``, averaged over the ranks, for ``commit``.
+        """Keep what a step measured of its two gradients, averaged over the ranks, for ``commit``.
 
         Returns:
             The alignment, and whether the perturbed gradient may be part of the result.
         """
+        assert isinstance(self.rule, AutoRadius)
         together = self._parallelism.mean_over_ranks(torch.stack([self._here(number) for number in measured]))
         if norms.reading_is_free(self._first):
             averaged, ops = Measurement(*together.tolist()), NUMBERS
@@ -79,10 +90,11 @@ class RadiusControl:
         if values.fresh is not True:
             return
         if self._pending:
-            mean = Measurement(*(sum(column[1:], start=column[0]) / len(column) for column in zip(*self._pending, strict=True)))
+            columns = zip(*self._pending, strict=True)
+            mean = type(self._pending[0])(*(sum(column[1:], start=column[0]) / len(column) for column in columns))
             state, ops = self._state, NUMBERS
-            if isinstance(mean.plain, Tensor):
-                state, ops = RadiusState(*map(self._here, state[:-1]), steps=state.steps), torch
+            if isinstance(mean[0], Tensor):
+                state, ops = type(state)(*map(self._here, state[:-1]), steps=state.steps), torch
             self._state = self.rule.update(state, mean, self.guards, ops, scaled=scaled)
         else:
             self._state = self._state._replace(steps=self._state.steps + 1)
@@ -98,12 +110,11 @@ class RadiusControl:
         Raises:
             ValueError, TypeError: other keys or values.
         """
-        if not isinstance(state, Mapping) or set(state) != set(RadiusState._fields):  # type: ignore[unnecessary-isinstance]  # a checkpoint's
+        known = self.rule.initial._fields
+        if not isinstance(state, Mapping) or set(state) != set(known):  # type: ignore[unnecessary-isinstance]  # a checkpoint's
             got = sorted(state) if isinstance(state, Mapping) else checks.describe(state)  # type: ignore[unnecessary-isinstance]
-            raise ValueError(f"radius must hold {' and '.join(RadiusState._fields)}; got {got}. Pass what state_dict() returned.")
-        log_radius = checks.real("log_radius", state["log_radius"])
-        averages = [checks.non_negative(name, state[name]) for name in ("rising", "norm", "usual")]
-        self._state = RadiusState(log_radius, *averages, steps=checks.whole("steps", state["steps"], minimum=0))
+            raise ValueError(f"radius must hold {' and '.join(known)}; got {got}. Pass what state_dict() of the same rule returned.")
+        self._state = self.rule.checked(state)
         self.begin()
 
     def _here(self, number: Any) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from gradreg import checks
+from gradreg.held_out import HeldOut
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import Plan
 from gradreg.torch.closures import Scaler
@@ -29,6 +30,20 @@ def check_each(perturb: Perturb, penalty: GradientPenalty | None, scope: Scope, 
         )
     if penalty is not None:
         penalty.check_each()
+
+
+def check_given(held_out: object, penalty: GradientPenalty | None, rule: HeldOut) -> None:
+    """Raise if held-out closures are missing without which the penalty would never begin, or its radius stay as it is."""
+    if held_out is not None or penalty is None:
+        return
+    auto = penalty.auto_radius
+    if auto is not None and auto.uses_held_out:
+        waiting = f"{auto}, a radius that is learned from held-out data"
+    elif rule.waiting is not None:
+        waiting = "HeldOut(steps_per_epoch=...), whose penalty waits for what held-out data say"
+    else:
+        return
+    raise ValueError(f"held_out must be given with {waiting}; got none. Pass backward(..., held_out=closure), at every step.")
 
 
 def check_held_out(plan: Plan, penalty: GradientPenalty | None, parallelism: Parallelism) -> None:

@@ -1,4 +1,7 @@
-"""Whether a penalty helps: the held-out gradient of a step, and the switch between steps (``gradreg.held_out`` has the rule)."""
+"""The held-out gradient of a step, and the switch between steps by which it tells whether a penalty helps.
+
+The rules are those of ``gradreg.held_out``, and of ``gradreg.lets`` for a radius that is learned from held-out data.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from gradreg import checks
 from gradreg.auto_radius import NUMBERS
 from gradreg.held_out import HeldOut, HelpState
+from gradreg.lets import LETS
 from gradreg.torch import norms
 from gradreg.torch.closures import Evaluator
 from gradreg.torch.gradients import ByParameter, Gradients
@@ -142,7 +146,7 @@ class _Decision:
         return float(self._helps) > 0.5
 
 
-class HelpMeasurement:
+class HeldOutMeasurement:
     """What one step measures: begun by the held-out gradient, given the plain gradient by the step, and completed by its result.
 
     Args:
@@ -156,6 +160,7 @@ class HelpMeasurement:
         self._trainable = evaluator.trainable
         with evaluator.leaving_no_trace():
             evaluator.run("loss", 1.0, synchronise=True)
+        self._loss, _ = evaluator.first_values()
         gradients.redistribute()
         self._held_out = self._copies(1.0)
         gradients.clear()
@@ -178,6 +183,42 @@ class HelpMeasurement:
             correction: G − g where the step has kept it apart, else empty: then ``.grad`` holds G.
             averaged: whether the plain gradient is that of all ranks already.
         """
+        change = self._change(correction, averaged=averaged)
+        held_out_length = _length(self._held_out)
+        product = self._with_held_out(change, _length(change), held_out_length)
+        excess = None
+        if rule.waiting is not None:
+            length = _length(self._plain)
+            excess = rule.excess(length.square(), self._with_held_out(self._plain, length, held_out_length))
+        if norms.reading_is_free(self._trainable[0]):
+            return Measured(float(product / self._scale**2), None if excess is None else float(excess / self._scale**2))
+        return Measured(product / self._scale**2, None if excess is None else excess / self._scale**2)
+
+    @torch.no_grad()
+    def slope(self, rule: LETS, correction: ByParameter, loss: Tensor, *, averaged: bool) -> float | Tensor:
+        """What a radius that is learned follows, the same on all ranks: see ``LETS.slope`` and ``Slope``.
+
+        Args:
+            rule: the specification.
+            correction: as ``measured``'s.
+            loss: that of the step's first pass.
+            averaged: as ``measured``'s.
+        """
+        change = self._change(correction, averaged=averaged)
+        between = dict(self._held_out)
+        for p, gradient in self._plain.items():
+            between[p] = between[p] - gradient if p in between else -gradient
+        both = [p for p in change if p in between]
+        length, changed = _length(between), _length(change)
+        product = _inner([between[p] for p in both], [change[p] for p in both], both, (length, changed)) / self._scale**2
+        losses = torch.stack([one.to(product.device, product.dtype) for one in (self._loss, loss)])
+        held_out_loss, training_loss = self._parallelism.mean_over_ranks(losses).unbind()
+        slope = rule.slope(held_out_loss, training_loss, product)
+        slope = torch.where(torch.isfinite(length + training_loss) & ~torch.isfinite(changed), torch.inf, slope)
+        return float(slope) if norms.reading_is_free(self._trainable[0]) else slope
+
+    def _change(self, correction: ByParameter, *, averaged: bool) -> ByParameter:
+        """G − g, with g averaged over the ranks."""
         if not averaged and self._parallelism.averages:
             whole = [self._plain.get(p, torch.zeros_like(p, requires_grad=False)) for p in self._trainable]
             self._parallelism.average(whole, self._trainable)
@@ -188,15 +229,7 @@ class HelpMeasurement:
             change = dict(self._gradients.shards())
             for p, gradient in self._plain.items():
                 change[p] = change[p] - gradient if p in change else -gradient
-        held_out_length = _length(self._held_out)
-        product = self._with_held_out(change, _length(change), held_out_length)
-        excess = None
-        if rule.waiting is not None:
-            length = _length(self._plain)
-            excess = rule.excess(length.square(), self._with_held_out(self._plain, length, held_out_length))
-        if norms.reading_is_free(self._trainable[0]):
-            return Measured(float(product / self._scale**2), None if excess is None else float(excess / self._scale**2))
-        return Measured(product / self._scale**2, None if excess is None else excess / self._scale**2)
+        return change
 
     def _with_held_out(self, vectors: ByParameter, length: Tensor, held_out_length: Tensor) -> Tensor:
         both = [p for p in vectors if p in self._held_out]

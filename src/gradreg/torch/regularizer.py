@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradreg import checks
 from gradreg.held_out import HeldOut
+from gradreg.lets import LETS
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import PLAIN, Plan, StepValues, resting
 from gradreg.registry import check_known
@@ -24,7 +25,7 @@ from gradreg.torch.decoupled import Correction
 from gradreg.torch.directions import ascent_direction
 from gradreg.torch.exact import DoubleBackward
 from gradreg.torch.gradients import Gradients
-from gradreg.torch.held_out import HelpControl, HelpMeasurement, Measured
+from gradreg.torch.held_out import HeldOutMeasurement, HelpControl, Measured
 from gradreg.torch.masks import CoordinateMask, check_mask, perturbed_parameters
 from gradreg.torch.metrics import Metrics
 from gradreg.torch.microbatches import each_by_itself
@@ -78,7 +79,7 @@ class GradientRegularizer:
         measure_shares: put into ``metrics.shares`` which part of the perturbation lies in each parameter; costs a read of the perturbation
             and no device sync. May be changed from step to step.
         held_out: the rule by which the closures that ``backward(..., held_out=)`` receives switch the penalty off and on; None is
-            ``HeldOut()``.
+            ``HeldOut()``. Not for a radius that is learned from them (``LETS``).
 
     Memory: one copy of the perturbed parameters from the first regularized step on, the penalty's state (see its constructor), and
     two copies of the state that forward passes write. Where c = strength / radius is not 1,
@@ -154,6 +155,12 @@ class GradientRegularizer:
         self._radius = None
         if penalty is not None and rule is not None:
             self._radius = RadiusControl(rule, penalty.guards, self._perturbed, parallelism)
+        self._learns = rule if isinstance(rule, LETS) else None
+        if self._learns is not None and held_out is not None:
+            raise ValueError(
+                f"held_out must be None with {rule}, to which the held-out closures of backward() belong; got {held_out}. Leave it out, or "
+                "use AutoRadius(), whose penalty held-out closures switch off and on."
+            )
         self._decoupled = penalty is not None and penalty.decoupled
         self._averages = parallelism.averages
         self._parallelism = parallelism
@@ -190,8 +197,8 @@ class GradientRegularizer:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold to resume: plain numbers and, for a penalty with state, ``memory``: tensors by parameter name.
 
-        For an ``AutoRadius`` also ``radius``, and once held-out closures were used ``held_out``: their state in plain numbers, read from
-        the device.
+        For a radius that sets itself also ``radius``, and once held-out closures have switched a penalty ``held_out``: their state in
+        plain numbers, read from the device.
 
         Raises:
             RuntimeError: between ``backward`` and ``decoupled_step``, where half a step is pending.
@@ -359,19 +366,18 @@ class GradientRegularizer:
             calls.check_each(perturb, penalty, self.scope, has_ascent=ascents is not None)
         control = self._radius
         values = None if penalty is None else penalty.at(number, radius=None if control is None else control.radius)
-        if held_out is None and penalty is not None and self._help.rule.waiting is not None:
-            raise ValueError(
-                "held_out must be given with HeldOut(steps_per_epoch=...), whose penalty waits for what held-out data say; got none. Pass "
-                "backward(..., held_out=closure), at every step."
-            )
-        measures = held_out is not None and values is not None and values.fresh is True and self._help.is_due
-        if measures:
-            self._help.begin_measurement()
+        calls.check_given(held_out, penalty, self._help.rule)
         acting, penalized = values, values is not None and values.fresh is True
-        if values is not None and not self._help.helps:
-            values = resting(values)
-        if not measures:
-            acting = values
+        if self._learns is not None:
+            measures = penalized and control is not None and control.is_due
+        else:
+            measures = held_out is not None and penalized and self._help.is_due
+            if measures:
+                self._help.begin_measurement()
+            if values is not None and not self._help.helps:
+                values = resting(values)
+            if not measures:
+                acting = values
         plan = PLAIN if penalty is None or acting is None else penalty.plan(acting, separate_ascent=ascents is not None)
         held = as_closures("held_out", held_out) if measures and held_out is not None else None
         if held is not None:
@@ -420,28 +426,36 @@ class GradientRegularizer:
             self._correction.keep(result.correction, finite_only=scaler is not None)
         if control is not None and acting is not None:
             control.commit(acting, scaled=scaler is not None)
-        if held_out is not None and penalized:
+        if held_out is not None and penalized and self._learns is None:
             self._help.commit(measured)
         self._record(number, values, plan, result, share, held_out=0 if held is None else 1)
         return (result.loss, result.aux) if has_aux else result.loss
 
     def _measured_results(
         self, held_out: Evaluator, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan
-    ) -> tuple[Result, Measured]:
-        """The result of a step that measures whether the penalty helps, and what it measured; plain while the penalty is off."""
+    ) -> tuple[Result, Measured | None]:
+        """The result of a step that measures held-out data, and whether the penalty helps, by which it may be off: then it is plain.
+
+        For a radius that is learned the latter is not asked.
+        """
         gradients = Gradients(held_out.trainable, self._parallelism)
         with gradients.stashed(overwritten=True) as earlier:
-            measurement = HelpMeasurement(held_out, gradients, self._parallelism)
+            measurement = HeldOutMeasurement(held_out, gradients, self._parallelism)
             result = self._results(perturbed, values, plan, measurement)
-            measured = measurement.measured(self._help.rule, result.correction, averaged=self.scope == "global")
-            if not self._help.helps:
-                measurement.put_plain()
-                result.correction = {}
+            averaged = self.scope == "global"
+            measured = None
+            if self._learns is not None and self._radius is not None:
+                self._radius.keep(measurement.slope(self._learns, result.correction, result.loss, averaged=averaged))
+            else:
+                measured = measurement.measured(self._help.rule, result.correction, averaged=averaged)
+                if not self._help.helps:
+                    measurement.put_plain()
+                    result.correction = {}
             gradients.add_after_averaging(earlier)
         return result, measured
 
     def _results(
-        self, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan, held_out: HelpMeasurement | None = None
+        self, perturbed: list[nn.Parameter], values: StepValues | None, plan: Plan, held_out: HeldOutMeasurement | None = None
     ) -> Result:
         """The result of the step, whose micro-batches have steps of their own where there are several evaluators."""
 
@@ -461,7 +475,7 @@ class GradientRegularizer:
         plan: Plan,
         *,
         averages: bool,
-        held_out: HelpMeasurement | None,
+        held_out: HeldOutMeasurement | None,
     ) -> Result:
         penalty, gradients = self.penalty, Gradients(evaluator.trainable, self._parallelism)
         if plan.exact and penalty is not None and values is not None:

@@ -16,7 +16,7 @@ from gradreg.torch.auto_radius import RadiusControl, RadiusMeasurement
 from gradreg.torch.closures import Evaluator
 from gradreg.torch.directions import Ascent, DirectionInputs, ascent_direction
 from gradreg.torch.gradients import ByParameter, Gradients
-from gradreg.torch.held_out import HelpMeasurement
+from gradreg.torch.held_out import HeldOutMeasurement
 from gradreg.torch.masks import CoordinateMask
 from gradreg.torch.metrics import Alignment
 from gradreg.torch.mixing import MixingInputs, add_reused, mix, orthogonal_part, weigh_plain
@@ -96,7 +96,7 @@ class Step:
     model: nn.Module | None = None
     measure_shares: bool = False
     averages: bool = True
-    held_out: HelpMeasurement | None = None
+    held_out: HeldOutMeasurement | None = None
     layers: Sequence[AdaptedLayer] = ()
 
     @property

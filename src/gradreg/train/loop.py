@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gradreg.flooding import Flooding, IndividualFlooding
-from gradreg.held_out import HeldOut
 from gradreg.torch import GradientRegularizer
 from gradreg.train import models
 from gradreg.train.checkpoints.policy import Saver
@@ -186,7 +185,7 @@ class Run:
         loss = state.regularizer.backward(
             self._closures(batch, 1.0, m),
             ascent=ascent,
-            held_out=None if self.held_out is None else self._held_out(self.held_out, step),
+            held_out=self._held_out(step),
             ascent_share=1.0 if fraction is None else fraction,
             perturb="all" if m is None else "each",
             scaler=state.scaler if state.scaler.is_enabled() else None,
@@ -263,9 +262,14 @@ class Run:
 
         return closure
 
-    def _held_out(self, rule: HeldOut, step: int) -> Callable[[], Tensor]:
-        """The loss on a batch of what is kept out, which is fetched only if it is asked for: with another step another one, in turn."""
-        samples, size = self.data.kept_out, self.config.batch_size
+    def _held_out(self, step: int) -> Callable[[], Tensor] | None:
+        """The loss on a batch of what is kept out, which is fetched only if it is asked for: with another step another one, in turn.
+
+        None if nothing is kept out.
+        """
+        samples, size, rule = self.data.kept_out, self.config.batch_size, self.held_out or self.penalty.learned
+        if rule is None:
+            return None
         assert samples is not None
         epoch, i = divmod(step // rule.every, math.ceil(len(samples) / size))
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from gradreg import checks
 from gradreg.held_out import HeldOut
+from gradreg.lets import LETS
 from gradreg.penalties import GradientPenalty
 
 MEASUREMENTS = 60
@@ -26,8 +27,8 @@ class RecipePenalty:
         penalty: the specification; None trains without one.
         ascent_fraction: share of each batch from which the ascent direction comes, > 0 and < 1; None takes the whole batch.
         m: samples that share a perturbation, ≥ 1; None makes one from each process's whole part of a batch.
-        held_out: share of the training samples that are kept out of training, to tell whether the penalty helps, > 0 and < 1; None keeps
-            none out.
+        held_out: share of the training samples that are kept out of training, to tell whether the penalty helps, or to learn its radius
+            from (``LETS``), > 0 and < 1; None keeps none out.
     """
 
     penalty: GradientPenalty | None
@@ -47,13 +48,19 @@ class RecipePenalty:
         return number
 
     def switch(self, *, steps_per_epoch: int, epochs: int) -> HeldOut | None:
-        """The rule by which held-out samples switch the penalty, which measures often enough for a short run; None if none are kept out."""
-        if self.held_out is None:
+        """The rule by which held-out samples switch the penalty, which measures often enough for a short run; None if none do."""
+        if self.held_out is None or self.learned is not None:
             return None
         steps = epochs * steps_per_epoch
         rule = HeldOut(steps_per_epoch=steps_per_epoch, every=min(HeldOut.every, max(1, steps // MEASUREMENTS)))
         latest = round(LATEST * steps)
         return replace(rule, latest=latest) if latest > rule.earliest else rule
+
+    @property
+    def learned(self) -> LETS | None:
+        """The rule of a radius that is learned from held-out samples; None for any other."""
+        auto = None if self.penalty is None else self.penalty.auto_radius
+        return auto if isinstance(auto, LETS) else None
 
     def evaluations_at(self, step: int) -> float:
         """Gradient evaluations that optimizer step ``step`` costs, in passes over a whole batch."""
@@ -129,7 +136,13 @@ class PenaltyConfig:
                 penalty.check_each()
             except ValueError as error:
                 raise ValueError(f"penalty.m must be left out here; got {m}: {error}") from error
-        parsed.built[1 if parsed.counts_epochs else 0] = RecipePenalty(penalty, fraction, m, held_out)
+        found = RecipePenalty(penalty, fraction, m, held_out)
+        if found.learned is not None and held_out is None:
+            raise ValueError(
+                f"penalty.held_out must be given with {found.learned}, a radius that is learned from held-out samples; got none. Write "
+                "0.05, say, or the radius auto, which needs none."
+            )
+        parsed.built[1 if parsed.counts_epochs else 0] = found
         return parsed
 
     @property
