@@ -6,11 +6,13 @@
     python benchmarks/auto_radius.py digits-cost --starts 0.001 0.01 0.05 0.1 1 --methods fgr --seeds 10
     python benchmarks/auto_radius.py cifar10-cost --methods fgr --targets 0.95 --seeds 5 --root DATA
     python benchmarks/auto_radius.py cifar10-underfit --held-out --methods fgr --targets 0.95 --first 4000 --device cuda --root DATA
+    python benchmarks/auto_radius.py digits-cost --lets --seeds 10
     python benchmarks/auto_radius.py cifar10-cost --tune --seeds 2 --root DATA      # targets, on seeds that are not reported
     python benchmarks/auto_radius.py digits-cost --table                            # only what is stored
 
 Beside plain training stand SAM and F-GR with each radius of a sweep, and with AutoRadius at each target; with ``--held-out`` AutoRadius
-alone, and with some of the training images held out, which keep it off where there is nothing to prevent. The best fixed radius is chosen
+alone, and with some of the training images held out, which keep it off where there is nothing to prevent; with ``--lets`` SAM whose radius
+is learned from these, at the radius from which that starts, and with AutoRadius. The best fixed radius is chosen
 by the mean over the very seeds that are reported, which favours it. Stored under benchmarks/results/choosing/ with every run's accuracy;
 what is complete under ``--runs`` is not run again.
 """
@@ -59,6 +61,10 @@ def variants(options: argparse.Namespace) -> dict[str, Any]:
     """Name -> penalty: "sam 0.1", "fgr auto 0.9", ..."""
     targets = options.targets or (TUNED_TARGETS if options.tune else TARGETS)
     found: dict[str, Any] = {}
+    if options.lets:
+        learned = {"penalty": {**gradreg.sam(rho=gradreg.LETS()).to_dict(), "held_out": HELD_OUT[options.task]}}
+        fixed = gradreg.LETS().start
+        return {f"sam {fixed:g}": at("sam", fixed), "sam lets": learned, "sam auto 0.95": at("sam", gradreg.AutoRadius())}
     for method in options.methods:
         if options.starts:
             found |= {f"{method} from {start:g}": at(method, gradreg.AutoRadius(start=start)) for start in options.starts}
@@ -117,6 +123,7 @@ def name_of(options: argparse.Namespace) -> str:
         "" if options.width is None else f"width-{options.width}",
         "starts" if options.starts else "",
         "held-out" if options.held_out else "",
+        "lets" if options.lets else "",
     ]
     return "-".join(part for part in parts if part)
 
@@ -168,6 +175,7 @@ def main() -> int:
     parser.add_argument("--radii", type=float, nargs="*", help="the fixed radii, if any, in place of those of the task; with one method")
     parser.add_argument("--starts", type=float, nargs="+", help="AutoRadius alone, from these radii")
     parser.add_argument("--held-out", action="store_true", help="AutoRadius alone, without and with some of the images held out")
+    parser.add_argument("--lets", action="store_true", help="SAM with a radius learned from held-out images, and its rivals")
     parser.add_argument("--tune", action="store_true", help="AutoRadius alone, at more targets, on other seeds")
     parser.add_argument("--targets", type=float, nargs="+", help="alignments that AutoRadius aims at")
     parser.add_argument("--root", help="folder of the data sets")

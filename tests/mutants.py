@@ -17,6 +17,7 @@ ENGINE = (
 EACH = ("torch/test_microbatches.py",)
 TAIL = ("test_tail.py",)
 HELD_OUT = ("test_held_out.py", "torch/test_held_out.py")
+LETS = ("test_lets.py", "torch/test_lets.py")
 AUTO_RADIUS = ("test_auto_radius.py", "torch/test_auto_radius.py", "torch/test_auto_radius_guards.py")
 FAMILY = ("torch/test_family.py", "-m", "not slow")
 ADAPTED = ("torch/test_adapted.py",)
@@ -109,7 +110,7 @@ MUTANTS = (
     Mutant("held-out: sign of the correction", "held_out.py", "change[p] = change[p] - gradient if", "change[p] = gradient - change[p] if", HELD_OUT),
     Mutant("held-out: loss scale left in", "held_out.py", "return Measured(float(product / self._scale**2), ", "return Measured(float(product), ", HELD_OUT),
     Mutant("held-out: a trace is left", "closures.py", "            self._go_to(start)\n            self._state.search_again()", "            self._state.search_again()", HELD_OUT),
-    Mutant("held-out: plain gradient not put back while off", "regularizer.py", "                measurement.put_plain()\n", "", HELD_OUT),
+    Mutant("held-out: plain gradient not put back while off", "regularizer.py", "                    measurement.put_plain()\n", "", HELD_OUT),
     Mutant("held-out: decision held at once", "held_out.py", "            self._waiting = self.rule.wait(state, excess, before, ops)\n        self._decide()", "            self._waiting = self.rule.wait(state, excess, before, ops)\n        self._decide()\n        self.helps = self._decided.read()", HELD_OUT),
     Mutant("held-out: second condition ignored", "held_out.py", "self._state.helps * self._waiting.helps", "self._state.helps", HELD_OUT),
     Mutant("held-out: second condition begins met", "../held_out.py", "self.initial._replace(helps=0.0)", "self.initial", HELD_OUT),
@@ -117,7 +118,7 @@ MUTANTS = (
     Mutant("held-out: gradient's own length left out", "../held_out.py", "return square - (1.0 + ", "return -(1.0 + ", HELD_OUT),
     Mutant("held-out: excess with the loss scale", "held_out.py", "float(excess / self._scale**2)", "float(excess)", HELD_OUT),
     Mutant("held-out: excess is not saved", "held_out.py", "waiting = {} if self._waiting is None else {_NOISE: _plain(self._waiting)}", "waiting = {} if self._waiting is None else {_NOISE: _plain(self.rule.waiting)}", HELD_OUT),
-    Mutant("held-out: waits for nobody", "regularizer.py", "if held_out is None and penalty is not None and self._help.rule.waiting is not None:", "if False:", HELD_OUT),
+    Mutant("held-out: waits for nobody", "calls.py", "    elif rule.waiting is not None:", "    elif False:", HELD_OUT),
     Mutant("held-out: second condition ignored in JAX", "../jax/held_out.py", "            decided &= self.state[NOISE][\"helps\"] > 0.5\n", "            pass\n", ("jax/test_held_out.py::test_the_penalty_is_on_where_both_conditions_hold",)),
     Mutant("held-out: a zero vector is a measurement in JAX", "../jax/held_out.py", "(own > 0) & (squared > 0) & (along != 0)", "own > -1", ("jax/test_held_out.py::test_a_vector_that_is_zero_is_no_measurement",)),
     Mutant("held-out: begins however late", "../held_out.py", "early = (penalized < self.latest) * 1.0", "early = 1.0", ("test_held_out.py",)),
@@ -133,6 +134,24 @@ MUTANTS = (
     Mutant("held-out: a product's own size weighs it", "../held_out.py", "size > _LARGEST * before, size / _LARGEST, before", "size > before, size, before", ("test_held_out.py",)),
     Mutant("held-out: old products in old units", "../held_out.py", "kept * shrunk * state.mean", "kept * state.mean", ("test_held_out.py",)),
     Mutant("held-out: does not come back", "../held_out.py", "(average > self.on * error), 1.0, helps)", "(average > 1e9), 1.0, helps)", HELD_OUT),
+    Mutant("lets: the gap grows", "../lets.py", "return -(held_out_loss - loss) * product", "return (held_out_loss - loss) * product", LETS),
+    Mutant("lets: the size of the gap left out", "../lets.py", "return -(held_out_loss - loss) * product", "return -product", LETS),
+    Mutant("lets: few slopes count as many", "../lets.py", "(mean / weight) / typical", "mean / typical", LETS),
+    Mutant("lets: squares underflow", "../lets.py", "unit = ops.where(larger > 0.0, larger, 1.0)", "unit = 1.0 + 0.0 * larger", LETS),
+    Mutant("lets: what is not finite moves it", "../lets.py", "change = ops.where(known, -self.rate * (mean / weight) / typical, 0.0)", "change = -self.rate * (mean / weight) / typical", LETS),
+    Mutant("lets: halved under a scaler too", "../lets.py", "        if not scaled:\n", "        if True:\n", LETS),
+    Mutant("lets: g not taken from h", "held_out.py", "between[p] = between[p] - gradient if p in between else -gradient", "between.setdefault(p, -gradient)", LETS),
+    Mutant("lets: loss scale left in", "held_out.py", "both, (length, changed)) / self._scale**2", "both, (length, changed))", LETS),
+    Mutant("lets: each rank's own losses", "held_out.py", "self._parallelism.mean_over_ranks(losses).unbind()", "losses.unbind()", ("torch/test_lets.py::test_all_ranks_learn_the_same_radius",)),
+    Mutant("lets: the edge unnoticed", "held_out.py", "~torch.isfinite(changed), torch.inf, slope)", "~torch.isfinite(changed), slope, slope)", LETS),
+    Mutant("lets: held-out data not asked for", "calls.py", "if auto is not None and auto.uses_held_out:", "if False:", LETS),
+    Mutant("lets: measured at every step", "regularizer.py", "measures = penalized and control is not None and control.is_due", "measures = penalized", LETS),
+    Mutant("lets: g not taken from h in JAX", "../jax/held_out.py", "between = jax.tree.map(lambda h, g: widened(h) - widened(g), held_out, plain)", "between = held_out", ("jax/test_lets.py",)),
+    Mutant("lets: measured at every step in JAX", "../jax/held_out.py", '(self.state["steps"] % self.rule.every == 0) & self.fresh', "self.fresh", ("jax/test_lets.py",)),
+    Mutant("lets: rests are counted in JAX", "../jax/held_out.py", "before.steps + jnp.asarray(self.fresh, jnp.int32)", "before.steps + 1", ("jax/test_lets.py",)),
+    Mutant("lets: the edge unnoticed in JAX", "../jax/held_out.py", "~jnp.isfinite(changed), jnp.inf, slope)", "~jnp.isfinite(changed), slope, slope)", ("jax/test_lets.py",)),
+    Mutant("lets: recipes keep nothing out", "../train/penalty.py", "if found.learned is not None and held_out is None:", "if False:", ("train/test_options.py",)),
+    Mutant("lets: recipes switch it too", "../train/penalty.py", "if self.held_out is None or self.learned is not None:", "if self.held_out is None:", ("train/test_options.py",)),
     Mutant('auto radius: direction of the change reversed', '../auto_radius.py', 'self.gain * (cosine - self.target)', 'self.gain * (self.target - cosine)', AUTO_RADIUS),
     Mutant('auto radius: change not clipped', '../auto_radius.py', 'change = ops.clip(self.gain * (cosine - self.target) / (1.0 - self.target), -self.gain, self.gain)', 'change = self.gain * (cosine - self.target) / (1.0 - self.target)', AUTO_RADIUS),
     Mutant('auto radius: falling losses not counted', '../auto_radius.py', 'leaves = rising < _FEWEST_RISES', 'leaves = rising < -1.0', AUTO_RADIUS),

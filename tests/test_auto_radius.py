@@ -28,8 +28,8 @@ AUTO = AutoRadius()
         (lambda: gradreg.msam(rho=AUTO), ValueError, "^radius must be a number or a schedule for a direction that needs no gradient"),
         (lambda: gradreg.random_sam(rho=AUTO), ValueError, "^radius must be a number or a schedule for a direction that needs no gradient"),
         (lambda: gradreg.remembered(epsilon=AUTO), ValueError, "^radius must be a number or a schedule for a direction that needs no"),
-        (lambda: gradreg.exact(gamma=AUTO), ValueError, "^strength must follow the radius where it is an AutoRadius"),
-        (lambda: gradreg.fgr(gamma=AUTO, epsilon=0.5), ValueError, "^strength must follow the radius where it is an AutoRadius"),
+        (lambda: gradreg.exact(gamma=AUTO), ValueError, "^strength must follow the radius where it is AutoRadius"),
+        (lambda: gradreg.fgr(gamma=AUTO, epsilon=0.5), ValueError, "^strength must follow the radius where it is AutoRadius"),
         (lambda: gradreg.fgr(gamma=AutoRadius(start=1.0), epsilon=AUTO), ValueError, "^strength must follow the radius where it is"),
         (lambda: gradreg.sam(rho=AUTO).warmup("radius", steps=3), ValueError, "^radius must not be a multiple of AutoRadius"),
         (lambda: gradreg.sam(rho=AUTO).radius_at(0), ValueError, r"^radius must be given where the penalty sets it itself; got auto\("),
@@ -37,7 +37,7 @@ AUTO = AutoRadius()
         (lambda: gradreg.sam(rho=AUTO).at(0, radius=0.0), ValueError, "^radius must be .*> 0; got 0"),
         (lambda: gradreg.sam(rho=0.1).at(0, radius=0.1), ValueError, "^radius must be left out for a penalty that does not set it itself"),
         (lambda: gradreg.fgr(epsilon=0.5), TypeError, r"^fgr needs gamma; got only epsilon=0.5. Write fgr\(gamma=..., epsilon=...\), or"),
-        (lambda: gradreg.sam(rho=AUTO).check_ascent("closures"), ValueError, "^ascent must be None with AutoRadius"),
+        (lambda: gradreg.sam(rho=AUTO).check_ascent("closures"), ValueError, "^ascent must be None with a radius that sets itself"),
     ],
 )
 def test_what_it_refuses(build: Callable[[], object], error: type[Exception], message: str) -> None:

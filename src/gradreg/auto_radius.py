@@ -190,7 +190,8 @@ class AutoRadius(SelfSetRadius):
 
     Cost: a few sweeps over the gradients, and up to three copies of them, at steps that measure; no gradient evaluation. Under
     ``DistributedDataParallel`` with local scope the gradients of such a step are averaged after its last pass instead of during it.
-    Source: none known to us; LETS (arXiv 2408.08222) and LE-SAM (arXiv 2605.10183) set the radius by other signals.
+    Source: none known to us; LETS (arXiv 2408.08222; ``gradreg.LETS``) and LE-SAM (arXiv 2605.10183; ``gradreg.le_sam``) set the radius by
+    other signals.
 
     >>> from gradreg import sam
     >>> str(sam(rho=AutoRadius()))

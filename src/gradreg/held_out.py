@@ -89,9 +89,9 @@ class HeldOut:
 
     Cost: 1 / ``every`` of an evaluation of the held-out loss a step, and while the penalty is off that share of its own passes. Memory, at
     steps that measure: four copies of the gradients.
-    Source: ours; Yu et al. 2024 (LETS, arXiv 2408.08222) adapt the radius by a hypergradient of the squared gap between two losses, and
-    Mahsereci et al. 2017 (arXiv 1703.09580) stop training where the gradient is no longer than its sampling noise, which they measure
-    by the variance over a batch.
+    Source: ours; Wang et al. 2024 (LETS, arXiv 2408.08222; ``gradreg.LETS``) adapt the radius by a hypergradient of the squared gap
+    between two losses, and Mahsereci et al. 2017 (arXiv 1703.09580) stop training where the gradient is no longer than its sampling
+    noise, which they measure by the variance over a batch.
 
     Five products of −0.2 and −0.4 have the mean −0.28 and the standard error 0.05, here in units of 0.2:
 

@@ -86,10 +86,10 @@ class LETS(SelfSetRadius):
 
     >>> from gradreg import sam
     >>> str(sam(rho=LETS()))
-    'SAM(rho [lets(rate 0.05)])'
+    'SAM(rho [lets(rate 0.01)])'
     """
 
-    rate: float = 0.05
+    rate: float = 0.01
     momentum: float = 0.9
     memory: float = 0.999
     every: int = 5

@@ -355,5 +355,5 @@ def test_how_many_operations_it_adds(penalty: GradientPenalty, accelerated: bool
 def test_ascent_closures_are_refused() -> None:
     problem = tanh_problem()
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=AUTO))
-    with pytest.raises(ValueError, match=r"ascent must be None with AutoRadius, which compares the two gradients of one loss"):
+    with pytest.raises(ValueError, match=r"ascent must be None with a radius that sets itself, which compares the two gradients"):
         regularizer.backward(problem.closure(), ascent=problem.closure(slice(4)))

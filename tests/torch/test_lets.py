@@ -261,10 +261,10 @@ def test_states_that_do_not_fit_are_refused() -> None:
 def test_what_is_missing_or_too_much_is_said() -> None:
     problem = tanh_problem()
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=LETS()))
-    with pytest.raises(ValueError, match=r"^held_out must be given with lets\(rate 0\.05\), a radius that is learned .*; got none"):
+    with pytest.raises(ValueError, match=r"^held_out must be given with lets\(rate 0\.01\), a radius that is learned .*; got none"):
         regularizer.backward(problem.closure(TRAIN))
     assert regularizer.step == 0
-    with pytest.raises(ValueError, match=r"^held_out must be None with lets\(rate 0\.05\), to which the held-out closures .*; got HeldOut"):
+    with pytest.raises(ValueError, match=r"^held_out must be None with lets\(rate 0\.01\), to which the held-out closures .*; got HeldOut"):
         GradientRegularizer(problem.model, gradreg.sam(rho=LETS()), held_out=HeldOut())
     with pytest.raises(ValueError, match=r"^ascent must be None with a radius that sets itself"):
         regularizer.backward(problem.closure(TRAIN), ascent=problem.closure(TRAIN), held_out=problem.closure(KEPT))

@@ -258,7 +258,7 @@ def test_a_share_of_the_training_images_tells_whether_the_penalty_helps():
     (trained,), (kept,) = run.data.train.batches(1, 200), run.data.kept_out.batches(1, 50)
     as_sets = [{tuple(image.flatten().tolist()) for image in batch.images} for batch in (all_rows, trained, kept)]
     assert as_sets[1] | as_sets[2] == as_sets[0]
-    loss = run._held_out(run.held_out, 0)()
+    loss = run._held_out(0)()
     expected = cross_entropy(run.state.model(kept.images.double()), kept.targets)
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
 
@@ -303,9 +303,24 @@ def test_held_out_images_switch_the_penalty_on_once_the_others_are_learned_by_he
     assert strengths[-1] == 0.2
 
 
+def test_a_radius_that_is_learned_from_held_out_images():
+    """50 of 250 images held out: every second of the 10 steps looks at them, the penalty acts from the first on, and its radius moves."""
+    penalty = {"name": "sam", "rho": {"schedule": "lets", "start": 0.2, "rate": 0.1, "every": 2}, "held_out": 0.2}
+    config = replace(SMALL, epochs=5, penalty=penalty)
+    run = Run(config, Devices(config))
+    assert run.held_out is None
+    assert (len(run.data.train), len(run.data.kept_out)) == (200, 50)
+    history = train(config).history
+    assert history[-1].gradient_evaluations == 10 * 2 + 5
+    radii = [epoch.radius for epoch in history]
+    assert radii[0] == pytest.approx(0.2 * math.exp(0.1)) or radii[0] == pytest.approx(0.2 * math.exp(-0.1))  # after one measurement
+    assert len(set(radii)) == 5
+
+
 @pytest.mark.parametrize(
     ("penalty", "message"),
     [
+        ({"name": "sam", "rho": "lets"}, r"^penalty\.held_out must be given with lets\(rate 0\.01\), a radius that is .*; got none"),
         ({**SAM, "held_out": 1.0}, "^penalty.held_out must be a share < 1 of the training samples; got 1.0"),
         ({**SAM, "held_out": 0}, "^penalty.held_out must be finite and > 0; got 0"),
     ],

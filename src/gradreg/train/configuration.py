@@ -73,7 +73,8 @@ class Config:
             a "warmup" of "kind" (zero, radius, strength) and "epochs" or "steps", a "tail", the last share of the steps, in which alone
             it acts, "ascent_fraction", the share of each batch from which the ascent direction comes, and "m", how many samples share a
             perturbation (m-sharpness), and "held_out", the share of the training samples kept out of training to tell whether the
-            penalty helps, which is off until there is overfitting to prevent and while it does not help. null trains without one.
+            penalty helps, which is off until there is overfitting to prevent and while it does not help; a radius "lets" is learned
+            from them instead. null trains without one.
         flooding: keeps the training loss from falling below a level: "name" (batch, or individual for iFlood) and "level"; null does not.
             Each micro-batch of each process is flooded separately.
         scope: under data parallelism, whether each process perturbs by its own gradient (local) or all by their mean (global).
