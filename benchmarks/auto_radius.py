@@ -44,6 +44,8 @@ RADII: dict[str, dict[str, tuple[float, ...]]] = {
 }
 """Recipe -> method -> fixed radii, around the best ones of docs/choosing.md."""
 TARGETS = (0.9, 0.95)
+TUNED_RATES = ((0.005, 5), (0.01, 5), (0.02, 5), (0.05, 5), (0.2, 5), (0.02, 1), (0.05, 1))
+"""Of LETS: how fast it follows, and the steps between two measurements."""
 TUNED_TARGETS = (0.8, 0.85, 0.9, 0.95)
 ADAMW = {"optimizer": {"name": "adamw", "lr": 0.001}, "schedule.warmup_epochs": 2}
 HELD_OUT = {"digits-cost": 0.05, "mnist-cost": 0.05, "cifar10-cost": 0.01, "cifar10-underfit": 0.01}
@@ -62,9 +64,14 @@ def variants(options: argparse.Namespace) -> dict[str, Any]:
     targets = options.targets or (TUNED_TARGETS if options.tune else TARGETS)
     found: dict[str, Any] = {}
     if options.lets:
-        learned = {"penalty": {**gradreg.sam(rho=gradreg.LETS()).to_dict(), "held_out": HELD_OUT[options.task]}}
+        own = {"sam lets": gradreg.LETS()}
+        tuned = {f"sam lets {rate:g} every {every}": gradreg.LETS(rate=rate, every=every) for rate, every in TUNED_RATES}
+        learned = {
+            name: {"penalty": {**gradreg.sam(rho=radius).to_dict(), "held_out": HELD_OUT[options.task]}}
+            for name, radius in (tuned if options.tune else own).items()
+        }
         fixed = gradreg.LETS().start
-        return {f"sam {fixed:g}": at("sam", fixed), "sam lets": learned, "sam auto 0.95": at("sam", gradreg.AutoRadius())}
+        return {f"sam {fixed:g}": at("sam", fixed), **learned, "sam auto 0.95": at("sam", gradreg.AutoRadius())}
     for method in options.methods:
         if options.starts:
             found |= {f"{method} from {start:g}": at(method, gradreg.AutoRadius(start=start)) for start in options.starts}

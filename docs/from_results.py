@@ -330,6 +330,30 @@ def choosing_held_out() -> str:
     return markdown(("task, labels", "seeds", "plain, %", "`auto()` over plain", "with held-out images"), rows)
 
 
+LEARNED = {"digits, 30 % wrong": "digits-cost", "digits, right": "digits-cost-clean", "MNIST, 30 % wrong": "mnist-cost"}
+"""What docs/choosing.md calls a task and its labels -> the stored results of ``benchmarks/auto_radius.py --lets``."""
+
+
+def choosing_lets() -> str:
+    """SAM with a radius that is learned from held-out images, beside the radius from which it starts: a row for each task."""
+    rows: list[tuple[str, ...]] = []
+    for title, name in LEARNED.items():
+        found = accuracies(f"auto-{name}-lets")
+        plain, fixed, learned, auto = (found[one] for one in ("none", "sam 0.05", "sam lets", "sam auto 0.95"))
+        seeds, accuracy = str(len(plain)), f"{mean(list(plain.values())):.2f}"
+        rows.append((title, seeds, accuracy, over(fixed, plain), over(learned, plain), over(learned, fixed), over(auto, plain)))
+    header = (
+        "task, labels",
+        "seeds",
+        "plain, %",
+        "SAM 0.05 over plain",
+        "`LETS()` over plain",
+        "over SAM 0.05",
+        "`AutoRadius()` over plain",
+    )
+    return markdown(header, rows)
+
+
 def choosing_auto() -> str:
     """Whether ``gradreg.auto()`` is as good as the best fixed radius of F-GR: a row for each task, from the stored runs."""
     rows: list[tuple[str, ...]] = []

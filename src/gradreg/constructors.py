@@ -35,8 +35,8 @@ def sam(*, rho: Value = 0.05, steps: int = 1) -> GradientPenalty:
     The forward difference of the penalty ρ‖g‖ with strength = radius = ρ, so that c = 1.
 
     Args:
-        rho: perturbation radius ρ, the L2 norm over all perturbed parameters together, > 0; a float, a schedule or ``AutoRadius()``. 0.05
-            is the authors' value for CIFAR-10 and ImageNet.
+        rho: perturbation radius ρ, the L2 norm over all perturbed parameters together, > 0; a float, a schedule, ``AutoRadius()`` or
+            ``LETS()``. 0.05 is the authors' value for CIFAR-10 and ImageNet.
         steps: S ≥ 1 ascent steps of ρ / S, each along the normalised gradient found where the last one ended.
 
     Cost: S + 1 gradient evaluations.
@@ -52,8 +52,8 @@ def gnp(*, r: Value, alpha: float | JaxScalar, mixing: GradientMixing | str = "p
     """Penalizing the gradient norm: ``G = (1 − α)·g + α·∇L(θ + r·g/‖g‖)``, the gradient of ``L + λ‖g‖`` with λ = α·r.
 
     Args:
-        r: perturbation radius r, the L2 norm over all perturbed parameters together, > 0; a float, a schedule or ``AutoRadius()``. 0.1 on
-            CIFAR and 0.05 on ImageNet in the paper's recipes.
+        r: perturbation radius r, the L2 norm over all perturbed parameters together, > 0; a float, a schedule, ``AutoRadius()`` or
+            ``LETS()``. 0.1 on CIFAR and 0.05 on ImageNet in the paper's recipes.
         alpha: balance coefficient α = λ / r, ≥ 0; 1 is SAM, 0 the plain gradient, more than 1 extrapolates. 0.8 in the paper's recipes.
         mixing: "plain" as the paper says; "unit" mixes (1 − α)·ĝ in place of (1 − α)·g, as the authors' code does by default.
 
@@ -78,8 +78,8 @@ def fgr(*, gamma: Value | None = None, epsilon: Value, steps: int = 1, clip: flo
 
     Args:
         gamma: strength γ, ≥ 0; a float or a schedule. May be left out for a radius that sets itself, which it then follows.
-        epsilon: ascent step ε on the gradient as it is (not normalised), > 0; a float, a schedule or ``AutoRadius()``. The paper finds
-            large ε best, and γ = ε = 0.05 for an MLP and a ResNet on CIFAR-10.
+        epsilon: ascent step ε on the gradient as it is (not normalised), > 0; a float, a schedule, ``AutoRadius()`` or ``LETS()``. The
+            paper finds large ε best, and γ = ε = 0.05 for an MLP and a ResNet on CIFAR-10.
         steps: S ≥ 1 ascent steps of ε / S, each along the gradient found where the last one ended: with θ' the end of the last,
             ``[∇L(θ') − g] / ε = H·g + O(ε)``.
         clip: M > 0, a norm at which both gradients are clipped before they are used, as in arXiv 2602.18037 (10 there); None for no limit.
@@ -231,7 +231,7 @@ def mup2_sam(*, rho: Value, layout: Layout | None = None) -> GradientPenalty:
     For networks in μP (initialization and learning rates that hold across widths), where plain SAM perturbs nearly only the last layer.
 
     Args:
-        rho: perturbation radius ρ in the coordinates T⁻¹θ, > 0; a float, a schedule or ``AutoRadius()``.
+        rho: perturbation radius ρ in the coordinates T⁻¹θ, > 0; a float, a schedule, ``AutoRadius()`` or ``LETS()``.
         layout: "out-in" for weights of shape (out, in, ...), "in-out" for (..., in, out); None is "out-in" in PyTorch, and JAX needs one.
 
     Cost: 2 gradient evaluations.
