@@ -254,7 +254,7 @@ MUTANTS = (
     Mutant('generators of modules not replayed', 'rng.py', '            _set_state_of(generator, state)', '            pass'),
     Mutant('cached parametrizations kept', 'parallel.py', '            parametrize._cache.clear()', '            pass'),
     Mutant('parameters that joined unnoticed', 'watch.py', '        if joined:', '        if False:'),
-    Mutant("norms: one long sum in float32", "norms.py", "part.contiguous() for part in flat.split(SUMMED)", "part.contiguous() for part in [flat]", ("torch/test_precision.py::test_a_large_sum_of_squares_on_a_cpu_is_accurate",)),
+    Mutant("norms: one long sum in float32", "norms.py", "for part in flat.unsafe_split(SUMMED):", "for part in [flat]:", ("torch/test_precision.py::test_a_large_sum_of_squares_on_a_cpu_is_accurate",)),
     Mutant("norms: of each tensor one long sum", "norms.py", "if t.numel() > SUMMED and reading_is_free(t) else norm", "if False else norm", ("torch/test_precision.py::test_a_large_sum_of_squares_on_a_cpu_is_accurate",)),
     Mutant("sharpness: one long sum in float32", "../sharpness/space.py", 'if vector.device.type != "cpu" or vector.numel() <= SUMMED:', "if True:", ("sharpness/test_space.py",)),
     Mutant('underflow not noticed', 'norms.py', '        norm = _norm_in([t.to(torch.complex128 if t.is_complex() else torch.float64) for t in tensors]).float()', '        pass'),

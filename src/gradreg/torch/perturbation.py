@@ -232,12 +232,12 @@ class Perturbation:
 
 def _can_be_swapped(p: nn.Parameter, vector: Tensor) -> bool:
     """Whether ``p`` is a CPU tensor whose memory nothing else uses."""
-    if type(p) is not nn.Parameter or p.device.type != "cpu" or vector.dtype != p.dtype:
+    if type(p) is not nn.Parameter or not p.is_cpu or vector.dtype != p.dtype:
         return False
     if not p.is_contiguous() and not p.is_contiguous(memory_format=torch.channels_last):
         return False
     storage = p.untyped_storage()
-    if storage.size() != p.numel() * p.element_size() or storage.is_shared():
+    if storage.nbytes() != p.numel() * p.element_size() or storage.is_shared():
         return False
     # Memory that PyTorch did not allocate (torch.from_numpy, a file) has users that it does not count, and cannot be resized.
     return storage.resizable() and _users_of(storage) <= _users_of_a_parameter()
