@@ -95,7 +95,7 @@ MUTANTS = (
     Mutant('shares without the square', 'metrics.py', '(lengths / lengths.max()).square()', '(lengths / lengths.max())', ("torch/test_metrics.py",)),
     Mutant('family: average added, not taken away', 'directions.py', '-direction.sigma * inputs.weight', 'direction.sigma * inputs.weight'),
     Mutant('family: proposals of a failed step remembered', 'regularizer.py', '            self._state.discard_staged()\n', '            pass\n'),
-    Mutant('family: earlier gradients remembered', 'step.py', 'alone = any(p.keeps == "apart" for p in self.plan.passes) or self.penalty.direction.averages == "results"', 'alone = any(p.keeps == "apart" for p in self.plan.passes)'),
+    Mutant('family: earlier gradients remembered', 'step.py', 'alone = "apart" in [p.keeps for p in self.plan.passes] or self.penalty.direction.averages == "results"', 'alone = "apart" in [p.keeps for p in self.plan.passes]'),
     Mutant('family: frozen parameters forgotten in a checkpoint', 'state.py', 'if p.requires_grad or p in held', 'if p.requires_grad'),
     Mutant('family: memory in 16 bits', 'state.py', 'torch.float32 if p.dtype in LOW_PRECISION else p.dtype', 'p.dtype'),
     Mutant("family: ahead is back", "directions.py", "weight=-1.0 if direction.ahead else 1.0", "weight=1.0"),
