@@ -199,9 +199,9 @@ def _norm_in(tensors: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]), 2)
 
 
-@torch.no_grad()
 def _on_a_cpu(tensors: Sequence[Tensor]) -> float:
     """The norm over ``tensors``, all on a CPU; of those that need no parts together."""
+    tensors = [t.detach() if t.requires_grad else t for t in tensors]
     squares, short = 0.0, list[Tensor]()
     for t in tensors:
         if t.numel() <= SUMMED:

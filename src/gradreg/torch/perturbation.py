@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -247,16 +248,12 @@ def _users_of(storage: torch.UntypedStorage) -> int:
     return torch._C._storage_Use_Count(storage._cdata)
 
 
-_ALONE: list[int] = []
-
-
+@cache
 def _users_of_a_parameter() -> int:
     """``_users_of`` for a parameter whose memory nothing else uses; it differs between releases of PyTorch."""
-    if not _ALONE:
-        lonely = nn.Parameter(torch.zeros(1))
-        storage = lonely.untyped_storage()
-        _ALONE.append(_users_of(storage))
-    return _ALONE[0]
+    lonely = nn.Parameter(torch.zeros(1))
+    storage = lonely.untyped_storage()
+    return _users_of(storage)
 
 
 def _added(original: Tensor, vector: Tensor, step: float | Tensor, out: Tensor) -> None:
