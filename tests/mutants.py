@@ -263,7 +263,7 @@ MUTANTS = (
     Mutant('exact: what .grad held is lost', 'exact.py', '                    self.gradients.add(earlier)', '                    pass', ("torch/test_gradients.py",)),
     Mutant('the norm told with the weight of its pass', 'step.py', 'quotient(norm, abs(weight) * self.step.evaluator.scale(norm))', 'quotient(norm, self.step.evaluator.scale(norm))', ("torch/test_metrics.py",)),
     Mutant('the norm told with the loss scale', 'step.py', 'quotient(norm, abs(weight) * self.step.evaluator.scale(norm))', 'quotient(norm, abs(weight))', ("torch/test_precision.py", "torch/test_metrics.py", "torch/test_microbatches.py")),
-    Mutant('a radius that sets itself taken for a number', '../auto_radius.py', '    if not isinstance(value, Schedule):\n        return None\n    return next(', '    return None\n    return next(', ("torch/test_auto_radius.py",)),
+    Mutant('a radius that sets itself taken for a number', '../auto_radius.py', '    if isinstance(value, float) or not isinstance(value, Schedule):  # asking an abstract class takes longer\n        return None\n    return next(', '    return None\n    return next(', ("torch/test_auto_radius.py",)),
     Mutant('hidden gradients taken for none', 'exact.py', '        if self.evaluator.parallelism.averages or all(p.grad is None for p in unreached):', '        if True:'),
     Mutant('repeats_pass always false', 'closures.py', '        self.repeats_pass = self._sharing and i < len(group.starts)', '        self.repeats_pass = False'),
     Mutant('late binding unnoticed', 'closures.py', '        if other is not closure:', '        if False:'),

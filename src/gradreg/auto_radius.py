@@ -265,6 +265,6 @@ def with_radius(ops: Operations, radius: Any) -> Operations:
 
 def auto_radius_in(value: Value | None) -> AutoRadius | None:
     """The ``AutoRadius`` that ``value`` is or is a multiple of; None if there is none."""
-    if isinstance(value, float) or not isinstance(value, Schedule):  # asking an abstract class takes longer, and this is asked at each step
+    if isinstance(value, float) or not isinstance(value, Schedule):  # asking an abstract class takes longer
         return None
     return next((s for s in inside(value) if isinstance(s, AutoRadius)), None)

@@ -518,8 +518,6 @@ def _is_full(penalty: GradientPenalty | None, values: StepValues | None) -> bool
     """Whether the radius of a step is at least half its largest: the start of a warm-up says nothing about rounding."""
     if penalty is None or values is None or penalty.radius is None:
         return False
-    if isinstance(penalty.radius, float):
-        return True
     return not isinstance(penalty.radius, Schedule) or penalty.auto_radius is not None or values.radius >= penalty.radius.bounds()[1] / 2
 
 
