@@ -165,8 +165,8 @@ class GradientPenalty:
             ops = with_radius(ops, checks.positive("radius", radius))
         strength = _value_at(self.strength, step, ops)
         radius = strength if self.radius == self.strength else _value_at(self.radius, step, ops)  # one schedule is evaluated once
-        never_zero = isinstance(self.strength, Schedule) and self.strength.bounds()[0] > 0.0
-        acts = True if never_zero and not isinstance(strength, float) else strength != 0.0
+        never_zero = not isinstance(strength, float) and isinstance(self.strength, Schedule) and self.strength.bounds()[0] > 0.0
+        acts = True if never_zero else strength != 0.0
         fresh = acts
         if self.reuse is not None and self.reuse.k > 1:
             found = step % self.reuse.k == 0
@@ -543,7 +543,7 @@ _OMITTED = ("direction", "mask", "ascent_steps", "reuse", "decoupled")
 
 def _value_at(value: Value | None, step: Any, ops: Operations) -> Any:
     """``value`` at ``step``: a schedule's, as a float if it is a Python number, or itself."""
-    if not isinstance(value, Schedule):
+    if isinstance(value, float) or not isinstance(value, Schedule):  # asking an abstract class takes longer
         return value
     found = value.evaluate(step, ops)
     return float(found) if isinstance(found, numbers.Real) else found

@@ -90,7 +90,7 @@ class Plan:
         """
         if self.exact:
             return 3
-        own = sum(p.of == "loss" for p in self.passes)
+        own = [p.of for p in self.passes].count("loss")
         others = len(self.passes) - own
         return own + ascent_share * others if others else own
 

@@ -101,6 +101,7 @@ class Evaluator:
             "loss": _Group(closures),
             "ascent": _Group(() if ascent is None else ascent),
         }
+        self._most = max(len(closures), 0 if ascent is None else len(ascent))
         self._state = state
         self._shares = {"state": keep_state, "random": replay_rng}
         self._averages = parallelism.averages
@@ -109,7 +110,7 @@ class Evaluator:
     @contextmanager
     def sharing_state(self, plan: Plan) -> Iterator[None]:
         """A context of several passes that all start from the same state; at its end the first evaluation's writes are restored."""
-        self._state.begin(self.trainable, closures=max(len(g.closures) for g in self._groups.values()), **self._shares)
+        self._state.begin(self.trainable, closures=self._most, **self._shares)
         self._sharing = True
         group = self._groups[plan.passes[0].of]
         try:
@@ -124,8 +125,7 @@ class Evaluator:
     @contextmanager
     def leaving_no_trace(self) -> Iterator[None]:
         """A context of one pass after which state and random numbers are those before it."""
-        closures = max(len(g.closures) for g in self._groups.values())
-        self._state.begin(self.trainable, closures=closures, state=True, random=True)
+        self._state.begin(self.trainable, closures=self._most, state=True, random=True)
         start = self._here()
         try:
             yield
@@ -209,7 +209,10 @@ class Evaluator:
 
     def _reached(self) -> bool:
         """Whether ``.grad`` of any parameter holds something."""
-        return bool([p for p in self.trainable if p.grad is not None])
+        for p in self.trainable:  # noqa: SIM110  # asked several times in a step, where a generator takes longer
+            if p.grad is not None:
+                return True
+        return False
 
     def _here(self) -> _Start:
         state = self._state.snapshot()

@@ -67,7 +67,7 @@ class Gradients:
 
     def held(self, parameters: Sequence[nn.Parameter]) -> tuple[list[nn.Parameter], list[Tensor]]:
         """Those ``parameters`` that have a gradient, and their gradients with their present placements."""
-        held = [(p, p.grad) for p in parameters if p.grad is not None]
+        held = [(p, g) for p in parameters if (g := p.grad) is not None]
         owners = [p for p, _ in held]
         return owners, placed_like([g.to_dense() if g.is_sparse else g for _, g in held], owners)
 

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -232,12 +233,12 @@ class Perturbation:
 
 def _can_be_swapped(p: nn.Parameter, vector: Tensor) -> bool:
     """Whether ``p`` is a CPU tensor whose memory nothing else uses."""
-    if type(p) is not nn.Parameter or p.device.type != "cpu" or vector.dtype != p.dtype:
+    if type(p) is not nn.Parameter or not p.is_cpu or vector.dtype != p.dtype:
         return False
     if not p.is_contiguous() and not p.is_contiguous(memory_format=torch.channels_last):
         return False
     storage = p.untyped_storage()
-    if storage.size() != p.numel() * p.element_size() or storage.is_shared():
+    if storage.nbytes() != p.numel() * p.element_size() or storage.is_shared():
         return False
     # Memory that PyTorch did not allocate (torch.from_numpy, a file) has users that it does not count, and cannot be resized.
     return storage.resizable() and _users_of(storage) <= _users_of_a_parameter()
@@ -247,16 +248,12 @@ def _users_of(storage: torch.UntypedStorage) -> int:
     return torch._C._storage_Use_Count(storage._cdata)
 
 
-_ALONE: list[int] = []
-
-
+@cache
 def _users_of_a_parameter() -> int:
     """``_users_of`` for a parameter whose memory nothing else uses; it differs between releases of PyTorch."""
-    if not _ALONE:
-        lonely = nn.Parameter(torch.zeros(1))
-        storage = lonely.untyped_storage()
-        _ALONE.append(_users_of(storage))
-    return _ALONE[0]
+    lonely = nn.Parameter(torch.zeros(1))
+    storage = lonely.untyped_storage()
+    return _users_of(storage)
 
 
 def _added(original: Tensor, vector: Tensor, step: float | Tensor, out: Tensor) -> None:

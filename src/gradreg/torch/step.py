@@ -143,7 +143,7 @@ class Step:
         """The passes in order. A gradient that is only summed is weighted through its loss, and accumulates in ``.grad`` in place."""
         assert self.penalty is not None
         assert self.values is not None
-        alone = any(p.keeps == "apart" for p in self.plan.passes) or self.penalty.direction.averages == "results"
+        alone = "apart" in [p.keeps for p in self.plan.passes] or self.penalty.direction.averages == "results"
         work = _Work(self, self.penalty, self.values)
         with (
             self.gradients.stashed(overwritten=alone or self.average_direction) as earlier,
