@@ -7,7 +7,7 @@ a method is the median over rounds of its ratio to "two" in the same round, so t
 is two forward and backward passes with the gradients set to None in between and one optimizer step: the floor for a method of two passes.
 "accumulating" is the same with gradients that add up, the floor for GNP and F-GR, whose result is a sum of two gradients. F-GR
 does not need the norm of the gradient, which ``metrics`` tell all the same: "no norm" is without (``measure_norm=False``), as
-``gradreg train`` runs it except for the last step of an epoch.
+``gradreg train`` runs it except for the last step of an epoch. "GNP by hand" is a loop with nothing but its arithmetic, the floor for ours.
 ``--clock processor`` counts the processor time of all threads instead of the wall clock's, for machines on which others work too.
 
 ``--keep-freed-memory`` tells glibc's allocator to keep what is freed, as PyTorch's own on a GPU and jemalloc do. By default it may hand a
@@ -60,6 +60,31 @@ def their_sam(model: nn.Module) -> steps.Update:
     return update
 
 
+def by_hand(model: nn.Module, *, r: float, alpha: float) -> steps.Update:
+    """GNP and nothing else: no state of a forward pass, no random numbers, nothing that an exception or another step might need."""
+    optimizer = torch.optim.SGD(model.parameters(), **steps.SGD)
+    parameters = list(model.parameters())
+    copies = [torch.empty_like(p) for p in parameters]
+
+    def update(loss: steps.Loss) -> None:
+        ((1.0 - alpha) * loss()).backward()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
+        with torch.no_grad():
+            for p, gradient, copy in zip(parameters, gradients, copies, strict=True):
+                torch.add(p, gradient, alpha=r / norm, out=copy)
+        originals = [p.data for p in parameters]
+        for p, copy in zip(parameters, copies, strict=True):
+            p.data = copy
+        (alpha * loss()).backward()
+        for p, original in zip(parameters, originals, strict=True):
+            p.data = original
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
 METHODS: dict[str, steps.Build] = {
     "plain": partial(steps.plain, passes=1),
     "two": partial(steps.plain, passes=2),
@@ -67,6 +92,7 @@ METHODS: dict[str, steps.Build] = {
     **{name: partial(steps.regularized, penalty=penalty) for name, penalty in OURS.items()},
     "F-GR, no norm": partial(steps.regularized, penalty=OURS["F-GR"], measure_norm=False),
     "pytorch_optimizer SAM": their_sam,
+    "GNP by hand": partial(by_hand, r=0.1, alpha=0.8),
 }
 
 
