@@ -64,13 +64,14 @@ def by_hand(model: nn.Module, *, r: float, alpha: float) -> steps.Update:
     """GNP and nothing else: no state of a forward pass, no random numbers, nothing that an exception or another step might need."""
     optimizer = torch.optim.SGD(model.parameters(), **steps.SGD)
     parameters = list(model.parameters())
-    copies = [torch.empty_like(p) for p in parameters]
+    copies: list[torch.Tensor] = []
 
     def update(loss: steps.Loss) -> None:
         ((1.0 - alpha) * loss()).backward()
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
         with torch.no_grad():
+            copies[:] = copies or [torch.empty_like(p) for p in parameters]
             for p, gradient, copy in zip(parameters, gradients, copies, strict=True):
                 torch.add(p, gradient, alpha=r / norm, out=copy)
         originals = [p.data for p in parameters]
