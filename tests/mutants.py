@@ -140,7 +140,7 @@ MUTANTS = (
     Mutant("lets: squares underflow", "../lets.py", "unit = ops.where(larger > 0.0, larger, 1.0)", "unit = 1.0 + 0.0 * larger", LETS),
     Mutant("lets: what is not finite moves it", "../lets.py", "change = ops.where(known, -self.rate * (mean / weight) / typical, 0.0)", "change = -self.rate * (mean / weight) / typical", LETS),
     Mutant("lets: halved under a scaler too", "../lets.py", "        if not scaled:\n", "        if True:\n", LETS),
-    Mutant("lets: g not taken from h", "held_out.py", "between[p] = between[p] - gradient if p in between else -gradient", "between.setdefault(p, -gradient)", LETS),
+    Mutant("lets: g not taken from h", "held_out.py", "between[p] = between[p].sub_(gradient) if p in between else -gradient", "between.setdefault(p, -gradient)", LETS),
     Mutant("lets: loss scale left in", "held_out.py", "both, (length, changed)) / self._scale**2", "both, (length, changed))", LETS),
     Mutant("lets: each rank's own losses", "held_out.py", "self._parallelism.mean_over_ranks(losses).unbind()", "losses.unbind()", ("torch/test_lets.py::test_all_ranks_learn_the_same_radius",)),
     Mutant("lets: the edge unnoticed", "held_out.py", "~torch.isfinite(changed), torch.inf, slope)", "~torch.isfinite(changed), slope, slope)", LETS),

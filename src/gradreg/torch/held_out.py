@@ -205,9 +205,9 @@ class HeldOutMeasurement:
             averaged: as ``measured``'s.
         """
         change = self._change(correction, averaged=averaged)
-        between = dict(self._held_out)
+        between = self._held_out  # copies of its own, which are not needed any more
         for p, gradient in self._plain.items():
-            between[p] = between[p] - gradient if p in between else -gradient
+            between[p] = between[p].sub_(gradient) if p in between else -gradient
         both = [p for p in change if p in between]
         length, changed = _length(between), _length(change)
         product = _inner([between[p] for p in both], [change[p] for p in both], both, (length, changed)) / self._scale**2
@@ -255,10 +255,14 @@ def _length(vectors: ByParameter) -> Tensor:
 
 
 def _inner(first: list[Tensor], second: list[Tensor], like: Sequence[Tensor], lengths: tuple[Tensor, Tensor]) -> Tensor:
-    """⟨a, b⟩, by unit vectors, so that nothing cancels where one is much longer than the other; ``lengths``: about ‖a‖ and ‖b‖."""
+    """⟨a, b⟩, of vectors of one length, so that nothing cancels where one is much longer than the other.
+
+    ``lengths``: about ‖a‖ and ‖b‖. Memory: one more vector.
+    """
     if not first:
         return torch.full((), torch.nan, device=lengths[0].device)
-    units = [torch._foreach_mul(vectors, 1.0 / length) for vectors, length in zip((first, second), lengths, strict=True)]
-    squares = [norm_of_shards(unit, like).square() for unit in units]
-    difference = norm_of_shards(torch._foreach_sub(units[0], units[1]), like).square()
-    return (squares[0] + squares[1] - difference) / 2 * lengths[0] * lengths[1]
+    squares = [(norm_of_shards(vectors, like) / length).square() for vectors, length in zip((first, second), lengths, strict=True)]
+    difference = list(torch._foreach_mul(second, lengths[0] / lengths[1]))
+    torch._foreach_sub_(difference, first)
+    apart = (norm_of_shards(difference, like) / lengths[0]).square()
+    return (squares[0] + squares[1] - apart) / 2 * lengths[0] * lengths[1]
