@@ -70,6 +70,15 @@ sys.exit(main({words!r}))
     assert f"pip install 'gradreg[{extra}]'" in done.stderr
 
 
+def test_help_of_a_search_explains_its_own_penalty(capsys):
+    """Which is no key of a recipe there, but what is searched."""
+    with pytest.raises(SystemExit, match="0"):
+        run("tune", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "strengths left out are searched" in text
+    assert "learning rate at its peak" in text
+
+
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_help_of_a_command_explains_every_key(command, capsys):
     with pytest.raises(SystemExit, match="0"):

@@ -91,6 +91,10 @@ def test_it_stands_in_the_place_of_a_radius(build: Any) -> None:
         penalty.radius_at(5)
 
 
+def test_its_name_tells_what_differs() -> None:
+    assert str(LETS(start=0.1, every=1)) == "lets(rate 0.01, start 0.1, every 1)"
+
+
 def test_recipes_name_it() -> None:
     assert GradientPenalty.from_dict({"name": "sam", "rho": "lets"}) == gradreg.sam(rho=LETS())
     assert GradientPenalty.from_dict({"name": "fgr", "epsilon": {"schedule": "lets", "every": 1}}) == gradreg.fgr(epsilon=LETS(every=1))
@@ -113,6 +117,8 @@ def test_recipes_name_it() -> None:
             r"^radius must be .* does not tend to the plain one .*; got lets\(.*\) with",
         ),
         (lambda: gradreg.gnp(r=LETS(), alpha=0.8, mixing="unit"), r"^radius must be .* does not tend to the plain one .* mixing unit"),
+        (lambda: gradreg.fgr(epsilon=LETS(), clip=0.3), r"^radius must be .* does not tend to the plain one .* mixing each clipped at 0.3"),
+        (lambda: gradreg.le_sam(sigma=LETS()), r"^radius must be .* does not tend to the plain one .* direction loss-equated"),
         (lambda: GradientPenalty(power=1, strength=AutoRadius(), radius=LETS()), r"^strength must follow the radius where it is LETS"),
         (lambda: gradreg.sam(rho=2 * LETS()), r"^(rho|radius) must not be a multiple of LETS"),
         (lambda: gradreg.sam(rho=LETS()).check_ascent("closures"), r"^ascent must be None with a radius that sets itself"),

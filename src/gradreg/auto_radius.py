@@ -104,8 +104,8 @@ class SelfSetRadius(Schedule):
     every: int = 1
 
     needs_step: ClassVar[bool] = False
-    uses_held_out: ClassVar[bool] = False
-    """Whether it measures held-out losses; else the two gradients of a step, at no extra pass."""
+    takes_difference: ClassVar[bool] = False
+    """Whether it takes what the penalty changes, over the radius, for the derivative with respect to that."""
 
     def __post_init__(self) -> None:
         for name in ("start", "lower", "upper"):

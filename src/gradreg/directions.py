@@ -60,6 +60,9 @@ class Direction(Part, tag="direction"):
     powers: ClassVar[tuple[int, ...]] = (1, 2)
     """The powers of the norm for which it is defined."""
 
+    scales_with_radius: ClassVar[bool] = True
+    """Whether the perturbation is proportional to the radius."""
+
     needs_real: ClassVar[bool] = False
     """Whether it is defined for real parameters only."""
 
@@ -170,6 +173,7 @@ class LossEquated(Direction, name="loss-equated"):
 
     powers: ClassVar[tuple[int, ...]] = (2,)
     ascends: ClassVar[bool] = True
+    scales_with_radius: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rho_max", checks.positive("rho_max", self.rho_max, remedy="Use a large number for no cap."))

@@ -74,10 +74,13 @@ class LETS(SelfSetRadius):
         upper: the largest radius, finite.
         every: regularized steps from one measurement to the next, ≥ 1.
 
-    For penalties whose c = strength / radius does not depend on the radius (``sam``, ``gnp(r=LETS(), alpha=...)``,
-    ``fgr(epsilon=LETS())``), and any direction that needs a gradient. A ``HeldOut`` rule does not go with it.
+    For penalties whose gradient tends to the plain one with the radius: ``sam``, ``gnp(r=LETS(), alpha=...)``, ``fgr(epsilon=LETS())``,
+    ``gsam``, ``asam`` and their like; not with a strength of its own, a mixing that normalizes or clips, ``le_sam``, or a direction that
+    needs no gradient. A ``HeldOut`` rule does not go with it. The held-out loss must be the same function as the training loss, on other
+    data, and have its scale: what only the training loss has (weight decay in the loss, flooding, mixup) would be part of the gap.
 
-    Cost: 1 / ``every`` of an evaluation of the held-out loss a step. Memory, at steps that measure: four copies of the gradients.
+    Cost: 1 / ``every`` of an evaluation of the held-out loss a step (1 in JAX where both sides of a ``cond`` are computed). Memory, at
+    steps that measure: four copies of the gradients.
     Source: Wang et al. 2024, arXiv 2408.08222 (LETS).
     Differs from the paper: there losses and gradients are those at θ₊, on the same batch once more, which takes two evaluations at every
     step; here those at θ, where g is known (the difference is of the order of lr). The paper approximates the Hessian in ∂G/∂ρ by a
@@ -94,7 +97,7 @@ class LETS(SelfSetRadius):
     memory: float = 0.999
     every: int = 5
 
-    uses_held_out: ClassVar[bool] = True
+    takes_difference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,4 +146,6 @@ class LETS(SelfSetRadius):
         return LetsState(log_radius, *(ops.where(known, after, old) for after, old in moments), steps=state.steps + 1)
 
     def __str__(self) -> str:
-        return f"lets(rate {self.rate:g})"
+        own = {"start": self.start, "every": self.every}
+        default = {"start": type(self).start, "every": type(self).every}
+        return "".join([f"lets(rate {self.rate:g}", *(f", {k} {v:g}" for k, v in own.items() if v != default[k]), ")"])

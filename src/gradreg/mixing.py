@@ -37,12 +37,17 @@ class GradientMixing(Part, tag="mixing"):
     differences: ClassVar[tuple[str, ...]] = ("forward", "backward", "central")
     """The finite differences for which it is defined."""
 
+    tends_to_plain: ClassVar[bool] = False
+    """Whether the result tends to the plain gradient as the radius tends to 0, with c = strength / radius held: G − g is then the part of
+    the penalty, and to first order proportional to the radius."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(GradientMixing, name="plain"):
     """``G = P``, the weighted sum."""
 
     plain_gradient: ClassVar[Literal["summed", "normalized", "apart"]] = "summed"
+    tends_to_plain: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return "plain"
@@ -72,6 +77,8 @@ class SurrogateGap(GradientMixing, name="surrogate-gap"):
     """
 
     a: float
+
+    tends_to_plain: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "a", checks.non_negative("a", self.a))

@@ -38,6 +38,7 @@ from gradreg import checks, gates, plan, registry, schedules, validation
 from gradreg.auto_radius import Guards, SelfSetRadius, self_set_radius_in, with_radius
 from gradreg.directions import Direction, Gradient
 from gradreg.gates import Chance, Every
+from gradreg.lets import LETS
 from gradreg.masks import Choice, Mask, OnlyNorms, Sparse
 from gradreg.mixing import GradientMixing, Plain, Reuse
 from gradreg.plan import Difference, Plan, StepValues
@@ -246,6 +247,12 @@ class GradientPenalty:
     def auto_radius(self) -> SelfSetRadius | None:
         """The rule of a radius that sets itself; None for any other."""
         return self_set_radius_in(self.radius)
+
+    @property
+    def learned_radius(self) -> LETS | None:
+        """The rule of a radius that is learned from held-out data; None for any other."""
+        auto = self.auto_radius
+        return auto if isinstance(auto, LETS) else None
 
     @property
     def guards(self) -> Guards:

@@ -126,11 +126,13 @@ def _check_self_set_radius(penalty: Composition) -> None:
             f"perturbed parameters with that at the unperturbed ones; got {auto} with direction {penalty.direction}. "
             f"Use sam(rho={name}()), or a number."
         )
-    if auto.uses_held_out and (followed is None or penalty.mixing.plain_gradient == "normalized"):
+    proportional = followed is not None and penalty.mixing.tends_to_plain and penalty.direction.scales_with_radius
+    if auto.takes_difference and not proportional:
         raise ValueError(
             f"radius must be a number or a schedule where the regularized gradient does not tend to the plain one with it, because {name} "
-            f"takes their difference, over the radius, for the derivative; got {auto} with strength {penalty.strength} and mixing "
-            f"{penalty.mixing}. Use sam(rho={name}()), gnp(r={name}(), alpha=...) or fgr(epsilon={name}())."
+            f"takes their difference, over the radius, for the derivative; got {auto} with strength {penalty.strength}, mixing "
+            f"{penalty.mixing} and direction {penalty.direction}. Use sam(rho={name}()), gnp(r={name}(), alpha=...) or "
+            f"fgr(epsilon={name}())."
         )
 
 

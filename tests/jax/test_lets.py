@@ -254,6 +254,28 @@ def test_a_step_over_the_edge_halves_the_radius_except_under_a_scale(scale: floa
     assert (float(state["radius"]["weight"]), int(state["radius"]["steps"])) == (0.0, 1)
 
 
+@pytest.mark.usefixtures("x64")
+def test_what_says_nothing_moves_nothing() -> None:
+    """Held-out data that are those trained on, and an infinite held-out loss, as in PyTorch."""
+    params = {"w": jnp.ones(3)}
+
+    def half_square(p: Any) -> jax.Array:
+        return 0.5 * jnp.sum(p["w"] ** 2)
+
+    for other in (half_square, lambda p: jnp.sum(p["w"]) + jnp.inf, lambda p: jnp.sum(p["w"]) - jnp.inf):
+        looking = value_and_grad(half_square, gradreg.sam(rho=LEARNED), held_out=other)
+        _, _, state = looking(params, state=looking.init(params))
+        assert float(state["radius"]["log_radius"]) == math.log(START)
+        assert float(state["radius"]["weight"]) == 0.0
+
+
+def test_a_transformation_that_sees_no_held_out_data_refuses_it() -> None:
+    from gradreg.jax.transformation import regularize
+
+    with pytest.raises(ValueError, match=r"^penalty must not learn its radius from held-out data, .*; got SAM.* Use AutoRadius"):
+        regularize(gradreg.sam(rho=LETS()))
+
+
 def test_what_is_missing_or_too_much_is_said() -> None:
     with pytest.raises(ValueError, match=r"^held_out must be given with SAM.* from held-out data, and rule left out; got held_out N"):
         value_and_grad(fit, gradreg.sam(rho=LETS()))

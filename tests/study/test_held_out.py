@@ -52,6 +52,34 @@ def test_looks_are_counted(engine: Callable[[study.Run, bool], None], helps: boo
     assert run.finish()["gradient_evaluations"] == expected
 
 
+def learned_by_torch(run: study.Run) -> None:
+    theta = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    regularizer = run.regularizer(nn.ParameterList([theta]))
+    for _ in range(STEPS):
+        theta.grad = None
+        regularizer.backward(lambda: 0.5 * theta.square().sum(), held_out=lambda: theta.square().sum())
+
+
+def learned_by_jax(run: study.Run) -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    theta = jnp.array([3.0, 4.0])
+    oracle = run.value_and_grad(lambda p: 0.5 * jnp.sum(p**2), state=True, held_out=lambda p: jnp.sum(p**2))
+    state = oracle.init(theta)
+    for _ in range(STEPS):
+        _, _, state = oracle(theta, state=state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [learned_by_torch, learned_by_jax])
+def test_looks_for_a_radius_that_is_learned_are_counted(engine: Callable[[study.Run], None], tmp_path: Path) -> None:
+    """Every fourth step, from the first on."""
+    run = study.Run(gradreg.sam(rho=gradreg.LETS(every=4)), 0, tmp_path, metric=Metric("loss", "min"))
+    for _ in run.epochs(1):
+        engine(run)
+        run.log(loss=1.0, test_loss=1.0)
+    assert run.finish()["gradient_evaluations"] == 2 * STEPS + 4
+
+
 NEVER: dict[str, Callable[[study.Run], Any]] = {
     "torch": lambda run: run.regularizer(nn.Linear(1, 1), total_steps=4),
     "jax": lambda run: run.value_and_grad(lambda p: p, total_steps=4),

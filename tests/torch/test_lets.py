@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gradreg
 from gradreg import LETS, GradientPenalty, HeldOut
-from gradreg.torch import GradientRegularizer, norms
+from gradreg.torch import GradientRegularizer, held_out, norms
 
 from . import twins
 from .cases import Problem, assert_close, assert_same_bits, dropout_batchnorm_problem, gradients, tanh_problem, values
@@ -202,13 +202,13 @@ def test_what_is_due_is_measured_and_nothing_else_is_evaluated() -> None:
     asked: list[int] = []
     step = 0
 
-    def held_out() -> Tensor:
+    def kept() -> Tensor:
         asked.append(step)
         return problem.loss(KEPT)
 
     regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=LETS(every=3)))
     for step in range(7):  # noqa: B007  # the closure reads it
-        regularizer.backward(problem.closure(TRAIN), held_out=held_out)
+        regularizer.backward(problem.closure(TRAIN), held_out=kept)
     assert asked == [0, 3, 6]
 
 
@@ -301,12 +301,46 @@ def test_a_step_over_the_edge_halves_the_radius_except_under_a_scaler(scaled: bo
 
 
 @pytest.mark.usefixtures("accelerated")
-def test_a_loss_scale_does_not_enter() -> None:
+def test_an_infinite_held_out_loss_says_nothing() -> None:
+    model = Cliff()
+    regularizer = GradientRegularizer(model, gradreg.sam(rho=LETS(start=0.5, every=1)))
+    for sign in (1.0, -1.0):
+        regularizer.backward(model, held_out=lambda sign=sign: model(1.0) + sign * math.inf)
+    assert moments(regularizer)["log_radius"] == pytest.approx(math.log(0.5))
+    assert moments(regularizer)["weight"] == 0.0
+
+
+def test_held_out_data_that_are_those_trained_on_say_nothing() -> None:
+    problem = tanh_problem()
+    regularizer = GradientRegularizer(problem.model, gradreg.sam(rho=LEARNED))
+    regularizer.backward(problem.closure(TRAIN), held_out=problem.closure(TRAIN))
+    assert moments(regularizer)["weight"] == 0.0
+
+
+@pytest.mark.usefixtures("accelerated")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_products_of_vectors_of_unlike_length_are_those_in_float64(dtype: torch.dtype) -> None:
+    """‖a‖ is beyond the numbers of float16, and b as long as one of them."""
+    torch.manual_seed(0)
+    a, b = torch.full((16,), 30_000.0, dtype=dtype), torch.zeros(16, dtype=dtype)
+    b[0] = 1.0
+    found = held_out._inner([a], [b], [a], (a.double().norm().float(), b.double().norm().float()))
+    assert float(found) == pytest.approx(float(a.double() @ b.double()), rel=1e-5)
+    a, b = torch.randn(100_000).to(dtype), torch.randn(100_000).to(dtype)
+    lengths = a.double().norm(), b.double().norm()
+    found = held_out._inner([a], [b], [a], (lengths[0].float(), lengths[1].float()))
+    assert float(found / (lengths[0] * lengths[1])) == pytest.approx(float(a.double() @ b.double() / (lengths[0] * lengths[1])), abs=3e-5)
+
+
+@pytest.mark.usefixtures("accelerated")
+@pytest.mark.parametrize("penalty", [gradreg.fgr(epsilon=LEARNED), gradreg.wsam(rho=LEARNED, gamma=0.6, decoupled=True)], ids=str)
+def test_a_loss_scale_does_not_enter(penalty: GradientPenalty) -> None:
     found: list[float] = []
     for scaler in (None, Scaling(1024.0)):
         problem = tanh_problem()
-        regularizer = GradientRegularizer(problem.model, gradreg.fgr(epsilon=LEARNED))
+        regularizer = GradientRegularizer(problem.model, penalty)
         regularizer.backward(problem.closure(TRAIN), held_out=problem.closure(KEPT), scaler=scaler)
+        regularizer.decoupled_step(torch.optim.SGD(problem.model.parameters(), lr=0.0))
         found.append(first_slope(regularizer))
     assert found[1] == pytest.approx(found[0], rel=1e-9)
 

@@ -317,6 +317,21 @@ def test_a_radius_that_is_learned_from_held_out_images():
     assert len(set(radii)) == 5
 
 
+def test_the_gap_is_that_of_one_loss_on_two_sets_of_images():
+    """Weight decay that is part of the training loss is part of the held-out loss too."""
+    penalty = {"name": "sam", "rho": "lets", "held_out": 0.2}
+    losses = []
+    for l2 in (0.0, 0.1):
+        run = Run(replace(SMALL, penalty=penalty, optimizer=replace(SMALL.optimizer, l2_in_loss=l2)), Devices(SMALL))
+        batch = next(iter(run.data.train.batches(1, 100)))
+        (closure,) = run._closures(batch, 1.0)
+        losses.append((closure().item(), run._held_out(0)().item()))
+    assert losses[1][0] - losses[0][0] > 0.1
+    assert losses[1][1] - losses[0][1] == pytest.approx(losses[1][0] - losses[0][0], rel=1e-6)
+    with pytest.raises(ValueError, match=r"^flooding must be null with lets\(rate 0\.01\), .*; got \{'name': 'batch', 'level': 0\.1\}"):
+        replace(SMALL, penalty=penalty, flooding={"name": "batch", "level": 0.1})
+
+
 @pytest.mark.parametrize(
     ("penalty", "message"),
     [

@@ -7,6 +7,7 @@ from typing import Any
 
 from gradreg import checks
 from gradreg.extras import needing
+from gradreg.integrations.refusals import refuse_learned
 
 with needing("gradreg.integrations.closure", "torch"):
     import torch
@@ -62,6 +63,7 @@ class RegularizedOptimizer(torch.optim.Optimizer):
             raise TypeError(
                 f"regularizer must be a GradientRegularizer; got {checks.describe(regularizer)}. Write GradientRegularizer(model, penalty)."
             )
+        refuse_learned(regularizer.penalty, "a closure-based loop")
         known = {id(p) for p in regularizer.model.parameters()}
         foreign = sum(id(p) not in known for group in optimizer.param_groups for p in group["params"])
         if foreign:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, cast
 
 from gradreg.extras import needing
-from gradreg.integrations.refusals import refuse_decoupled
+from gradreg.integrations.refusals import refuse_decoupled, refuse_learned
 from gradreg.penalties import GradientPenalty
 
 with needing("gradreg.integrations.lightning", "lightning"):
@@ -53,14 +53,16 @@ class GradientRegularization(Callback):
         scope: "local" or "global", under data parallelism: see ``GradientRegularizer``.
 
     Raises:
-        ValueError: a decoupled penalty; when fitting starts, with a penalty: manual optimization (which needs no callback), a
-            ``training_step`` that draws its own batches, a strategy that runs its own backward pass, or ``torch.optim.LBFGS``.
+        ValueError: a decoupled penalty, or a radius that is learned from held-out data; when fitting starts, with a penalty: manual
+            optimization (which needs no callback), a ``training_step`` that draws its own batches, a strategy that runs its own backward
+            pass, or ``torch.optim.LBFGS``.
     """
 
     def __init__(self, penalty: GradientPenalty | None, *, parameters: Selection | None = None, scope: Scope = "local") -> None:
         super().__init__()
         GradientRegularizer(_Number(), penalty, scope=scope)  # so that a bad value raises here
         refuse_decoupled(penalty, "Lightning")
+        refuse_learned(penalty, "Lightning")
         self.penalty = penalty
         self.parameters = parameters
         self.scope: Scope = scope

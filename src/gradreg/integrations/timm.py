@@ -9,6 +9,7 @@ from typing import Any
 
 from gradreg import checks
 from gradreg.extras import needing
+from gradreg.integrations.refusals import refuse_learned
 from gradreg.penalties import GradientPenalty
 
 with needing("gradreg.integrations.timm", "timm"):
@@ -67,6 +68,7 @@ class RegularizedScaler:
         scope: Scope = "local",
     ) -> None:
         GradientRegularizer(_Number(), penalty, scope=scope)  # so that a bad value raises here
+        refuse_learned(penalty, "timm")
         if scaler is not None and not isinstance(scaler, NativeScaler):  # type: ignore[unnecessary-isinstance]  # ApexScaler is none
             raise TypeError(f"scaler must be a timm.utils.NativeScaler or None; got {checks.describe(scaler)}. Use --amp without Apex.")
         self.penalty = penalty

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gradreg.extras import needing
-from gradreg.integrations.refusals import refuse_decoupled
+from gradreg.integrations.refusals import refuse_decoupled, refuse_learned
 from gradreg.penalties import GradientPenalty
 
 with needing("gradreg.integrations.transformers", "transformers"):
@@ -95,6 +95,7 @@ class RegularizedTrainerMixin(_Base):
         _check_supported(self)
         GradientRegularizer(cast(nn.Module, self.model), penalty, parameters=parameters, scope=scope)  # so that bad arguments raise here
         refuse_decoupled(penalty, "the Trainer")
+        refuse_learned(penalty, "the Trainer")
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own; the regularizer is built again, from the model as it is then wrapped."""

@@ -173,8 +173,9 @@ class LearnedRadius:
 
         squared, changed = inner(between, between), inner(change, change)
         held_out_loss, loss = (jnp.asarray(one, dtype) for one in losses)
-        # A change of 0 says nothing, as in PyTorch.
-        slope = jnp.where(changed > 0, self.rule.slope(held_out_loss, loss, inner(between, change)), jnp.nan)
+        slope = self.rule.slope(held_out_loss, loss, inner(between, change))
+        # A vector of 0 says nothing, as in PyTorch.
+        slope = jnp.where((changed > 0) & (squared > 0) & jnp.isfinite(slope), slope, jnp.nan)
         return jnp.where(jnp.isfinite(squared + loss) & ~jnp.isfinite(changed), jnp.inf, slope)
 
     def after(self, slope: Any, guards: Guards, *, scaled: bool) -> dict[str, Any]:

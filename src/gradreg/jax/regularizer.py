@@ -24,7 +24,6 @@ from gradreg.jax.shards import NormAxes, shards_of
 from gradreg.jax.state import HELD_OUT, RADIUS, State, carries_state, check_state, initial, radius_of
 from gradreg.jax.step import Measured, Step
 from gradreg.jax.step_values import step_values
-from gradreg.lets import LETS
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import StepValues
 from gradreg.registry import check_known
@@ -87,19 +86,13 @@ class RegularizedValueAndGrad:
 
     def looked(self, before: State, after: State) -> bool:
         """Whether the step from one state to the next, both known, evaluated the held-out loss."""
-        learned = self._learned
+        learned = None if self.penalty is None else self.penalty.learned_radius
         if learned is None and self.rule is None:
             return False
         (kind, counter), rule = ((HELD_OUT, "count"), self.rule) if learned is None else ((RADIUS, "steps"), learned)
         assert rule is not None
         count = int(before[kind][counter])
         return int(after[kind][counter]) > count and count % rule.every == 0
-
-    @property
-    def _learned(self) -> LETS | None:
-        """The rule of a radius that is learned from held-out data; None for any other."""
-        auto = None if self.penalty is None else self.penalty.auto_radius
-        return auto if isinstance(auto, LETS) else None
 
     def is_on(self, state: State) -> bool:
         """Whether the penalty was on in the step that gave ``state``, a known one."""
@@ -160,8 +153,8 @@ class RegularizedValueAndGrad:
             if self.held_out is not None:
                 kept = bound(self.held_out, "held_out", False, args, with_step(self.held_out, "held_out", args, kwargs, step))
                 evaluate_kept = evaluate_with(kept, shared, shards, scale)
-                if self._learned is not None:
-                    learned = LearnedRadius(self._learned, evaluate_kept, state[RADIUS], values.fresh)
+                if penalty.learned_radius is not None:
+                    learned = LearnedRadius(penalty.learned_radius, evaluate_kept, state[RADIUS], values.fresh)
                 elif self.rule is not None:
                     looks = HeldOutStep(self.rule, evaluate_kept, state[HELD_OUT], values.fresh)
             acting = values if looks is None else looks.help.values(values)
@@ -284,7 +277,8 @@ def value_and_grad(
             ``held_out=lambda params, x, y, kept_x, kept_y: loss(params, kept_x, kept_y)``, with a ``fun`` that takes these too. At every
             tenth penalized step its gradient is compared with what the penalty changed, and switches the penalty off while the two
             disagree (``gradreg.HeldOut``). The function then carries a state, whatever the penalty. Without a penalty it is not called.
-            Not for "exact", and where no pass gives the plain gradient.
+            A radius that is learned (``LETS``) is moved by it instead, at every ``LETS.every``-th penalized step; its loss must be the
+            same function as ``fun``'s, on other data. Not for "exact", and where no pass gives the plain gradient.
         rule: the rule of ``held_out``; None is ``HeldOut()``, or the radius's own where that is learned (``LETS``). With
             ``HeldOut(steps_per_epoch=...)`` the penalty is off until there is overfitting to prevent; the loss of ``held_out`` then has the
             scale of ``fun``'s.
@@ -356,7 +350,7 @@ def value_and_grad(
             penalty.check_ascent("a function")
     if rule is not None and (held_out is None or not isinstance(rule, HeldOut)):  # type: ignore[unnecessary-isinstance]
         raise TypeError(f"rule must be a HeldOut, and go with held_out; got {checks.describe(rule)} with {checks.describe(held_out)}.")
-    learns = penalty is not None and penalty.auto_radius is not None and penalty.auto_radius.uses_held_out
+    learns = penalty is not None and penalty.learned_radius is not None
     if learns and (held_out is None or rule is not None):
         raise ValueError(
             f"held_out must be given with {penalty}, whose radius is learned from held-out data, and rule left out; got held_out "

@@ -26,7 +26,7 @@ REUSED = "reused"
 """The part of the penalised gradient orthogonal to the plain one (``Reuse``)."""
 
 RADIUS = "radius"
-"""The state of a radius that sets itself: scalars, under the names of ``gradreg.auto_radius.RadiusState``."""
+"""The state of a radius that sets itself: scalars, under the names of the rule's own state, as ``gradreg.auto_radius.RadiusState``."""
 
 HELD_OUT = "held_out"
 """The switch that held-out data move: scalars, under the names of ``gradreg.held_out.HelpState``, two more, and those of "noise"."""

@@ -30,7 +30,7 @@ class _WherePossible:
 def step_values(penalty: GradientPenalty, step: Any, radius: Any = None) -> StepValues:
     """The numbers of ``penalty`` at ``step``: an int ≥ 0, an integer scalar array, traced or not, or None where it does not matter.
 
-    ``radius``: what an ``AutoRadius`` is worth at this step.
+    ``radius``: what a radius that sets itself is worth at this step.
     """
     operations: Any = _WherePossible()
     if step is None:

@@ -46,7 +46,7 @@ def regularize(penalty: GradientPenalty, *, parameters: Callable[[str, Any], boo
     same batch. The step is counted here, so that schedules and warm-ups need no ``step=``.
 
     Args:
-        penalty: what is penalized; not a decoupled one.
+        penalty: what is penalized; not a decoupled one, or one whose radius is learned from held-out data.
         parameters: ``(name, leaf) -> bool``: as in ``gradreg.jax.value_and_grad``.
 
     Returns:
@@ -73,6 +73,11 @@ def regularize(penalty: GradientPenalty, *, parameters: Callable[[str, Any], boo
         raise ValueError(
             f"penalty must not be decoupled, because one part of its result passes by the optimizer; got {penalty}. "
             "Use gradreg.jax.value_and_grad and decoupled_update."
+        )
+    if penalty.learned_radius is not None:
+        raise ValueError(
+            f"penalty must not learn its radius from held-out data, of which a transformation of gradients sees none; got {penalty}. Use "
+            "AutoRadius(), or gradreg.jax.value_and_grad with held_out."
         )
     check_parts(penalty)
 

@@ -39,7 +39,7 @@ class CountedValueAndGrad:
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, args, kwargs))):
             step = int(kwargs.get("step", self.calls))
             own = 1 if self._penalty is None else self._penalty.evaluations_at(step)
-            self.evaluations += own if self._both.rule is None else self._looked(own, given["state"], returned[-1])
+            self.evaluations += own if self._both.held_out is None else self._looked(own, given["state"], returned[-1])
             self.calls += 1
         return (*returned, {}) if self._state and not self._stateful else returned
 

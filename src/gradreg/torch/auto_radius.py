@@ -56,7 +56,7 @@ class RadiusControl:
 
     def measures(self, values: StepValues) -> bool:
         """Whether the step with these ``values`` measures its two gradients."""
-        return not self.rule.uses_held_out and values.fresh is True and self.is_due
+        return isinstance(self.rule, AutoRadius) and values.fresh is True and self.is_due
 
     def begin(self) -> None:
         """Forget what a failed step measured."""
@@ -94,6 +94,7 @@ class RadiusControl:
             mean = type(self._pending[0])(*(sum(column[1:], start=column[0]) / len(column) for column in columns))
             state, ops = self._state, NUMBERS
             if isinstance(mean[0], Tensor):
+                mean = type(mean)(*map(self._here, mean))
                 state, ops = type(state)(*map(self._here, state[:-1]), steps=state.steps), torch
             self._state = self.rule.update(state, mean, self.guards, ops, scaled=scaled)
         else:

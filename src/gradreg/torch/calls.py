@@ -36,9 +36,9 @@ def check_given(held_out: object, penalty: GradientPenalty | None, rule: HeldOut
     """Raise if held-out closures are missing without which the penalty would never begin, or its radius stay as it is."""
     if held_out is not None or penalty is None:
         return
-    auto = penalty.auto_radius
-    if auto is not None and auto.uses_held_out:
-        waiting = f"{auto}, a radius that is learned from held-out data"
+    learned = penalty.learned_radius
+    if learned is not None:
+        waiting = f"{learned}, a radius that is learned from held-out data"
     elif rule.waiting is not None:
         waiting = "HeldOut(steps_per_epoch=...), whose penalty waits for what held-out data say"
     else:

@@ -185,14 +185,14 @@ class HeldOutMeasurement:
         """
         change = self._change(correction, averaged=averaged)
         held_out_length = _length(self._held_out)
-        product = self._with_held_out(change, _length(change), held_out_length)
+        product = self._with_held_out(change, _length(change), held_out_length) / self._scale_of(correction)
         excess = None
         if rule.waiting is not None:
             length = _length(self._plain)
             excess = rule.excess(length.square(), self._with_held_out(self._plain, length, held_out_length))
         if norms.reading_is_free(self._trainable[0]):
-            return Measured(float(product / self._scale**2), None if excess is None else float(excess / self._scale**2))
-        return Measured(product / self._scale**2, None if excess is None else excess / self._scale**2)
+            return Measured(float(product), None if excess is None else float(excess / self._scale**2))
+        return Measured(product, None if excess is None else excess / self._scale**2)
 
     @torch.no_grad()
     def slope(self, rule: LETS, correction: ByParameter, loss: Tensor, *, averaged: bool) -> float | Tensor:
@@ -210,12 +210,17 @@ class HeldOutMeasurement:
             between[p] = between[p].sub_(gradient) if p in between else -gradient
         both = [p for p in change if p in between]
         length, changed = _length(between), _length(change)
-        product = _inner([between[p] for p in both], [change[p] for p in both], both, (length, changed)) / self._scale**2
+        product = _inner([between[p] for p in both], [change[p] for p in both], both, (length, changed)) / self._scale_of(correction)
         losses = torch.stack([one.to(product.device, product.dtype) for one in (self._loss, loss)])
         held_out_loss, training_loss = self._parallelism.mean_over_ranks(losses).unbind()
         slope = rule.slope(held_out_loss, training_loss, product)
+        slope = torch.where(torch.isfinite(slope), slope, torch.nan)
         slope = torch.where(torch.isfinite(length + training_loss) & ~torch.isfinite(changed), torch.inf, slope)
         return float(slope) if norms.reading_is_free(self._trainable[0]) else slope
+
+    def _scale_of(self, correction: ByParameter) -> float | Tensor:
+        """The loss scale in a product of a gradient and the change, which is kept apart without it."""
+        return self._scale if correction else self._scale**2
 
     def _change(self, correction: ByParameter, *, averaged: bool) -> ByParameter:
         """G − g, with g averaged over the ranks."""
@@ -257,10 +262,11 @@ def _length(vectors: ByParameter) -> Tensor:
 def _inner(first: list[Tensor], second: list[Tensor], like: Sequence[Tensor], lengths: tuple[Tensor, Tensor]) -> Tensor:
     """⟨a, b⟩, of vectors of one length, so that nothing cancels where one is much longer than the other.
 
-    ``lengths``: about ‖a‖ and ‖b‖. Memory: one more vector.
+    ``lengths``: about ‖a‖ and ‖b‖. Memory: one more vector; of numbers in 16 bits two, in 32.
     """
     if not first:
         return torch.full((), torch.nan, device=lengths[0].device)
+    first, second = ([t.float() if t.dtype in norms.LOW_PRECISION else t for t in vectors] for vectors in (first, second))
     squares = [(norm_of_shards(vectors, like) / length).square() for vectors, length in zip((first, second), lengths, strict=True)]
     difference = list(torch._foreach_mul(second, lengths[0] / lengths[1]))
     torch._foreach_sub_(difference, first)

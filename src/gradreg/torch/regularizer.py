@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from gradreg import checks
 from gradreg.held_out import HeldOut
-from gradreg.lets import LETS
 from gradreg.penalties import GradientPenalty
 from gradreg.plan import PLAIN, Plan, StepValues, resting
 from gradreg.registry import check_known
@@ -155,7 +154,7 @@ class GradientRegularizer:
         self._radius = None
         if penalty is not None and rule is not None:
             self._radius = RadiusControl(rule, penalty.guards, self._perturbed, parallelism)
-        self._learns = rule if isinstance(rule, LETS) else None
+        self._learns = None if penalty is None else penalty.learned_radius
         if self._learns is not None and held_out is not None:
             raise ValueError(
                 f"held_out must be None with {rule}, to which the held-out closures of backward() belong; got {held_out}. Leave it out, or "
@@ -310,6 +309,9 @@ class GradientRegularizer:
                 tenth penalized step (``HeldOut.every``), change no state and no random numbers, and switch the penalty off while its
                 correction points against their gradient and, with ``HeldOut.steps_per_epoch``, until there is overfitting to prevent
                 (``gradreg.HeldOut``); for the latter their loss has the scale of ``closure``'s. Without a penalty they are not evaluated.
+                With a radius that is learned (``LETS``) they are evaluated at every ``LETS.every``-th penalized step, and move that
+                alone; their sum must be the same loss as that of ``closure``, on other data: with n closures whose gradients
+                ``backward`` divides by n, give n of these too.
                 Give them at every step: what they measured is part of ``state_dict()``. Not for "exact", directions that need no gradient,
                 and ``ascent`` with c = 1, where no pass gives the plain gradient.
             perturb: "all" makes one perturbation from the sum of the closures' gradients; "each" gives every closure of a sequence of n a

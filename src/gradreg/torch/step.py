@@ -73,7 +73,7 @@ class Step:
         measure_shares: measure how the perturbation is divided among the parameters.
         averages: whether the gradients are averaged over the ranks with this step's last pass. Not where it is that of one micro-batch of
             several, before the last: they are averaged together.
-        held_out: is told the plain gradient, if this step measures whether the penalty helps; else None.
+        held_out: is told the plain gradient, if this step measures held-out data; else None.
         layers: those under adapters, for a direction that perturbs them.
     """
 

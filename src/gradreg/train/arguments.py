@@ -106,8 +106,10 @@ class CommandParser:
         parser = ArgumentParser(prog=self._prog, description=self._description)
         for i, (option, keywords) in enumerate(self._options):
             parser.add_argument(option, **keywords)
-            if i == 0:
-                parser.add_class_arguments(Config)
+            if i == 0:  # but for keys that are options of the command itself, as --penalty of tune is
+                keys = set(keys_of_configuration())
+                own: set[str | int] = {key for taken in self._taken() if (key := taken.removeprefix("--")) in keys}
+                parser.add_class_arguments(Config, skip=own)
         parser.parse_args(["--help"])
         raise AssertionError("--help ends the process")
 

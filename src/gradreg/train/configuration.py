@@ -200,6 +200,12 @@ class Config:
             from gradreg.train.models import own
 
             own.check(self.model, self.code)
+        learned = self._penalty.described.learned
+        if self.flooding is not None and learned is not None:
+            raise ValueError(
+                f"flooding must be null with {learned}, a radius that is learned from the gap between held-out and training loss, which a "
+                f"flooded one would change; got {self.flooding}. Use the radius auto, or leave flooding out."
+            )
         if self.loss is not None and self.label_smoothing:
             raise ValueError(f"label_smoothing must be 0 with a loss of your own, which may smooth by itself; got {self.label_smoothing}.")
         if self.loss is not None and isinstance(self.flooded(), IndividualFlooding):

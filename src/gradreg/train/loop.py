@@ -278,7 +278,10 @@ class Run:
             given, targets = batch.part(slice(None), self.config.precision)
             with autocast(self.config.precision, self.devices.device):
                 outputs = widened(self.state.model(given), self.config.precision)
-            return self.devices.processes * batch.share * self.loss.training(outputs, targets, reduction="mean")
+            loss = self.devices.processes * batch.share * self.loss.training(outputs, targets, reduction="mean")
+            l2 = self.config.optimizer.l2_in_loss
+            # A learned radius follows the gap of two losses, which must be one function on other samples.
+            return loss + l2 / 2 * squared_norm(self.state.model) if l2 and self.penalty.learned is not None else loss
 
         return closure
 

@@ -59,8 +59,7 @@ class RecipePenalty:
     @property
     def learned(self) -> LETS | None:
         """The rule of a radius that is learned from held-out samples; None for any other."""
-        auto = None if self.penalty is None else self.penalty.auto_radius
-        return auto if isinstance(auto, LETS) else None
+        return None if self.penalty is None else self.penalty.learned_radius
 
     def evaluations_at(self, step: int) -> float:
         """Gradient evaluations that optimizer step ``step`` costs, in passes over a whole batch."""
