@@ -64,6 +64,11 @@ def forward_only(model: nn.Module, optimizer: torch.optim.Optimizer, i: int) -> 
     return cross_entropy(model(x), y)
 
 
+def test_a_radius_that_is_learned_from_held_out_data_is_refused():
+    with pytest.raises(ValueError, match=r"^penalty must not learn its radius from held-out data under a closure-based loop, .*; got SAM"):
+        wrapped(network(), gradreg.sam(rho=gradreg.LETS()))
+
+
 @pytest.mark.parametrize("form", [usual, clearing_by_the_model, in_two_parts, forward_only])
 @pytest.mark.parametrize("name", PENALTIES)
 def test_a_step_is_the_hand_written_one(name: str, form: Callable[..., Any]):

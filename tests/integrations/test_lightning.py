@@ -273,6 +273,8 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path):
         fit(tmp_path, SAM, module=Draws())
     with pytest.raises(ValueError, match=r"penalty must not be decoupled under Lightning.*Use gradreg\.wsam"):
         GradientRegularization(gradreg.wsam(rho=0.1, gamma=0.4, decoupled=True))
+    with pytest.raises(ValueError, match=r"^penalty must not learn its radius from held-out data under Lightning, .*; got SAM"):
+        GradientRegularization(gradreg.sam(rho=gradreg.LETS()))
     with pytest.raises(TypeError, match=r"penalty must be a GradientPenalty or None; got 0\.1"):
         GradientRegularization(0.1)  # type: ignore[arg-type]
 

@@ -157,6 +157,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path):
     assert largest_difference(weights(again), weights(whole)) == 0.0
 
 
+def test_a_radius_that_is_learned_from_held_out_data_is_refused():
+    with pytest.raises(ValueError, match=r"^penalty must not learn its radius from held-out data under timm, .*; got SAM"):
+        RegularizedScaler(gradreg.sam(rho=gradreg.LETS()))
+
+
 def test_a_decoupled_penalty_is_applied():
     penalty, model, expected = gradreg.wsam(rho=0.3, gamma=0.6, decoupled=True), network(), network()
     trained(model, RegularizedScaler(penalty), batches=2)

@@ -293,6 +293,9 @@ def test_what_it_cannot_do_is_refused_at_the_start(tmp_path: Path):
     decoupled = gradreg.wsam(rho=0.1, gamma=0.4, decoupled=True)
     with pytest.raises(ValueError, match=r"penalty must not be decoupled under the Trainer.*Use gradreg\.wsam"):
         RegularizedTrainer(language_model(), arguments(tmp_path), train_dataset=examples(), penalty=decoupled)
+    learned = gradreg.sam(rho=gradreg.LETS())
+    with pytest.raises(ValueError, match=r"^penalty must not learn its radius from held-out data under the Trainer, .*; got SAM"):
+        RegularizedTrainer(language_model(), arguments(tmp_path), train_dataset=examples(), penalty=learned)
     with pytest.raises(TypeError, match=r"penalty must be a GradientPenalty or None; got 0\.05"):
         RegularizedTrainer(language_model(), arguments(tmp_path), train_dataset=examples(), penalty=0.05)  # type: ignore[arg-type]
 
