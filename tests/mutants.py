@@ -154,6 +154,8 @@ MUTANTS = (
     Mutant("lets: an infinite held-out loss halves it", "held_out.py", "        slope = torch.where(torch.isfinite(slope), slope, torch.nan)\n", "", LETS),
     Mutant("lets: a clipped gradient taken for a derivative", "../validation.py", "followed is not None and penalty.mixing.tends_to_plain and", "followed is not None and", LETS),
     Mutant("lets: a capped radius taken for a derivative", "../validation.py", "penalty.mixing.tends_to_plain and penalty.direction.scales_with_radius", "penalty.mixing.tends_to_plain", LETS),
+    Mutant("lets: one more copy of the gradients", "held_out.py", "between[p] = between[p].sub_(gradient) if p in between else -gradient", "between = {**between, p: between[p] - gradient}", ("torch/test_memory.py",)),
+    Mutant("held-out: one more copy of the gradients", "held_out.py", "    torch._foreach_sub_(difference, first)\n", "    difference = list(torch._foreach_sub(difference, first))\n", ("torch/test_memory.py",)),
     Mutant("lets: half precision overflows", "held_out.py", "t.float() if t.dtype in norms.LOW_PRECISION else t for t in vectors", "t for t in vectors", LETS),
     Mutant("lets: the same gradient moves it in JAX", "../jax/held_out.py", "(changed > 0) & (squared > 0) & jnp.isfinite(slope)", "(changed > 0) & jnp.isfinite(slope)", ("jax/test_lets.py",)),
     Mutant("lets: not counted in tasks of JAX", "../study/counted.py", "own if self._both.held_out is None else", "own if self._both.rule is None else", ("study/test_held_out.py",)),

@@ -35,7 +35,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args, overload
 
 from gradreg import checks, gates, plan, registry, schedules, validation
-from gradreg.auto_radius import Guards, SelfSetRadius, self_set_radius_in, with_radius
+from gradreg.auto_radius import AutoRadius, Guards, SelfSetRadius, self_set_radius_in, with_radius
 from gradreg.directions import Direction, Gradient
 from gradreg.gates import Chance, Every
 from gradreg.lets import LETS
@@ -247,6 +247,12 @@ class GradientPenalty:
     def auto_radius(self) -> SelfSetRadius | None:
         """The rule of a radius that sets itself; None for any other."""
         return self_set_radius_in(self.radius)
+
+    @property
+    def aligned_radius(self) -> AutoRadius | None:
+        """The rule of a radius that follows the alignment of a step's two gradients; None for any other."""
+        auto = self.auto_radius
+        return auto if isinstance(auto, AutoRadius) else None
 
     @property
     def learned_radius(self) -> LETS | None:

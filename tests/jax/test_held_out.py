@@ -12,7 +12,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import gradreg
-from gradreg import AutoRadius, GradientPenalty, HeldOut
+from gradreg import LETS, AutoRadius, GradientPenalty, HeldOut
 from gradreg.auto_radius import NUMBERS
 from gradreg.jax import grad, value_and_grad
 
@@ -214,9 +214,14 @@ def test_rests_of_the_penalty_do_not_count() -> None:
 
 
 @pytest.mark.usefixtures("x64")
-def test_under_scan_and_vmap() -> None:
+@pytest.mark.parametrize(
+    ("penalty", "rule"),
+    [(gradreg.sam(rho=0.3), HeldOut(every=2)), (gradreg.sam(rho=LETS(start=0.3, every=2)), None)],
+    ids=["switch", "lets"],
+)
+def test_under_scan_and_vmap(penalty: GradientPenalty, rule: HeldOut | None) -> None:
     params, x, y = problem()
-    looking = value_and_grad(fit, gradreg.sam(rho=0.3), held_out=kept, rule=HeldOut(every=2))
+    looking = value_and_grad(fit, penalty, held_out=kept, rule=rule)
 
     def step(carry: Any, _: Any) -> Any:
         at, state = carry

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 import gradreg
 from gradreg import LETS, GradientPenalty, HeldOut
 from gradreg.jax import grad, value_and_grad
+from tests.adam import LogRadius
 
 from .cases import assert_close, problem, squared_error
 
@@ -101,23 +102,6 @@ def test_the_slope_is_the_derivative_of_the_squared_gap(penalty: Any, regularize
         assert abs(expected) > 1e-6
 
 
-class Twin:
-    """The rule written again, with Adam as the textbook has it."""
-
-    def __init__(self) -> None:
-        self.log_radius, self.m, self.v, self.t = math.log(START), 0.0, 0.0, 0
-
-    @property
-    def radius(self) -> float:
-        return math.exp(self.log_radius)
-
-    def update(self, slope: float) -> None:
-        self.t += 1
-        self.m = 0.8 * self.m + 0.2 * slope
-        self.v = 0.9 * self.v + 0.1 * slope**2
-        self.log_radius -= RATE * (self.m / (1 - 0.8**self.t)) / math.sqrt(self.v / (1 - 0.9**self.t))
-
-
 def slope_of(losses: tuple[float, float], g: np.ndarray, h: np.ndarray, result: np.ndarray) -> float:
     return -(losses[1] - losses[0]) * float((h - g) @ (result - g))
 
@@ -128,7 +112,7 @@ def slope_of(losses: tuple[float, float], g: np.ndarray, h: np.ndarray, result: 
 @pytest.mark.parametrize(("penalty", "regularized"), PENALTIES.values(), ids=PENALTIES)
 def test_twenty_steps_are_those_of_a_loop_of_ones_own(penalty: Any, regularized: Any, every: int, branch: Any) -> None:
     params, x, y = problem()
-    twin = Twin()
+    twin = LogRadius(math.log(START), RATE)
     looking = value_and_grad(
         fit,
         penalty(LETS(start=START, rate=RATE, momentum=0.8, memory=0.9, every=every)),
@@ -143,7 +127,7 @@ def test_twenty_steps_are_those_of_a_loop_of_ones_own(penalty: Any, regularized:
         expected = regularized(lambda p: fit(p, x, y), params, radius)
         if step % every == 0:
             losses = float(fit(params, x, y)), float(kept(params, x, y))
-            twin.update(slope_of(losses, flat(jax.grad(fit)(params, x, y)), flat(jax.grad(kept)(params, x, y)), flat(expected)))
+            twin.follow(slope_of(losses, flat(jax.grad(fit)(params, x, y)), flat(jax.grad(kept)(params, x, y)), flat(expected)))
         (_, metrics), found, following = run(params, x, y, state=state)
         assert_close(found, expected, 1e-9)
         assert float(metrics.radius) == pytest.approx(radius, rel=1e-9)
@@ -168,14 +152,14 @@ OTHERS = {
 @pytest.mark.parametrize("penalty", OTHERS.values(), ids=OTHERS)
 def test_with_other_parts_the_slope_is_that_of_what_they_add(penalty: GradientPenalty) -> None:
     params, x, y = problem()
-    looking, twin = value_and_grad(fit, penalty, held_out=kept), Twin()
+    looking, twin = value_and_grad(fit, penalty, held_out=kept), LogRadius(math.log(START), RATE)
     run, state = jax.jit(looking), looking.init(params)
     g, h = flat(jax.grad(fit)(params, x, y)), flat(jax.grad(kept)(params, x, y))
     for step in range(7):
         _, found, following = run(params, x, y, step=jnp.int32(step), state=state)
         result = flat(found) + (flat(following["correction"]) if penalty.decoupled else 0.0)
         if penalty.at(step, radius=0.1).fresh:
-            twin.update(slope_of((float(fit(params, x, y)), float(kept(params, x, y))), g, h, result))
+            twin.follow(slope_of((float(fit(params, x, y)), float(kept(params, x, y))), g, h, result))
             assert float(following["radius"]["log_radius"]) == pytest.approx(twin.log_radius, abs=1e-9)
         else:
             assert_close(following["radius"], state["radius"])
@@ -183,29 +167,11 @@ def test_with_other_parts_the_slope_is_that_of_what_they_add(penalty: GradientPe
 
 
 @pytest.mark.usefixtures("x64")
-def test_under_scan_and_vmap_and_in_grad() -> None:
+def test_grad_gives_the_same() -> None:
     params, x, y = problem()
-    looking = value_and_grad(fit, gradreg.sam(rho=LEARNED), held_out=kept)
-
-    def step(carry: Any, _: Any) -> Any:
-        at, state = carry
-        value, gradients, state = looking(at, x, y, state=state)
-        return (along(at, -0.05, gradients), state), value
-
-    (scanned, state), _ = jax.lax.scan(step, (params, looking.init(params)), None, length=5)
-    at, expected = params, looking.init(params)
-    for _ in range(5):
-        (at, expected), _ = step((at, expected), None)
-    assert_close(scanned, at)
-    assert_close(state, expected)
-    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), (params, looking.init(params)))
-    (mapped, _), _ = jax.vmap(lambda carry: step(carry, None))(both)
-    first = step((params, looking.init(params)), None)[0]
-    assert_close(jax.tree.map(lambda leaf: leaf[1], mapped), first[0])
-    alone = grad(fit, gradreg.sam(rho=LEARNED), held_out=kept)
-    gradients, following = alone(params, x, y, state=alone.init(params))
-    assert_close(along(params, -0.05, gradients), first[0])
-    assert_close(following, first[1])
+    both, alone = (make(fit, gradreg.sam(rho=LEARNED), held_out=kept) for make in (value_and_grad, grad))
+    _, *expected = both(params, x, y, state=both.init(params))
+    assert_close(list(alone(params, x, y, state=alone.init(params))), expected)
 
 
 @pytest.mark.usefixtures("x64")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from gradreg.auto_radius import AutoRadius, Measurement, RadiusState
+from gradreg.auto_radius import Measurement, RadiusState
 from gradreg.jax.directions import DirectionInputs, ascent_direction
 from gradreg.jax.held_out import HeldOutStep, LearnedRadius, MeasuredHelp
 from gradreg.jax.loss_fn import Evaluate, Evaluated
@@ -186,7 +186,7 @@ class Step:
 
     def _alignment(self, first: Tree, second: Tree | None, rise: Any) -> Measurement | None:
         """What the radius is updated with, averaged over shards, if it sets itself."""
-        if RADIUS not in self.state or self.learned is not None:
+        if self.penalty.aligned_radius is None:
             return None
         dtype = self.state[RADIUS]["log_radius"].dtype
         numbers: list[Any] = [jnp.nan] * 4
@@ -198,8 +198,8 @@ class Step:
 
     def _guarded(self, total: Tree, plain: Tree, measured: Measured) -> Tree:
         """``total``, or ``plain`` if what a perturbed point gave cannot be used where the radius sets itself."""
-        alignment, rule = measured.alignment, self.penalty.auto_radius
-        if alignment is None or not isinstance(rule, AutoRadius) or self.scaled:
+        alignment, rule = measured.alignment, self.penalty.aligned_radius
+        if alignment is None or rule is None or self.scaled:
             return total
         usable = rule.usable(alignment, self.penalty.guards, jnp)
         if self.penalty.difference == "central":  # a second perturbed point is part of the result
@@ -210,8 +210,8 @@ class Step:
 
     def _with_next_radius(self, state: State, measured: Measured) -> State:
         """``state`` with the radius of the next step, where it sets itself."""
-        rule, alignment = self.penalty.auto_radius, measured.alignment
-        if not isinstance(rule, AutoRadius) or alignment is None:
+        rule, alignment = self.penalty.aligned_radius, measured.alignment
+        if rule is None or alignment is None:
             return state
         before = RadiusState(**state[RADIUS])
         after = rule.update(before, alignment, self.penalty.guards, jnp, scaled=self.scaled)

@@ -35,6 +35,7 @@ class RadiusControl:
 
     def __init__(self, rule: SelfSetRadius, guards: Guards, parameters: Sequence[nn.Parameter], parallelism: Parallelism) -> None:
         self.rule: SelfSetRadius = rule
+        self._aligned = rule if isinstance(rule, AutoRadius) else None
         self.guards: Guards = guards
         self._first = parameters[0]
         self._dtype = torch.float64 if any(p.dtype in (torch.float64, torch.complex128) for p in parameters) else torch.float32
@@ -56,7 +57,7 @@ class RadiusControl:
 
     def measures(self, values: StepValues) -> bool:
         """Whether the step with these ``values`` measures its two gradients."""
-        return isinstance(self.rule, AutoRadius) and values.fresh is True and self.is_due
+        return self._aligned is not None and values.fresh is True and self.is_due
 
     def begin(self) -> None:
         """Forget what a failed step measured."""
@@ -72,14 +73,14 @@ class RadiusControl:
         Returns:
             The alignment, and whether the perturbed gradient may be part of the result.
         """
-        assert isinstance(self.rule, AutoRadius)
+        assert self._aligned is not None
         together = self._parallelism.mean_over_ranks(torch.stack([self._here(number) for number in measured]))
         if norms.reading_is_free(self._first):
             averaged, ops = Measurement(*together.tolist()), NUMBERS
         else:
             averaged, ops = Measurement(*together.unbind()), torch
         self._pending.append(averaged)
-        return self.rule.cosine(averaged, ops), self.rule.usable(averaged, self.guards, ops)
+        return self._aligned.cosine(averaged, ops), self._aligned.usable(averaged, self.guards, ops)
 
     def agreed(self, number: Tensor) -> Tensor:
         """``number`` averaged over the ranks: not finite on all if it is not on one."""
