@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import quoted_theory
-from from_results import AUTO, AUTO_ELSEWHERE, ROOT, accuracies, stored
+from from_choosing import AUTO, AUTO_ELSEWHERE, accuracies
+from from_results import ROOT, stored
 
 from gradreg.study.probing import Climb, Probe
 from gradreg.study.statistics import paired_difference

@@ -24,15 +24,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from equations import linked, mathematics  # neighbors, also where a test loads this file
-from from_papers import frameworks, paper_count, paper_runs, papers
-from from_results import (
-    STORED,
+from from_choosing import (
     choosing_auto,
     choosing_held_out,
     choosing_lets,
     choosing_seconds,
     choosing_shares,
     choosing_signs,
+    shares_in_short,
+)
+from from_papers import frameworks, paper_count, paper_runs, papers
+from from_results import (
+    STORED,
     demo_answer,
     diagonal_network,
     digits,
@@ -42,7 +45,6 @@ from from_results import (
     jax_costs,
     kernel_decay,
     peer_suites,
-    shares_in_short,
     sharpness_methods,
     stored_file,
     strengths,
